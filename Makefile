@@ -1,0 +1,66 @@
+# idempotency/Makefile
+
+MODULE_big = idempotency
+OBJS = \
+	idempotency.o \
+	src/idem_answer.o \
+	src/idem_args.o \
+	src/idem_audit.o \
+	src/idem_canonical.o \
+	src/idem_catalog.o \
+	src/idem_claim.o \
+	src/idem_dedupe.o \
+	src/idem_digest.o \
+	src/idem_fingerprint.o \
+	src/idem_finish.o \
+	src/idem_grant.o \
+	src/idem_health.o \
+	src/idem_policy.o \
+	src/idem_result.o \
+	src/idem_run.o \
+	src/idem_secctx.o \
+	src/idem_secret.o \
+	src/idem_state.o \
+	src/idem_store_audit.o \
+	src/idem_store_health.o \
+	src/idem_store_lock.o \
+	src/idem_store_policy.o \
+	src/idem_store_secret.o \
+	src/idem_store_spi.o \
+	src/idem_store_sql.o \
+	src/idem_sweep.o \
+	src/idem_text.o \
+	src/idem_xact.o
+
+EXTENSION = idempotency
+DATA = idempotency--1.0.sql
+PGFILEDESC = "idempotency - requests that are safe to repeat"
+
+# Nothing leaves the library but what is marked for it.
+PG_CFLAGS = -fvisibility=hidden
+PG_CPPFLAGS = -I$(srcdir) -I$(srcdir)/src \
+	-DPGDLLEXPORT='__attribute__((visibility("default")))'
+
+REGRESS = \
+	canonical
+REGRESS_OPTS = --encoding=UTF8
+TAP_TESTS = 1
+
+# Programs without a server.
+UNIT = \
+	test/unit/canonical
+
+EXTRA_CLEAN = $(UNIT)
+
+PG_CONFIG ?= pg_config
+PGXS := $(shell $(PG_CONFIG) --pgxs)
+include $(PGXS)
+
+$(OBJS): $(wildcard $(srcdir)/src/*.h)
+
+.PHONY: unit
+unit: $(UNIT)
+
+test/unit/%: test/unit/%.c src/idem_%.c $(wildcard $(srcdir)/src/*.h) $(wildcard $(srcdir)/test/unit/*.h)
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(CPPFLAGS) -o $@ $(filter %.c,$^)

@@ -1,0 +1,66 @@
+/*-------------------------------------------------------------------------
+ *
+ * idempotency.c
+ *	  Requests that are safe to repeat: the module and the map of its rooms.
+ *
+ * A claim on (scope, key), the work and the answer are written in one
+ * transaction, so that they share one fate.  Calls go one way:
+ *
+ *	entry points	idem_claim		claim a key: the loop around the decision
+ *					idem_run		claim, work and answer in one statement
+ *					idem_dedupe		many keys of a message consumer
+ *					idem_finish		complete, fail, extend, release, look up
+ *					idem_sweep		remove what is past its retention
+ *					idem_audit		the append-only log
+ *					idem_secret		secrets and contexts
+ *					idem_text		scopes, headers, names for logs
+ *					idem_grant		who may call what
+ *					idem_health		checks of the installation
+ *	what they use	idem_state		the decision table, pure
+ *					idem_answer		answers and their bytes
+ *					idem_result		the composite idem_result
+ *					idem_policy		policies and their cache
+ *					idem_canonical	canonical JSON, pure
+ *					idem_fingerprint, idem_digest	SHA-256
+ *					idem_args		checks of arguments
+ *					idem_xact		what this transaction claims and runs
+ *	storage			idem_store_*	the one door to our tables
+ *	ground			idem_secctx		the switch to the owner of the tables
+ *					idem_catalog	our objects in this database
+ *					idem_compat.h	differences between majors
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "fmgr.h"
+#include "miscadmin.h"
+#include "utils/guc.h"
+
+#include "src/idem_catalog.h"
+#include "src/idem_compat.h"
+#include "src/idem_policy.h"
+#include "src/idem_sweep.h"
+#include "src/idem_xact.h"
+
+IDEM_COMPAT_MODULE_MAGIC;
+
+extern PGDLLEXPORT void _PG_init(void);
+
+/*
+ * _PG_init
+ *		Define settings and register callbacks; works with and without
+ *		shared_preload_libraries.  pg_upgrade may preload us, too: nothing is
+ *		started there.
+ */
+void
+_PG_init(void)
+{
+	if (IsBinaryUpgrade)
+		return;
+	idem_policy_init();
+	idem_sweep_init();
+	idem_catalog_init();
+	idem_xact_init();
+	MarkGUCPrefixReserved("idempotency");
+}

@@ -1,0 +1,243 @@
+/*-------------------------------------------------------------------------
+ *
+ * idem_args.c
+ *	  Checking the arguments of SQL calls.
+ *
+ * Raises 22004 for a null and 22023 for a bad value, and never repeats the
+ * value: it may be a key or a part of a request.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "common/int.h"
+#include "utils/builtins.h"
+#include "utils/timestamp.h"
+
+#include "idem_args.h"
+#include "idem_compat.h"
+
+#define UUID_DIGITS 32
+#define UUID_TEXT_LEN 36
+
+/*
+ * idem_args_require
+ *		Refuse a null; 22004.
+ */
+void
+idem_args_require(FunctionCallInfo fcinfo, int argno, const char *name)
+{
+	if (PG_ARGISNULL(argno))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("argument \"%s\" must not be null", name),
+				 errhint("Give a value for \"%s\".", name)));
+}
+
+/*
+ * idem_args_text
+ *		A text that must not be null, detoasted.
+ */
+text *
+idem_args_text(FunctionCallInfo fcinfo, int argno, const char *name)
+{
+	idem_args_require(fcinfo, argno, name);
+	return PG_GETARG_TEXT_PP(argno);
+}
+
+static void
+check_length(const text *value, int max, const char *name)
+{
+	int			len = VARSIZE_ANY_EXHDR(value);
+
+	if (len == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("argument \"%s\" must not be empty", name),
+				 errhint("Give a \"%s\" of 1 to %d bytes.", name, max)));
+	if (len > max)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("argument \"%s\" is too long", name),
+				 errdetail("It has %d bytes, the most are %d.", len, max),
+				 errhint("Shorten it, for example to its hash.")));
+}
+
+/*
+ * idem_args_label
+ *		A text that must not be null, empty or long: a name of something.
+ */
+text *
+idem_args_label(FunctionCallInfo fcinfo, int argno, const char *name)
+{
+	text	   *value = idem_args_text(fcinfo, argno, name);
+
+	check_length(value, IDEM_MAX_LABEL_BYTES, name);
+	return value;
+}
+
+/*
+ * idem_args_digest
+ *		A fingerprint or a context, or NULL.
+ */
+bytea *
+idem_args_digest(FunctionCallInfo fcinfo, int argno, const char *name)
+{
+	bytea	   *value;
+
+	if (PG_ARGISNULL(argno))
+		return NULL;
+	value = PG_GETARG_BYTEA_PP(argno);
+	check_length(value, IDEM_MAX_DIGEST_BYTES, name);
+	return value;
+}
+
+/*
+ * idem_args_usec
+ *		An interval as microseconds, where a day is 24 hours and a month has
+ *		no length; 22023 for months, for infinity and below zero.
+ */
+int64
+idem_args_usec(const char *what, Datum interval)
+{
+	Interval   *span = DatumGetIntervalP(interval);
+	int64		usec;
+
+	if (!idem_compat_interval_is_finite(span) || span->month != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s must be given in days or smaller units", what),
+				 errhint("Months and years have no fixed length: write '30 days' for '1 month'.")));
+	if (pg_mul_s64_overflow(span->day, USECS_PER_DAY, &usec) ||
+		pg_add_s64_overflow(usec, span->time, &usec) || usec < 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s must not be negative or beyond all bounds", what),
+				 errhint("Give an interval such as '90 seconds' or '7 days'.")));
+	return usec;
+}
+
+/*
+ * idem_args_check_max
+ *		Refuse a duration beyond a setting; 22023.
+ */
+int64
+idem_args_check_max(const char *what, int64 usec, int64 max,
+					const char *setting)
+{
+	if (usec > max)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s is longer than \"%s\"", what, setting),
+				 errhint("Give a shorter interval, or raise \"%s\".", setting)));
+	return usec;
+}
+
+/*
+ * idem_args_scope, idem_args_key
+ *		The two parts of a key's name; 22004 and 22023.
+ */
+text *
+idem_args_scope(FunctionCallInfo fcinfo, int argno)
+{
+	text	   *scope = idem_args_text(fcinfo, argno, "scope");
+
+	check_length(scope, IDEM_MAX_SCOPE_BYTES, "scope");
+	return scope;
+}
+
+text *
+idem_args_key(FunctionCallInfo fcinfo, int argno)
+{
+	text	   *key = idem_args_text(fcinfo, argno, "key");
+
+	check_length(key, IDEM_MAX_KEY_BYTES, "key");
+	return key;
+}
+
+static int
+hex_value(unsigned char c)
+{
+	if (c >= '0' && c <= '9')
+		return c - '0';
+	if (c >= 'a' && c <= 'f')
+		return c - 'a' + 10;
+	if (c >= 'A' && c <= 'F')
+		return c - 'A' + 10;
+	return -1;
+}
+
+/*
+ * idem_args_canonical_uuid
+ *		A UUID as uuid_out() writes it, or NULL if this is none.
+ *
+ * Reads what uuid_in() reads (braces, hyphens after any group of four), but
+ * that would put a bad key into its message.
+ */
+text *
+idem_args_canonical_uuid(const text *key)
+{
+	const char *c = VARDATA_ANY(key);
+	const char *end = c + VARSIZE_ANY_EXHDR(key);
+	char		canonical[UUID_TEXT_LEN];
+	int			digits = 0;
+	int			len = 0;
+
+	if (end - c > 2 && *c == '{' && end[-1] == '}')
+	{
+		c++;
+		end--;
+	}
+	for (; c < end; c++)
+	{
+		int			value = hex_value(*c);
+
+		if (*c == '-' && digits > 0 && digits < UUID_DIGITS &&
+			digits % 4 == 0 && c[-1] != '-')
+			continue;
+		if (value < 0 || digits == UUID_DIGITS)
+			return NULL;
+		if (digits == 8 || digits == 12 || digits == 16 || digits == 20)
+			canonical[len++] = '-';
+		canonical[len++] = "0123456789abcdef"[value];
+		digits++;
+	}
+	if (digits != UUID_DIGITS)
+		return NULL;
+	return cstring_to_text_with_len(canonical, UUID_TEXT_LEN);
+}
+
+/* RFC 9562: the version is the 13th digit, the variant in the 17th. */
+static bool
+uuid_has_version(const text *canonical, char version)
+{
+	const char *c = VARDATA_ANY(canonical);
+
+	return c[14] == version && strchr("89ab", c[19]) != NULL;
+}
+
+/*
+ * idem_args_format_key
+ *		The key in the form that its policy wants; 22023.
+ */
+text *
+idem_args_format_key(text *key, const IdemPolicy *policy)
+{
+	text	   *canonical;
+
+	check_length(key, policy->max_key_bytes, "key");
+	if (policy->key_format == IDEM_KEY_ANY)
+		return key;
+	canonical = idem_args_canonical_uuid(key);
+	if (canonical == NULL ||
+		(policy->key_format == IDEM_KEY_UUIDV4 && !uuid_has_version(canonical, '4')) ||
+		(policy->key_format == IDEM_KEY_UUIDV7 && !uuid_has_version(canonical, '7')))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("key does not have the format of policy \"%s\"",
+						NameStr(policy->name)),
+				 errhint("Send a UUID%s, such as the client's library makes.",
+						 policy->key_format == IDEM_KEY_UUIDV4 ? " of version 4" :
+						 policy->key_format == IDEM_KEY_UUIDV7 ? " of version 7" : "")));
+	return canonical;
+}

@@ -1,0 +1,136 @@
+/*-------------------------------------------------------------------------
+ *
+ * idem_audit.c
+ *	  The audit log.
+ *
+ * Owns what a row says and who may change the log: nobody but a superuser,
+ * the owner of the table included, save for the extension's own row.  A row
+ * is written in the transaction of what it tells; if it cannot be, that
+ * transaction fails.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "commands/trigger.h"
+#include "executor/spi.h"
+#include "fmgr.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/rel.h"
+
+#include "idem_args.h"
+#include "idem_audit.h"
+#include "idem_digest.h"
+#include "idem_store.h"
+#include "idem_xact.h"
+
+/* The entity of the transitions, which application code cannot write. */
+#define KEY_ENTITY "idempotency_key"
+
+/*
+ * idem_audit_transition
+ *		Record what became of a key.
+ */
+void
+idem_audit_transition(const char *action, const IdemKey *id, const IdemRow *row)
+{
+	IdemStoreAudit audit;
+
+	memset(&audit, 0, sizeof(audit));
+	audit.action = action;
+	audit.entity = KEY_ENTITY;
+	audit.entity_id = psprintf("%s/%s", idem_digest_log_id(id->scope),
+							   idem_digest_log_id(id->key));
+	audit.attempt = row->attempt;
+	audit.token = row->token;
+	audit.effective_role = GetUserNameFromId(GetUserId(), false);
+	(void) idem_store_audit(&audit);
+}
+
+IDEM_FUNCTION(idem_audit);
+
+/*
+ * idem_audit(action text, entity text, entity_id text, detail jsonb)
+ *		RETURNS bigint
+ *		Write a row in this transaction; returns its id.
+ *
+ * Raises 22004, 22023 (empty, too long, an entity that is ours), 25006.
+ */
+Datum
+idem_audit(PG_FUNCTION_ARGS)
+{
+	IdemStoreAudit audit;
+
+	idem_xact_require_writable();
+	memset(&audit, 0, sizeof(audit));
+	audit.action = text_to_cstring(idem_args_label(fcinfo, 0, "action"));
+	audit.entity = text_to_cstring(idem_args_label(fcinfo, 1, "entity"));
+	audit.entity_id = text_to_cstring(idem_args_label(fcinfo, 2, "entity_id"));
+	if (strcmp(audit.entity, KEY_ENTITY) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("entity \"%s\" is reserved", KEY_ENTITY),
+				 errhint("Rows about keys are written by the extension itself, under a policy with \"audit\".")));
+	if (!PG_ARGISNULL(3))
+	{
+		struct varlena *detail = PG_DETOAST_DATUM(PG_GETARG_DATUM(3));
+
+		if (VARSIZE(detail) > IDEM_MAX_DETAIL_BYTES)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("argument \"%s\" is too long", "detail"),
+					 errhint("Give at most %d bytes; store the rest elsewhere and refer to it.",
+							 IDEM_MAX_DETAIL_BYTES)));
+		audit.detail = PointerGetDatum(detail);
+	}
+	audit.effective_role = GetUserNameFromId(GetUserId(), false);
+	PG_RETURN_INT64(idem_store_audit(&audit));
+}
+
+/* Whether the row to be inserted is the one that we are writing. */
+static bool
+is_own_row(TriggerData *trigdata)
+{
+	TupleDesc	desc = RelationGetDescr(trigdata->tg_relation);
+	HeapTuple	tuple = trigdata->tg_trigtuple;
+	char	   *action;
+	char	   *entity_id;
+
+	if (!TRIGGER_FIRED_BY_INSERT(trigdata->tg_event) ||
+		!TRIGGER_FIRED_FOR_ROW(trigdata->tg_event))
+		return false;
+	action = SPI_getvalue(tuple, desc, SPI_fnumber(desc, "action"));
+	entity_id = SPI_getvalue(tuple, desc, SPI_fnumber(desc, "entity_id"));
+	return action != NULL && entity_id != NULL &&
+		idem_store_audit_passes(action, entity_id);
+}
+
+IDEM_FUNCTION(idem_audit_guard);
+
+/*
+ * idem_audit_guard() RETURNS trigger
+ *		Before INSERT, UPDATE, DELETE and TRUNCATE of the log; 42501 unless it
+ *		is our own row or a superuser's doing (who restores a dump, and could
+ *		drop the trigger anyway).
+ */
+Datum
+idem_audit_guard(PG_FUNCTION_ARGS)
+{
+	TriggerData *trigdata = (TriggerData *) fcinfo->context;
+
+	if (!CALLED_AS_TRIGGER(fcinfo))
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("function \"%s\" was not called by trigger manager",
+						"idem_audit_guard")));
+	if (!is_own_row(trigdata) && !superuser())
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("the audit log can only be appended to, by idem_audit()"),
+				 errhint("Call idem_audit(action, entity, entity_id, detail).")));
+	if (!TRIGGER_FIRED_FOR_ROW(trigdata->tg_event))
+		return PointerGetDatum(NULL);
+	return PointerGetDatum(TRIGGER_FIRED_BY_UPDATE(trigdata->tg_event) ?
+						   trigdata->tg_newtuple : trigdata->tg_trigtuple);
+}

@@ -1,0 +1,256 @@
+/*-------------------------------------------------------------------------
+ *
+ * idem_catalog.c
+ *	  The extension's own objects in this database.
+ *
+ * Owns a backend-local cache of their OIDs, and of the name of the schema.
+ * It is looked up anew after an invalidation of one of our relations (owner,
+ * DROP EXTENSION) or of any schema (RENAME).  Callbacks only set a flag.
+ * Needs a transaction; takes AccessShareLock on catalogs for the look-up.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "catalog/dependency.h"
+#include "catalog/indexing.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_extension.h"
+#include "catalog/pg_enum.h"
+#include "catalog/pg_proc.h"
+#include "catalog/pg_type.h"
+#include "commands/extension.h"
+#include "utils/builtins.h"
+#include "utils/catcache.h"
+#include "utils/fmgroids.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/rel.h"
+#include "utils/syscache.h"
+
+#include "idem_catalog.h"
+
+static const char *const outcome_labels[IDEM_NUM_OUTCOMES] = {
+	"claimed",
+	"completed",
+	"failed",
+	"replayed",
+	"duplicate",
+	"in_progress",
+	"mismatch",
+	"expired"
+};
+
+static IdemCatalog cached;
+static bool cached_valid = false;
+static uint64 generation = 0;	/* of what "cached" says */
+
+static void
+relation_changed(Datum arg, Oid relid)
+{
+	if (relid == InvalidOid || relid == cached.keys ||
+		relid == cached.policies || relid == cached.audit_log ||
+		relid == cached.secrets)
+		cached_valid = false;
+}
+
+static void
+namespace_changed(Datum arg, int cacheid, uint32 hashvalue)
+{
+	cached_valid = false;
+}
+
+/* get_extension_schema() is not exported before 18. */
+static Oid
+find_extension_schema(Oid extension)
+{
+	Relation	catalog = table_open(ExtensionRelationId, AccessShareLock);
+	Oid			schema = InvalidOid;
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+
+	ScanKeyInit(&key, Anum_pg_extension_oid, BTEqualStrategyNumber,
+				F_OIDEQ, ObjectIdGetDatum(extension));
+	scan = systable_beginscan(catalog, ExtensionOidIndexId, true, NULL, 1,
+							  &key);
+	tuple = systable_getnext(scan);
+	if (HeapTupleIsValid(tuple))
+		schema = ((Form_pg_extension) GETSTRUCT(tuple))->extnamespace;
+	systable_endscan(scan);
+	table_close(catalog, AccessShareLock);
+	return schema;
+}
+
+static Oid
+find_relation(Oid schema, const char *name)
+{
+	Oid			relid = get_relname_relid(name, schema);
+
+	if (!OidIsValid(relid))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("relation \"%s\" of extension \"idempotency\" is missing",
+						name),
+				 errhint("Drop and create the extension, or restore its objects from a backup.")));
+	return relid;
+}
+
+static Oid
+find_type(Oid schema, const char *name)
+{
+	Oid			type = GetSysCacheOid2(TYPENAMENSP, Anum_pg_type_oid,
+									   CStringGetDatum(name),
+									   ObjectIdGetDatum(schema));
+
+	if (!OidIsValid(type))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("type \"%s\" of extension \"idempotency\" is missing",
+						name),
+				 errhint("Drop and create the extension.")));
+	return type;
+}
+
+static void
+find_outcomes(Oid type, Oid *outcomes)
+{
+	int			i;
+
+	for (i = 0; i < IDEM_NUM_OUTCOMES; i++)
+	{
+		outcomes[i] = GetSysCacheOid2(ENUMTYPOIDNAME, Anum_pg_enum_oid,
+									  ObjectIdGetDatum(type),
+									  CStringGetDatum(outcome_labels[i]));
+		if (!OidIsValid(outcomes[i]))
+			elog(ERROR, "enum idem_outcome has no label \"%s\"",
+				 outcome_labels[i]);
+	}
+}
+
+static Oid
+find_owner(Oid relid)
+{
+	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
+	Oid			owner;
+
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for relation %u", relid);
+	owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
+	ReleaseSysCache(tuple);
+	return owner;
+}
+
+static void
+look_up(IdemCatalog *catalog)
+{
+	Oid			schema;
+	char	   *name;
+
+	memset(catalog, 0, sizeof(*catalog));
+	schema = find_extension_schema(get_extension_oid("idempotency", false));
+	name = get_namespace_name(schema);
+	if (name == NULL)
+		elog(ERROR, "cache lookup failed for schema %u", schema);
+	catalog->namespace = schema;
+	strlcpy(catalog->schema, quote_identifier(name), sizeof(catalog->schema));
+	catalog->keys = find_relation(schema, "idempotency_keys");
+	catalog->policies = find_relation(schema, "idempotency_policies");
+	catalog->audit_log = find_relation(schema, "idempotency_audit_log");
+	catalog->secrets = find_relation(schema, "idempotency_secrets");
+	catalog->secrets_pkey = find_relation(schema, "idempotency_secrets_pkey");
+	catalog->owner = find_owner(catalog->keys);
+	catalog->response_type = find_type(schema, "idem_response");
+	catalog->result_type = find_type(schema, "idem_result");
+	find_outcomes(find_type(schema, "idem_outcome"), catalog->outcomes);
+}
+
+/*
+ * idem_catalog
+ *		Our objects as they are now.  Raises 42704 or 42P01 when the extension
+ *		is not (wholly) there.  The result is good until the next look-up.
+ */
+const IdemCatalog *
+idem_catalog(void)
+{
+	while (!cached_valid)
+	{
+		IdemCatalog found;
+
+		/* an invalidation during the look-up makes it be repeated */
+		cached_valid = true;
+		PG_TRY();
+		{
+			look_up(&found);
+		}
+		PG_CATCH();
+		{
+			cached_valid = false;
+			PG_RE_THROW();
+		}
+		PG_END_TRY();
+		if (memcmp(&found, &cached, sizeof(found)) != 0)
+		{
+			cached = found;
+			generation++;
+		}
+	}
+	return &cached;
+}
+
+/*
+ * idem_catalog_generation
+ *		Changes whenever idem_catalog() has something else to say.
+ */
+uint64
+idem_catalog_generation(void)
+{
+	(void) idem_catalog();
+	return generation;
+}
+
+/*
+ * idem_catalog_hmac
+ *		pgcrypto's hmac(data bytea, key bytea, type text), found as a member
+ *		of the extension wherever it lives, never by name through a
+ *		search_path.  InvalidOid when there is none.
+ */
+Oid
+idem_catalog_hmac(void)
+{
+	Oid			pgcrypto = get_extension_oid("pgcrypto", true);
+	Oid			result = InvalidOid;
+	CatCList   *list;
+	int			i;
+
+	if (!OidIsValid(pgcrypto))
+		return InvalidOid;
+	list = SearchSysCacheList1(PROCNAMEARGSNSP, CStringGetDatum("hmac"));
+	for (i = 0; i < list->n_members; i++)
+	{
+		Form_pg_proc proc = (Form_pg_proc) GETSTRUCT(&list->members[i]->tuple);
+
+		if (proc->pronargs == 3 && proc->prorettype == BYTEAOID &&
+			proc->proargtypes.values[0] == BYTEAOID &&
+			proc->proargtypes.values[1] == BYTEAOID &&
+			proc->proargtypes.values[2] == TEXTOID &&
+			getExtensionOfObject(ProcedureRelationId, proc->oid) == pgcrypto)
+			result = proc->oid;
+	}
+	ReleaseSysCacheList(list);
+	return result;
+}
+
+/*
+ * idem_catalog_init
+ *		Register the callbacks; once in a process.
+ */
+void
+idem_catalog_init(void)
+{
+	CacheRegisterRelcacheCallback(relation_changed, (Datum) 0);
+	CacheRegisterSyscacheCallback(NAMESPACEOID, namespace_changed, (Datum) 0);
+}

@@ -1,0 +1,33 @@
+/*-------------------------------------------------------------------------
+ *
+ * idem_catalog.h
+ *	  The extension's own objects in this database.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef IDEM_CATALOG_H
+#define IDEM_CATALOG_H
+
+#include "idem.h"
+
+typedef struct IdemCatalog
+{
+	Oid			namespace;
+	char		schema[2 * NAMEDATALEN + 3];	/* quoted, for SQL text */
+	Oid			owner;			/* of the key table: who our code runs as */
+	Oid			keys;
+	Oid			policies;
+	Oid			audit_log;
+	Oid			secrets;
+	Oid			secrets_pkey;
+	Oid			response_type;
+	Oid			result_type;
+	Oid			outcomes[IDEM_NUM_OUTCOMES];
+} IdemCatalog;
+
+extern const IdemCatalog *idem_catalog(void);
+extern uint64 idem_catalog_generation(void);
+extern Oid	idem_catalog_hmac(void);
+extern void idem_catalog_init(void);
+
+#endif							/* IDEM_CATALOG_H */

@@ -1,0 +1,591 @@
+/*-------------------------------------------------------------------------
+ *
+ * idem_claim.c
+ *	  Claiming a key: from what is asked to what is decided.
+ *
+ * Owns the loop around the decision table.  A row that exists is decided
+ * upon by a plain read where the outcome writes nothing, and under FOR
+ * UPDATE where it does.  Who may run when:
+ *
+ *	- Two claimers of a new key: the first has the key lock, the second finds
+ *	  it taken and waits or answers in_progress without touching the index.
+ *	- A rival without a key lock (idem_dedupe) inserts between our read and our
+ *	  insert: ON CONFLICT DO NOTHING says so, and the loop reads again with a
+ *	  new snapshot, which sees the row if its writer has committed.
+ *	- The sweep removes the row between our read and our lock: the locking
+ *	  read finds nothing, and the claim is fresh.
+ *	- REPEATABLE READ and above: what the snapshot cannot see makes the
+ *	  executor raise 40001, in the insert or in the locking read; nothing here
+ *	  catches it.
+ *
+ * Specs: claim-two, claim-sweep, claim-takeover, claim-isolation, claim-wait.
+ *
+ * Every turn of the loop waits, or has seen a row come or go; turns of the
+ * second kind are bounded, then 40001.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/transam.h"
+#include "access/xact.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "storage/latch.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/timestamp.h"
+#include "utils/wait_event.h"
+
+#include "idem_args.h"
+#include "idem_audit.h"
+#include "idem_claim.h"
+#include "idem_digest.h"
+#include "idem_fingerprint.h"
+#include "idem_result.h"
+#include "idem_store.h"
+#include "idem_xact.h"
+
+#define MAX_DELAY_MS 50
+
+/* Arguments of idem_claim and idem_require. */
+typedef enum ClaimArg
+{
+	ARG_SCOPE,
+	ARG_KEY,
+	ARG_REQUEST,
+	ARG_FINGERPRINT,
+	ARG_POLICY,
+	ARG_CONTEXT,
+	ARG_OWNER,
+	ARG_WAIT,
+	ARG_LEASE,
+	ARG_TTL
+} ClaimArg;
+
+/*
+ * idem_claim_permitted
+ *		Whether the current user has the rights of the role that made a claim.
+ *		A name that is gone is nobody: only a superuser has its rights.
+ */
+bool
+idem_claim_permitted(const text *claimed_by)
+{
+	char	   *name = text_to_cstring(claimed_by);
+	Oid			role = get_role_oid(name, true);
+
+	pfree(name);
+	return has_privs_of_role(GetUserId(), role);
+}
+
+/*
+ * idem_claim_require_permission
+ *		The same as an error, 42501.
+ */
+void
+idem_claim_require_permission(const IdemKey *id, const text *claimed_by)
+{
+	if (!idem_claim_permitted(claimed_by))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied for key %s in scope %s",
+						idem_digest_log_id(id->key),
+						idem_digest_log_id(id->scope)),
+				 errdetail("It was claimed under a role whose rights the current user does not have."),
+				 errhint("Use another scope, become a member of that role, or set \"owner_role\" of the policy for roles that rotate.")));
+}
+
+/*
+ * idem_claim_too_many_tries
+ *		The row came and went at every look; 40001.
+ */
+void
+idem_claim_too_many_tries(const IdemKey *id)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+			 errmsg("could not decide on key %s in scope %s: its row kept changing",
+					idem_digest_log_id(id->key),
+					idem_digest_log_id(id->scope)),
+			 errhint("Repeat the whole transaction with the same key.")));
+}
+
+/*
+ * idem_claim_begin
+ *		Set up a claim in a scope under a policy; the key is left to set.
+ */
+void
+idem_claim_begin(IdemClaim *claim, text *scope, const text *policy)
+{
+	memset(claim, 0, sizeof(*claim));
+	idem_policy_get(text_to_cstring(policy), &claim->policy);
+	claim->id.scope = scope;
+	claim->wait = claim->policy.wait;
+	claim->lease = -1;
+	claim->ttl = -1;
+	INSTR_TIME_SET_CURRENT(claim->started);
+}
+
+static IdemBytes
+bytes_of(const bytea *value)
+{
+	IdemBytes	bytes = {NULL, 0};
+
+	if (value != NULL)
+	{
+		bytes.data = VARDATA_ANY(value);
+		bytes.len = VARSIZE_ANY_EXHDR(value);
+	}
+	return bytes;
+}
+
+static IdemBytes
+owner_bytes(bool has_owner, const pg_uuid_t *owner)
+{
+	IdemBytes	bytes = {NULL, 0};
+
+	if (has_owner)
+	{
+		bytes.data = owner->data;
+		bytes.len = UUID_LEN;
+	}
+	return bytes;
+}
+
+/* Decide on what was read, and set row_policy. */
+static void
+decide(IdemClaim *claim)
+{
+	const IdemRow *row = &claim->row;
+	IdemFound	found;
+	IdemAsked	asked;
+
+	memset(&found, 0, sizeof(found));
+	found.exists = claim->found;
+	if (claim->found)
+	{
+		idem_policy_get_stored(row->policy, &claim->row_policy);
+		found.state = row->state;
+		found.own = idem_xact_owns(row);
+		found.permitted = idem_claim_permitted(row->claimed_by);
+		found.attempt = row->attempt;
+		found.fingerprint = bytes_of(row->fingerprint);
+		found.context = bytes_of(row->context);
+		found.owner = owner_bytes(row->has_owner, &row->owner);
+		found.lease_until = row->lease_until;
+		found.expires_at = row->expires_at;
+		found.purge_at = row->purge_at;
+		found.reject_repeat = claim->row_policy.reject_repeat;
+		found.reject_expired = claim->row_policy.reject_expired;
+		found.tombstone = claim->row_policy.tombstone;
+	}
+	asked.fingerprint = bytes_of(claim->fingerprint);
+	asked.context = bytes_of(claim->context);
+	asked.owner = owner_bytes(claim->has_owner, &claim->owner);
+	claim->now = asked.now = idem_xact_now();
+	claim->decision = idem_state_decide(&found, &asked);
+}
+
+/* In progress with a row that we cannot or need not see. */
+static void
+decide_unseen(IdemClaim *claim)
+{
+	claim->found = false;
+	claim->now = idem_xact_now();
+	claim->decision.verdict = IDEM_ANSWER;
+	claim->decision.outcome = IDEM_OUTCOME_IN_PROGRESS;
+}
+
+/*
+ * Sleep a little before the next look; false when the time to wait is over.
+ * Sleeping and not waiting for the rival's lock, since the wait must end at
+ * its own time without an error and without a timer of the caller's.
+ */
+static bool
+wait_a_little(IdemClaim *claim, long *delay)
+{
+	instr_time	now;
+	int64		left;
+	long		sleep;
+
+	INSTR_TIME_SET_CURRENT(now);
+	INSTR_TIME_SUBTRACT(now, claim->started);
+	left = claim->wait - (int64) INSTR_TIME_GET_MICROSEC(now);
+	if (left <= 0)
+		return false;
+	sleep = Min(*delay, (left + 999) / 1000);
+	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+					 sleep, PG_WAIT_EXTENSION);
+	ResetLatch(MyLatch);
+	CHECK_FOR_INTERRUPTS();
+	*delay = Min(*delay * 2, MAX_DELAY_MS);
+	return true;
+}
+
+/*
+ * idem_claim_granted
+ *		Whether the decision is to write a claim.
+ */
+bool
+idem_claim_granted(const IdemClaim *claim)
+{
+	return claim->decision.verdict == IDEM_CLAIM_FRESH ||
+		claim->decision.verdict == IDEM_CLAIM_AGAIN;
+}
+
+/*
+ * Take what a write needs: the key lock, then the row FOR UPDATE.  With
+ * check_new a key that had no row is looked at again, too; without, its
+ * insertion will tell.  Returns false when the look has to be repeated.
+ */
+static bool
+take(IdemClaim *claim, bool check_new)
+{
+	if (claim->found || check_new)
+	{
+		claim->found = idem_store_lock(&claim->id, &claim->row);
+		decide(claim);
+	}
+	if (idem_claim_granted(claim))
+		return true;
+	idem_store_unlock_key(&claim->id);
+	return claim->decision.verdict != IDEM_WAIT;
+}
+
+/*
+ * idem_claim_decide
+ *		Find out what the caller gets, waiting as long as it wants to.
+ *
+ * When the claim is granted, the key lock is held and its row, if there is
+ * one, is locked.  Raises 42501 and 40001.
+ */
+void
+idem_claim_decide(IdemClaim *claim, bool check_new)
+{
+	long		delay = 1;
+	int			tries = 0;
+
+	for (;;)
+	{
+		if (idem_xact_is_running(&claim->id))
+		{
+			decide_unseen(claim);
+			break;
+		}
+		claim->found = idem_store_read(&claim->id, &claim->row);
+		decide(claim);
+		if (claim->decision.verdict == IDEM_WAIT)
+		{
+			if (wait_a_little(claim, &delay))
+				continue;
+			break;
+		}
+		if (!idem_claim_granted(claim))
+			break;
+		if (!idem_store_lock_key(&claim->id, false))
+		{
+			if (wait_a_little(claim, &delay))
+				continue;
+			decide_unseen(claim);
+			break;
+		}
+		if (take(claim, check_new))
+			break;
+		if (++tries == IDEM_MAX_TRIES)
+			idem_claim_too_many_tries(&claim->id);
+	}
+	if (claim->decision.verdict == IDEM_FORBIDDEN)
+		idem_claim_require_permission(&claim->id, claim->row.claimed_by);
+}
+
+/* The name of the role that owns a new key; 42501. */
+static text *
+owner_name(const IdemClaim *claim)
+{
+	const char *owner = NameStr(claim->policy.owner_role);
+
+	if (owner[0] == '\0')
+		return cstring_to_text(GetUserNameFromId(GetUserId(), false));
+	if (!has_privs_of_role(GetUserId(), get_role_oid(owner, true)))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("must have privileges of the owner role of policy \"%s\"",
+						NameStr(claim->policy.name)),
+				 errhint("Grant role \"%s\" to the current user.", owner)));
+	return cstring_to_text(owner);
+}
+
+/*
+ * Soft under concurrency: rivals that have not committed are not counted.
+ * Reads up to max_live_keys index entries of the scope, for a new key only.
+ */
+static void
+check_live_keys(const IdemClaim *claim)
+{
+	int64		limit = claim->policy.max_live_keys;
+
+	if (limit > 0 &&
+		idem_store_count_live(claim->id.scope, claim->now, limit) >= limit)
+		ereport(ERROR,
+				(errcode(ERRCODE_IDEM_TOO_MANY_KEYS),
+				 errmsg("scope %s holds as many live keys as policy \"%s\" allows",
+						idem_digest_log_id(claim->id.scope),
+						NameStr(claim->policy.name)),
+				 errhint("Wait until keys expire, or raise \"max_live_keys\" of the policy.")));
+}
+
+/*
+ * idem_claim_fill
+ *		Make the row of a claim that was granted; raises 42501.
+ */
+void
+idem_claim_fill(IdemClaim *claim)
+{
+	IdemRow    *row = &claim->row;
+	IdemRow		last = *row;
+	const IdemPolicy *policy;
+
+	memset(row, 0, sizeof(*row));
+	if (claim->decision.verdict == IDEM_CLAIM_FRESH)
+	{
+		claim->row_policy = claim->policy;
+		row->policy = cstring_to_text(NameStr(claim->policy.name));
+		row->claimed_by = owner_name(claim);
+		row->fingerprint = claim->fingerprint;
+		row->context = claim->context;
+		row->created_at = claim->now;
+		row->ttl = claim->ttl;
+	}
+	else
+	{
+		row->policy = last.policy;
+		row->claimed_by = last.claimed_by;
+		row->fingerprint = last.fingerprint;
+		row->context = last.context;
+		row->created_at = last.created_at;
+		row->ttl = claim->ttl >= 0 ? claim->ttl : last.ttl;
+		row->recovery_point = last.recovery_point;
+		row->checkpoint = last.checkpoint;
+	}
+	policy = &claim->row_policy;
+	row->state = IDEM_STATE_IN_PROGRESS;
+	row->attempt = claim->decision.attempt;
+	row->token = idem_xact_token(claim->now, claim->found ? last.token : 0);
+	row->claim_xid = U64FromFullTransactionId(GetTopFullTransactionId());
+	row->finished_at = DT_NOBEGIN;
+	row->lease_until = idem_state_add(claim->now, claim->lease >= 0 ?
+									  claim->lease : policy->lease);
+	row->expires_at = idem_policy_expiry(policy, row, false, row->lease_until);
+	row->purge_at = idem_policy_purge_bound(policy, row);
+	row->has_owner = claim->has_owner;
+	row->owner = claim->owner;
+	row->body_size = -1;
+}
+
+/*
+ * idem_claim_start
+ *		The same for a single key, which may be one too many; ID009.
+ */
+void
+idem_claim_start(IdemClaim *claim)
+{
+	if (claim->decision.verdict == IDEM_CLAIM_FRESH)
+		check_live_keys(claim);
+	idem_claim_fill(claim);
+}
+
+/*
+ * idem_claim_write
+ *		Write the row; false when a rival without a key lock was first.
+ */
+bool
+idem_claim_write(IdemClaim *claim)
+{
+	if (!claim->found)
+		return idem_store_insert(&claim->id, &claim->row);
+	idem_store_update(&claim->id, &claim->row);
+	return true;
+}
+
+/*
+ * idem_claim_result
+ *		The idem_result of a decided claim.
+ */
+Datum
+idem_claim_result(const IdemClaim *claim, IdemOutcome outcome)
+{
+	bool		seen = claim->found || idem_claim_granted(claim);
+
+	return idem_result_form(outcome, seen ? &claim->row : NULL,
+							claim->row_policy.mismatch_status, claim->now);
+}
+
+/*
+ * idem_claim_require_fingerprint
+ *		Refuse a claim without one under a policy that wants one; 22023.
+ */
+void
+idem_claim_require_fingerprint(const IdemClaim *claim)
+{
+	if (claim->policy.require_fingerprint && claim->fingerprint == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("policy \"%s\" requires a fingerprint",
+						NameStr(claim->policy.name)),
+				 errhint("Give the request, or the fingerprint of it.")));
+}
+
+/* fingerprint, or that of request, but not both; 22004, 22023. */
+static void
+read_fingerprint(FunctionCallInfo fcinfo, IdemClaim *claim)
+{
+	claim->fingerprint = idem_args_digest(fcinfo, ARG_FINGERPRINT, "fingerprint");
+	if (!PG_ARGISNULL(ARG_REQUEST))
+	{
+		if (claim->fingerprint != NULL)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("arguments \"request\" and \"fingerprint\" exclude each other"),
+					 errhint("Give the request, or the fingerprint that you computed of it.")));
+		claim->fingerprint = idem_fingerprint_of(PG_GETARG_JSONB_P(ARG_REQUEST));
+	}
+	idem_claim_require_fingerprint(claim);
+}
+
+/* The arguments that both functions share. */
+static void
+read_arguments(FunctionCallInfo fcinfo, IdemClaim *claim)
+{
+	idem_xact_require_writable();
+	idem_claim_begin(claim, idem_args_scope(fcinfo, ARG_SCOPE),
+					 idem_args_text(fcinfo, ARG_POLICY, "policy"));
+	claim->id.key = idem_args_format_key(idem_args_key(fcinfo, ARG_KEY),
+										 &claim->policy);
+	read_fingerprint(fcinfo, claim);
+	claim->context = idem_args_digest(fcinfo, ARG_CONTEXT, "context");
+	claim->has_owner = !PG_ARGISNULL(ARG_OWNER);
+	if (claim->has_owner)
+		claim->owner = *PG_GETARG_UUID_P(ARG_OWNER);
+	if (!PG_ARGISNULL(ARG_WAIT))
+		claim->wait = idem_policy_wait_usec("wait",
+											idem_args_usec("wait", PG_GETARG_DATUM(ARG_WAIT)));
+	if (!PG_ARGISNULL(ARG_LEASE))
+		claim->lease = idem_policy_lease_usec("lease",
+											  idem_args_usec("lease", PG_GETARG_DATUM(ARG_LEASE)));
+	if (!PG_ARGISNULL(ARG_TTL))
+		claim->ttl = idem_policy_ttl_usec("ttl",
+										  idem_args_usec("ttl", PG_GETARG_DATUM(ARG_TTL)));
+}
+
+/* Decide, and write the claim if it is granted; returns the outcome. */
+static IdemOutcome
+make_claim(IdemClaim *claim)
+{
+	int			tries;
+
+	for (tries = 0; tries < IDEM_MAX_TRIES; tries++)
+	{
+		idem_claim_decide(claim, false);
+		if (!idem_claim_granted(claim))
+			return claim->decision.outcome;
+		idem_claim_start(claim);
+		if (idem_claim_write(claim))
+		{
+			idem_xact_opened();
+			if (claim->row_policy.audit)
+				idem_audit_transition(claim->decision.taken_over ? "taken_over" : "claimed",
+									  &claim->id, &claim->row);
+			return IDEM_OUTCOME_CLAIMED;
+		}
+		idem_store_unlock_key(&claim->id);
+	}
+	idem_claim_too_many_tries(&claim->id);
+}
+
+IDEM_FUNCTION(idem_claim);
+
+/*
+ * idem_claim(scope, key, request, fingerprint, policy, context, owner, wait,
+ *			  lease, ttl) RETURNS idem_result
+ *		Claim a key, or say what became of it; design section 3.
+ *
+ * Intervals are microseconds with a day of 24 hours.  Raises 22004, 22023,
+ * 25006, 40001, 42501, 42704, ID009, XX001.  A claim that is granted holds
+ * the key lock and the row to the end of the transaction; any other outcome
+ * holds nothing.
+ */
+Datum
+idem_claim(PG_FUNCTION_ARGS)
+{
+	IdemClaim	claim;
+	IdemOutcome outcome;
+
+	read_arguments(fcinfo, &claim);
+	outcome = make_claim(&claim);
+	return idem_claim_result(&claim, outcome);
+}
+
+/* What idem_require says for each outcome that is no claim. */
+static const struct
+{
+	int			sqlstate;
+	const char *message;
+	const char *hint;
+}			refusals[IDEM_NUM_OUTCOMES] = {
+	[IDEM_OUTCOME_REPLAYED] = {
+		ERRCODE_IDEM_FINISHED,
+		"key %s in scope %s is already finished",
+		"Get the stored answer with idem_claim() or idem_lookup()."
+	},
+	[IDEM_OUTCOME_IN_PROGRESS] = {
+		ERRCODE_IDEM_IN_PROGRESS,
+		"key %s in scope %s is in progress elsewhere",
+		"Repeat the call with the same key a little later."
+	},
+	[IDEM_OUTCOME_MISMATCH] = {
+		ERRCODE_IDEM_MISMATCH,
+		"key %s in scope %s was used with another request or context",
+		"Use a new key for a new request."
+	},
+	[IDEM_OUTCOME_EXPIRED] = {
+		ERRCODE_IDEM_EXPIRED,
+		"key %s in scope %s has expired",
+		"Find out what became of the first request; use a new key for a new one."
+	},
+	[IDEM_OUTCOME_DUPLICATE] = {
+		ERRCODE_IDEM_DUPLICATE,
+		"key %s in scope %s is a duplicate",
+		"The request was processed before; use a new key for a new one."
+	}
+};
+
+static void
+refuse(const IdemClaim *claim, IdemOutcome outcome)
+{
+	ereport(ERROR,
+			(errcode(refusals[outcome].sqlstate),
+			 errmsg(refusals[outcome].message,
+					idem_digest_log_id(claim->id.key),
+					idem_digest_log_id(claim->id.scope)),
+			 errhint("%s", refusals[outcome].hint)));
+}
+
+IDEM_FUNCTION(idem_require);
+
+/*
+ * idem_require(same arguments) RETURNS bigint
+ *		The token of a claim, or the error that stands for its outcome: ID003
+ *		to ID007, and whatever idem_claim raises.
+ */
+Datum
+idem_require(PG_FUNCTION_ARGS)
+{
+	IdemClaim	claim;
+	IdemOutcome outcome;
+
+	read_arguments(fcinfo, &claim);
+	outcome = make_claim(&claim);
+	if (outcome != IDEM_OUTCOME_CLAIMED)
+		refuse(&claim, outcome);
+	PG_RETURN_INT64(claim.row.token);
+}

@@ -1,0 +1,110 @@
+/*-------------------------------------------------------------------------
+ *
+ * idem_health.c
+ *	  Checking the installation, when it is made and at any time after.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "catalog/pg_namespace.h"
+#include "fmgr.h"
+#include "funcapi.h"
+#include "utils/acl.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/syscache.h"
+
+#include "idem.h"
+#include "idem_catalog.h"
+#include "idem_store_health.h"
+
+/*
+ * Whether only its owner may create in a schema (a superuser always may).
+ */
+static bool
+schema_is_safe(Oid schema)
+{
+	HeapTuple	tuple = SearchSysCache1(NAMESPACEOID, ObjectIdGetDatum(schema));
+	bool		safe = true;
+	bool		isnull;
+	Datum		datum;
+	Oid			owner;
+
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for schema %u", schema);
+	owner = ((Form_pg_namespace) GETSTRUCT(tuple))->nspowner;
+	datum = SysCacheGetAttr(NAMESPACEOID, tuple, Anum_pg_namespace_nspacl, &isnull);
+	if (!isnull)				/* by default nobody but the owner may */
+	{
+		Acl		   *acl = DatumGetAclP(datum);
+		const AclItem *items = ACL_DAT(acl);
+		int			i;
+
+		for (i = 0; i < ACL_NUM(acl); i++)
+			if (items[i].ai_grantee != owner &&
+				(ACLITEM_GET_PRIVS(items[i]) & ACL_CREATE) != 0)
+				safe = false;
+	}
+	ReleaseSysCache(tuple);
+	return safe;
+}
+
+IDEM_FUNCTION(idem_schema_check);
+
+/*
+ * idem_schema_check() RETURNS void
+ *		Of the install script: refuse the schema that this function is in when
+ *		others than its owner can create objects there; 42501.
+ */
+Datum
+idem_schema_check(PG_FUNCTION_ARGS)
+{
+	Oid			schema = get_func_namespace(fcinfo->flinfo->fn_oid);
+
+	if (!schema_is_safe(schema))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("schema \"%s\" is not safe for extension \"idempotency\"",
+						get_namespace_name(schema)),
+				 errdetail("Others than its owner have the privilege CREATE on it."),
+				 errhint("CREATE SCHEMA idempotency, then CREATE EXTENSION idempotency SCHEMA idempotency CASCADE.")));
+	PG_RETURN_VOID();
+}
+
+static void
+put_check(void *arg, const char *name, bool ok, const char *detail)
+{
+	ReturnSetInfo *rsinfo = arg;
+	Datum		values[3];
+	bool		nulls[3] = {0};
+
+	values[0] = CStringGetTextDatum(name);
+	values[1] = BoolGetDatum(ok);
+	values[2] = CStringGetTextDatum(detail != NULL ? detail : "");
+	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+}
+
+IDEM_FUNCTION(idem_health);
+
+/*
+ * idem_health() RETURNS TABLE (check_name text, ok boolean, detail text)
+ *		What is right with the installation and what is not.
+ */
+Datum
+idem_health(PG_FUNCTION_ARGS)
+{
+	bool		safe = schema_is_safe(idem_catalog()->namespace);
+	bool		hmac = OidIsValid(idem_catalog_hmac());
+
+	InitMaterializedSRF(fcinfo, 0);
+	put_check(fcinfo->resultinfo, "schema_safe", safe,
+			  safe ? "only its owner may create objects" :
+			  "others than its owner have CREATE: revoke it");
+	put_check(fcinfo->resultinfo, "pgcrypto", hmac,
+			  hmac ? "hmac(bytea, bytea, text) found" :
+			  "extension pgcrypto has no hmac(bytea, bytea, text)");
+	idem_store_health(put_check, fcinfo->resultinfo);
+	return (Datum) 0;
+}

@@ -1,0 +1,70 @@
+/*-------------------------------------------------------------------------
+ *
+ * idem_secctx.c
+ *	  Becoming the owner of the key table, and back.
+ *
+ * The only room that switches user, security context and search_path.  It
+ * does so around statements on our own tables and never while user code (a
+ * handler) runs.  SECURITY_RESTRICTED_OPERATION is OR-ed in, since LOCAL_
+ * USERID_CHANGE alone would let a hijacked operator or trigger change role
+ * and create objects; NOFORCE_RLS keeps rows visible to the owner when
+ * somebody has forced row security on our tables.
+ *
+ * There is nothing to clean up after an error: abort of the transaction or
+ * subtransaction restores user, context and settings.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "catalog/namespace.h"
+#include "miscadmin.h"
+#include "utils/guc.h"
+
+#include "idem_catalog.h"
+#include "idem_secctx.h"
+
+#define PINNED_SEARCH_PATH "pg_catalog, pg_temp"
+
+static void
+pin_setting(const char *name, const char *value)
+{
+	(void) set_config_option(name, value, PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
+}
+
+/*
+ * idem_secctx_enter
+ *		Become the owner of the key table, with a pinned search_path.
+ *
+ * Scans other than by index are switched off as well: a plan made while the
+ * table was a page small would otherwise go on reading all of it, and take
+ * SIREAD locks on all of it, until the next ANALYZE.
+ */
+void
+idem_secctx_enter(IdemSecctx *saved)
+{
+	Oid			owner = idem_catalog()->owner;
+
+	GetUserIdAndSecContext(&saved->userid, &saved->sec_context);
+	SetUserIdAndSecContext(owner, saved->sec_context |
+						   SECURITY_LOCAL_USERID_CHANGE |
+						   SECURITY_RESTRICTED_OPERATION |
+						   SECURITY_NOFORCE_RLS);
+	saved->guc_level = NewGUCNestLevel();
+	if (strcmp(namespace_search_path, PINNED_SEARCH_PATH) != 0)
+		pin_setting("search_path", PINNED_SEARCH_PATH);
+	pin_setting("enable_seqscan", "off");
+	pin_setting("enable_bitmapscan", "off");
+}
+
+/*
+ * idem_secctx_leave
+ *		Become the caller again.
+ */
+void
+idem_secctx_leave(const IdemSecctx *saved)
+{
+	AtEOXact_GUC(false, saved->guc_level);
+	SetUserIdAndSecContext(saved->userid, saved->sec_context);
+}

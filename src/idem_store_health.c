@@ -1,0 +1,140 @@
+/*-------------------------------------------------------------------------
+ *
+ * idem_store_health.c
+ *	  The queries behind idem_health.
+ *
+ * Each gives one row (ok boolean, detail text) and may use $1, the OID of the
+ * key table.  They are for people, now and then: no plan is kept.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "commands/extension.h"
+#include "executor/spi.h"
+#include "utils/builtins.h"
+
+#include "idem_catalog.h"
+#include "idem_store_health.h"
+#include "idem_store_spi.h"
+
+typedef struct HealthQuery
+{
+	const char *name;
+	const char *extension;		/* asked only where this one is there */
+	const char *sql;			/* %1$s is our schema */
+} HealthQuery;
+
+#define OUR_RELATIONS \
+	"ARRAY['%1$s.idempotency_keys', '%1$s.idempotency_policies'," \
+	" '%1$s.idempotency_audit_log', '%1$s.idempotency_secrets']::regclass[]"
+
+static const HealthQuery queries[] = {
+	{
+		"primary_key", NULL,
+		"SELECT count(*) = 1, CASE WHEN count(*) = 1 THEN 'exactly (scope, key), valid'"
+		" ELSE 'restore PRIMARY KEY (scope, key) on idempotency_keys' END"
+		" FROM pg_index i WHERE i.indrelid = $1 AND i.indisprimary"
+		" AND i.indisvalid AND i.indisready AND i.indimmediate"
+		" AND i.indnatts = 2 AND ARRAY(SELECT a.attname"
+		" FROM unnest(i.indkey) WITH ORDINALITY k (attnum, n)"
+		" JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum"
+		" ORDER BY k.n) = '{scope,key}'::name[]"
+	},
+	{
+		"tables_logged", NULL,
+		"SELECT count(*) = 0, CASE WHEN count(*) = 0 THEN 'all tables survive a crash'"
+		" ELSE 'not logged: ' || string_agg(c.relname, ', ') END"
+		" FROM pg_class c WHERE c.oid = ANY (" OUR_RELATIONS ") AND c.relpersistence <> 'p'"
+	},
+	{
+		"storage", NULL,
+		"SELECT true, 'sql: statements through SPI, right for every kind of table'"
+	},
+	{
+		"triggers", NULL,
+		"SELECT count(*) = 0, CASE WHEN count(*) = 0 THEN 'only our own, all enabled'"
+		" ELSE string_agg(format('%%I on %%s', t.tgname, t.tgrelid::regclass), ', ') END"
+		" FROM pg_trigger t WHERE t.tgrelid = ANY (" OUR_RELATIONS ")"
+		" AND NOT t.tgisinternal AND (t.tgdeferrable OR t.tgenabled <> 'A'"
+		" OR t.tgname NOT IN ('idempotency_policies_changed',"
+		" 'idempotency_audit_guard_row', 'idempotency_audit_guard_truncate'))"
+	},
+	{
+		"rules", NULL,
+		"SELECT count(*) = 0, CASE WHEN count(*) = 0 THEN 'none'"
+		" ELSE string_agg(format('%%I on %%s', r.rulename, r.ev_class::regclass), ', ') END"
+		" FROM pg_rewrite r WHERE r.ev_class = ANY (" OUR_RELATIONS ")"
+	},
+	{
+		"worker", NULL,
+		"SELECT count(*) > 0, CASE WHEN count(*) > 0 THEN 'running'"
+		" ELSE 'none: see that something calls idem_sweep() now and then' END"
+		" FROM pg_stat_activity WHERE backend_type LIKE 'idempotency%%'"
+	},
+	{
+		"pg_cron", "pg_cron",
+		"SELECT count(*) > 0, CASE WHEN count(*) > 0 THEN 'job ' || string_agg(jobid::text, ', ')"
+		" ELSE 'no job of this role calls idem_sweep()' END"
+		" FROM cron.job WHERE command LIKE '%%idem_sweep%%' AND active"
+		" AND database = current_database()"
+	},
+	{
+		"sweep_lag", NULL,
+		"SELECT coalesce(lag < '10 minutes', true),"
+		" coalesce('oldest key is due for ' || lag, 'no key is due')"
+		" FROM (SELECT clock_timestamp() - min(purge_at) AS lag"
+		" FROM %1$s.idempotency_keys WHERE purge_at <= clock_timestamp()) due"
+	},
+	{
+		"server_version", NULL,
+		"SELECT fixed, version || CASE WHEN fixed THEN ''"
+		" ELSE ': SERIALIZABLE may miss conflicts of ON CONFLICT; update to the"
+		" minor release of November 2026 or later' END"
+		" FROM (SELECT current_setting('server_version') AS version,"
+		" num %% 10000 >= CASE num / 10000 WHEN 15 THEN 20 WHEN 16 THEN 16"
+		" WHEN 17 THEN 12 WHEN 18 THEN 6 ELSE 0 END AS fixed"
+		" FROM (SELECT current_setting('server_version_num')::integer AS num) v) w"
+	},
+};
+
+static void
+run_query(const HealthQuery *query, IdemHealthSink sink, void *arg)
+{
+	Oid			types[1] = {OIDOID};
+	Datum		values[1];
+	int			code;
+	bool		isnull;
+	bool		ok;
+	char	   *detail;
+
+	values[0] = ObjectIdGetDatum(idem_catalog()->keys);
+	code = SPI_execute_with_args(psprintf(query->sql, idem_catalog()->schema),
+								 lengthof(types), types, values, NULL, true, 1);
+	if (code != SPI_OK_SELECT || SPI_processed != 1)
+		elog(ERROR, "health check \"%s\" failed: %s", query->name,
+			 SPI_result_code_string(code));
+	ok = DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0],
+									SPI_tuptable->tupdesc, 1, &isnull));
+	detail = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2);
+	sink(arg, query->name, ok, detail);
+}
+
+/*
+ * idem_store_health
+ *		Ask all the questions; each answer goes to the sink.
+ */
+void
+idem_store_health(IdemHealthSink sink, void *arg)
+{
+	IdemSecctx	saved;
+	int			i;
+
+	idem_store_spi_begin(&saved);
+	for (i = 0; i < lengthof(queries); i++)
+		if (queries[i].extension == NULL ||
+			OidIsValid(get_extension_oid(queries[i].extension, true)))
+			run_query(&queries[i], sink, arg);
+	idem_store_spi_end(&saved);
+}

@@ -1,0 +1,75 @@
+/*-------------------------------------------------------------------------
+ *
+ * idem_store_lock.c
+ *	  The key lock: one writer of a key at a time, before it has a row.
+ *
+ * A heavyweight lock of the advisory class with a class number of its own,
+ * which pg_advisory_lock() (1 and 2) cannot take, held to the end of the
+ * transaction; PREPARE TRANSACTION keeps it.  It only tells a rival at once
+ * that a key is being worked on.  Uniqueness never rests on it: two keys
+ * whose hashes are the same would only wait for one another.
+ *
+ * Lock order: key lock, then the row of the key, then whatever user code
+ * locks.  idem_dedupe and the sweep take no key lock.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "common/sha2.h"
+#include "miscadmin.h"
+#include "storage/lock.h"
+
+#include "idem_digest.h"
+#include "idem_store.h"
+
+#define KEY_LOCK_CLASS 0x1DE
+
+/* 64 bits of SHA-256: nobody can make keys that collide with another's. */
+static void
+set_tag(const IdemKey *id, LOCKTAG *tag)
+{
+	uint8		digest[PG_SHA256_DIGEST_LENGTH];
+	uint32		len = VARSIZE_ANY_EXHDR(id->scope);
+	uint32		halves[2];
+	IdemBytes	parts[3];
+
+	parts[0].data = &len;
+	parts[0].len = sizeof(len);
+	parts[1].data = VARDATA_ANY(id->scope);
+	parts[1].len = len;
+	parts[2].data = VARDATA_ANY(id->key);
+	parts[2].len = VARSIZE_ANY_EXHDR(id->key);
+	idem_digest_parts(parts, lengthof(parts), digest);
+	memcpy(halves, digest, sizeof(halves));
+	SET_LOCKTAG_ADVISORY(*tag, MyDatabaseId, halves[0], halves[1],
+						 KEY_LOCK_CLASS);
+}
+
+/*
+ * idem_store_lock_key
+ *		Take the key lock; without wait, false when another transaction has it.
+ *
+ * Waiting honours lock_timeout and takes part in deadlock detection.
+ */
+bool
+idem_store_lock_key(const IdemKey *id, bool wait)
+{
+	LOCKTAG		tag;
+
+	set_tag(id, &tag);
+	return LockAcquire(&tag, ExclusiveLock, false, !wait) != LOCKACQUIRE_NOT_AVAIL;
+}
+
+/*
+ * idem_store_unlock_key
+ *		Take back one idem_store_lock_key that led to no write.
+ */
+void
+idem_store_unlock_key(const IdemKey *id)
+{
+	LOCKTAG		tag;
+
+	set_tag(id, &tag);
+	LockRelease(&tag, ExclusiveLock, false);
+}

@@ -1,0 +1,121 @@
+/*-------------------------------------------------------------------------
+ *
+ * idem_store_secret.c
+ *	  The table of secrets.
+ *
+ * Reads and writes idempotency_secrets by table access and never by SQL: a
+ * parameter of a statement may be logged (auto_explain writes those of nested
+ * statements, too).  The table belongs to us and has one index and no
+ * trigger; its few rows are short, so none is toasted.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "catalog/indexing.h"
+#include "utils/builtins.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+#include "idem_catalog.h"
+#include "idem_store.h"
+
+typedef enum SecretColumn
+{
+	SECRET_KEY_ID,
+	SECRET_PURPOSE,
+	SECRET_SECRET,
+	SECRET_CREATED_AT
+} SecretColumn;
+
+#define SECRET_COLUMNS (SECRET_CREATED_AT + 1)
+
+/*
+ * The newest row of a purpose, any purpose if that is NULL; a copy.  The key
+ * id is the order of creation, whatever the purpose.
+ */
+static HeapTuple
+find_newest(Relation table, const char *purpose)
+{
+	Relation	index = index_open(idem_catalog()->secrets_pkey, AccessShareLock);
+	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	SysScanDesc scan = systable_beginscan_ordered(table, index, snapshot, 0, NULL);
+	HeapTuple	result = NULL;
+	HeapTuple	tuple;
+
+	while (result == NULL &&
+		   (tuple = systable_getnext_ordered(scan, BackwardScanDirection)) != NULL)
+	{
+		bool		isnull;
+		Datum		value = heap_getattr(tuple, SECRET_PURPOSE + 1,
+										 RelationGetDescr(table), &isnull);
+
+		if (purpose == NULL ||
+			strcmp(TextDatumGetCString(value), purpose) == 0)
+			result = heap_copytuple(tuple);
+	}
+	systable_endscan_ordered(scan);
+	UnregisterSnapshot(snapshot);
+	index_close(index, AccessShareLock);
+	return result;
+}
+
+static int32
+key_id_of(Relation table, HeapTuple tuple)
+{
+	bool		isnull;
+
+	return DatumGetInt32(heap_getattr(tuple, SECRET_KEY_ID + 1,
+									  RelationGetDescr(table), &isnull));
+}
+
+/*
+ * idem_store_secret_add
+ *		Store the next secret of a purpose; returns its key id.
+ *
+ * Holds SHARE ROW EXCLUSIVE to the end of the transaction: ids have an order.
+ */
+int32
+idem_store_secret_add(const text *purpose, const bytea *secret)
+{
+	Relation	table = table_open(idem_catalog()->secrets, ShareRowExclusiveLock);
+	HeapTuple	newest = find_newest(table, NULL);
+	int32		key_id = newest == NULL ? 1 : key_id_of(table, newest) + 1;
+	Datum		values[SECRET_COLUMNS];
+	bool		nulls[SECRET_COLUMNS] = {0};
+
+	values[SECRET_KEY_ID] = Int32GetDatum(key_id);
+	values[SECRET_PURPOSE] = PointerGetDatum(purpose);
+	values[SECRET_SECRET] = PointerGetDatum(secret);
+	values[SECRET_CREATED_AT] = TimestampTzGetDatum(GetCurrentTimestamp());
+	CatalogTupleInsert(table, heap_form_tuple(RelationGetDescr(table), values, nulls));
+	table_close(table, NoLock);
+	return key_id;
+}
+
+/*
+ * idem_store_secret_newest
+ *		The newest secret of a purpose and its key id, or NULL.
+ */
+bytea *
+idem_store_secret_newest(const char *purpose, int32 *key_id)
+{
+	Relation	table = table_open(idem_catalog()->secrets, AccessShareLock);
+	HeapTuple	tuple = find_newest(table, purpose);
+	bytea	   *secret = NULL;
+
+	if (tuple != NULL)
+	{
+		bool		isnull;
+
+		*key_id = key_id_of(table, tuple);
+		secret = DatumGetByteaPCopy(heap_getattr(tuple, SECRET_SECRET + 1,
+												 RelationGetDescr(table), &isnull));
+	}
+	table_close(table, AccessShareLock);
+	return secret;
+}

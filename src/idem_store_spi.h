@@ -1,0 +1,34 @@
+/*-------------------------------------------------------------------------
+ *
+ * idem_store_spi.h
+ *	  Statements on our tables through SPI.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef IDEM_STORE_SPI_H
+#define IDEM_STORE_SPI_H
+
+#include "executor/spi.h"
+
+#include "idem_secctx.h"
+
+/*
+ * A statement with its saved plan.  The text names our schema as %1$s; values
+ * are always parameters.
+ */
+typedef struct IdemPlan
+{
+	const char *sql;
+	int			nargs;
+	const Oid  *argtypes;
+	SPIPlanPtr	plan;
+	uint64		generation;		/* of idem_catalog(), that the text is from */
+} IdemPlan;
+
+extern void idem_store_spi_begin(IdemSecctx *saved);
+extern void idem_store_spi_end(const IdemSecctx *saved);
+extern uint64 idem_store_spi_execute(IdemPlan *plan, Datum *values,
+									 const char *nulls, bool read_only,
+									 long limit);
+
+#endif							/* IDEM_STORE_SPI_H */
