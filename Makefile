@@ -16,7 +16,9 @@ OBJS = \
 	src/idem_grant.o \
 	src/idem_health.o \
 	src/idem_policy.o \
+	src/idem_policy_values.o \
 	src/idem_result.o \
+	src/idem_role.o \
 	src/idem_run.o \
 	src/idem_secctx.o \
 	src/idem_secret.o \

@@ -20,6 +20,7 @@
  *					idem_answer		answers and their bytes
  *					idem_result		the composite idem_result
  *					idem_policy		policies and their cache
+ *					idem_role		whose key it is
  *					idem_canonical	canonical JSON, pure
  *					idem_fingerprint, idem_digest	SHA-256
  *					idem_args		checks of arguments
@@ -40,6 +41,7 @@
 #include "src/idem_catalog.h"
 #include "src/idem_compat.h"
 #include "src/idem_policy.h"
+#include "src/idem_policy_values.h"
 #include "src/idem_sweep.h"
 #include "src/idem_xact.h"
 
@@ -59,6 +61,7 @@ _PG_init(void)
 	if (IsBinaryUpgrade)
 		return;
 	idem_policy_init();
+	idem_policy_values_init();
 	idem_sweep_init();
 	idem_catalog_init();
 	idem_xact_init();

@@ -41,7 +41,8 @@
 #define IDEM_MAX_LABEL_BYTES	1024	/* a recovery point, an audit name */
 #define IDEM_MAX_MEDIA_TYPE_BYTES 255
 #define IDEM_MAX_HEADERS_BYTES	(64 * 1024)
-#define IDEM_MAX_DETAIL_BYTES	(1024 * 1024)	/* a checkpoint, an audit detail */
+#define IDEM_MAX_DETAIL_BYTES	(1024 * 1024)	/* a checkpoint, an audit
+												 * detail */
 #define IDEM_MAX_BODY_BYTES		(512 * 1024 * 1024)
 
 /* How often a decision is repeated because its row went away meanwhile. */

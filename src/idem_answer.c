@@ -160,15 +160,16 @@ void
 idem_answer_set_body(IdemAnswer *answer, Datum response, Oid type)
 {
 	struct varlena *value = PG_DETOAST_DATUM_PACKED(response);
-	const char *media_type = type == BYTEAOID ? MEDIA_TYPE_BYTES : MEDIA_TYPE_JSON;
 
 	if (answer->content_type == NULL)
-		answer->content_type = cstring_to_text(media_type);
+		answer->content_type = cstring_to_text(type == BYTEAOID ?
+											   MEDIA_TYPE_BYTES :
+											   MEDIA_TYPE_JSON);
 	if (type == JSONBOID)
 	{
-		char	   *json = DatumGetCString(DirectFunctionCall1(jsonb_out, response));
+		Datum		json = DirectFunctionCall1(jsonb_out, response);
 
-		set_text(answer, json, strlen(json));
+		set_text(answer, DatumGetCString(json), strlen(DatumGetCString(json)));
 	}
 	else if (type == BYTEAOID)
 		set_bytes(answer, VARDATA_ANY(value), VARSIZE_ANY_EXHDR(value));
@@ -208,8 +209,11 @@ idem_answer_set_response(IdemAnswer *answer, Datum response)
 	if (nulls[RESPONSE_BODY])
 		return;
 	if (!nulls[RESPONSE_CONTENT_TYPE])
-		idem_answer_set_content_type(answer,
-									 DatumGetTextPP(values[RESPONSE_CONTENT_TYPE]));
+	{
+		Datum		content_type = values[RESPONSE_CONTENT_TYPE];
+
+		idem_answer_set_content_type(answer, DatumGetTextPP(content_type));
+	}
 	idem_answer_set_body(answer, values[RESPONSE_BODY], BYTEAOID);
 }
 
@@ -218,7 +222,8 @@ idem_answer_set_response(IdemAnswer *answer, Datum response)
  *		Hold the body to what the policy keeps: ID008, or only its digest.
  */
 void
-idem_answer_limit(IdemAnswer *answer, const IdemKey *id, const IdemPolicy *policy)
+idem_answer_limit(IdemAnswer *answer, const IdemKey *id,
+				  const IdemPolicy *policy)
 {
 	if (answer->body == NULL || answer->body_size <= policy->max_body_bytes)
 		return;

@@ -23,7 +23,8 @@ typedef struct IdemAnswer
 
 extern void idem_answer_init(IdemAnswer *answer, int status);
 extern void idem_answer_set_headers(IdemAnswer *answer, Datum headers);
-extern void idem_answer_set_content_type(IdemAnswer *answer, text *content_type);
+extern void idem_answer_set_content_type(IdemAnswer *answer,
+										 text *content_type);
 extern void idem_answer_set_body(IdemAnswer *answer, Datum response, Oid type);
 extern void idem_answer_set_response(IdemAnswer *answer, Datum response);
 extern void idem_answer_limit(IdemAnswer *answer, const IdemKey *id,

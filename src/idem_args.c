@@ -224,20 +224,23 @@ text *
 idem_args_format_key(text *key, const IdemPolicy *policy)
 {
 	text	   *canonical;
+	char		version = '\0';
 
 	check_length(key, policy->max_key_bytes, "key");
 	if (policy->key_format == IDEM_KEY_ANY)
 		return key;
+	if (policy->key_format == IDEM_KEY_UUIDV4)
+		version = '4';
+	else if (policy->key_format == IDEM_KEY_UUIDV7)
+		version = '7';
 	canonical = idem_args_canonical_uuid(key);
 	if (canonical == NULL ||
-		(policy->key_format == IDEM_KEY_UUIDV4 && !uuid_has_version(canonical, '4')) ||
-		(policy->key_format == IDEM_KEY_UUIDV7 && !uuid_has_version(canonical, '7')))
+		(version != '\0' && !uuid_has_version(canonical, version)))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("key does not have the format of policy \"%s\"",
 						NameStr(policy->name)),
-				 errhint("Send a UUID%s, such as the client's library makes.",
-						 policy->key_format == IDEM_KEY_UUIDV4 ? " of version 4" :
-						 policy->key_format == IDEM_KEY_UUIDV7 ? " of version 7" : "")));
+				 version == '\0' ? errhint("Send a UUID.") :
+				 errhint("Send a UUID of version %c.", version)));
 	return canonical;
 }

@@ -118,7 +118,7 @@ idem_canonical_parse_number(const char *text, Size len,
 							IdemCanonicalNumber *number)
 {
 	const char *p = text;
-	const char *end = text + len;
+	const char *end = text +len;
 	const char *mantissa;
 	const char *int_end;
 	const char *mantissa_end;

@@ -32,8 +32,8 @@
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "storage/latch.h"
-#include "utils/acl.h"
 #include "utils/builtins.h"
+#include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 #include "utils/wait_event.h"
 
@@ -43,6 +43,7 @@
 #include "idem_digest.h"
 #include "idem_fingerprint.h"
 #include "idem_result.h"
+#include "idem_role.h"
 #include "idem_store.h"
 #include "idem_xact.h"
 
@@ -62,38 +63,6 @@ typedef enum ClaimArg
 	ARG_LEASE,
 	ARG_TTL
 } ClaimArg;
-
-/*
- * idem_claim_permitted
- *		Whether the current user has the rights of the role that made a claim.
- *		A name that is gone is nobody: only a superuser has its rights.
- */
-bool
-idem_claim_permitted(const text *claimed_by)
-{
-	char	   *name = text_to_cstring(claimed_by);
-	Oid			role = get_role_oid(name, true);
-
-	pfree(name);
-	return has_privs_of_role(GetUserId(), role);
-}
-
-/*
- * idem_claim_require_permission
- *		The same as an error, 42501.
- */
-void
-idem_claim_require_permission(const IdemKey *id, const text *claimed_by)
-{
-	if (!idem_claim_permitted(claimed_by))
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("permission denied for key %s in scope %s",
-						idem_digest_log_id(id->key),
-						idem_digest_log_id(id->scope)),
-				 errdetail("It was claimed under a role whose rights the current user does not have."),
-				 errhint("Use another scope, become a member of that role, or set \"owner_role\" of the policy for roles that rotate.")));
-}
 
 /*
  * idem_claim_too_many_tries
@@ -167,7 +136,7 @@ decide(IdemClaim *claim)
 		idem_policy_get_stored(row->policy, &claim->row_policy);
 		found.state = row->state;
 		found.own = idem_xact_owns(row);
-		found.permitted = idem_claim_permitted(row->claimed_by);
+		found.permitted = idem_role_permits(row->claimed_by);
 		found.attempt = row->attempt;
 		found.fingerprint = bytes_of(row->fingerprint);
 		found.context = bytes_of(row->context);
@@ -234,14 +203,27 @@ idem_claim_granted(const IdemClaim *claim)
 }
 
 /*
- * Take what a write needs: the key lock, then the row FOR UPDATE.  With
- * check_new a key that had no row is looked at again, too; without, its
- * insertion will tell.  Returns false when the look has to be repeated.
+ * How many transactions with changes had ended when the snapshot that a
+ * statement would use now was taken.  The number grows before an ending
+ * transaction gives its locks up.
+ */
+static uint64
+ended_transactions(void)
+{
+	return GetTransactionSnapshot()->snapXactCompletionCount;
+}
+
+/*
+ * With the key lock held, take the row, if there is one, FOR UPDATE.  A key
+ * that had no row is looked at again only if it must not turn out later, and
+ * if a transaction has ended since the first look, ours to see: it may have
+ * been a rival that had the lock.  Returns false when the look has to be
+ * repeated.
  */
 static bool
-take(IdemClaim *claim, bool check_new)
+take(IdemClaim *claim, bool check_new, uint64 ended)
 {
-	if (claim->found || check_new)
+	if (claim->found || (check_new && ended != ended_transactions()))
 	{
 		claim->found = idem_store_lock(&claim->id, &claim->row);
 		decide(claim);
@@ -257,7 +239,9 @@ take(IdemClaim *claim, bool check_new)
  *		Find out what the caller gets, waiting as long as it wants to.
  *
  * When the claim is granted, the key lock is held and its row, if there is
- * one, is locked.  Raises 42501 and 40001.
+ * one, is locked.  With check_new it is certain that there was no row when
+ * the lock was taken; without, the insertion will tell, which is cheaper.
+ * Raises 42501 and 40001.
  */
 void
 idem_claim_decide(IdemClaim *claim, bool check_new)
@@ -267,6 +251,8 @@ idem_claim_decide(IdemClaim *claim, bool check_new)
 
 	for (;;)
 	{
+		uint64		ended = ended_transactions();
+
 		if (idem_xact_is_running(&claim->id))
 		{
 			decide_unseen(claim);
@@ -289,30 +275,13 @@ idem_claim_decide(IdemClaim *claim, bool check_new)
 			decide_unseen(claim);
 			break;
 		}
-		if (take(claim, check_new))
+		if (take(claim, check_new, ended))
 			break;
 		if (++tries == IDEM_MAX_TRIES)
 			idem_claim_too_many_tries(&claim->id);
 	}
 	if (claim->decision.verdict == IDEM_FORBIDDEN)
-		idem_claim_require_permission(&claim->id, claim->row.claimed_by);
-}
-
-/* The name of the role that owns a new key; 42501. */
-static text *
-owner_name(const IdemClaim *claim)
-{
-	const char *owner = NameStr(claim->policy.owner_role);
-
-	if (owner[0] == '\0')
-		return cstring_to_text(GetUserNameFromId(GetUserId(), false));
-	if (!has_privs_of_role(GetUserId(), get_role_oid(owner, true)))
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("must have privileges of the owner role of policy \"%s\"",
-						NameStr(claim->policy.name)),
-				 errhint("Grant role \"%s\" to the current user.", owner)));
-	return cstring_to_text(owner);
+		idem_role_require(&claim->id, claim->row.claimed_by);
 }
 
 /*
@@ -350,7 +319,7 @@ idem_claim_fill(IdemClaim *claim)
 	{
 		claim->row_policy = claim->policy;
 		row->policy = cstring_to_text(NameStr(claim->policy.name));
-		row->claimed_by = owner_name(claim);
+		row->claimed_by = idem_role_owner(&claim->policy);
 		row->fingerprint = claim->fingerprint;
 		row->context = claim->context;
 		row->created_at = claim->now;
@@ -447,7 +416,8 @@ read_fingerprint(FunctionCallInfo fcinfo, IdemClaim *claim)
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("arguments \"request\" and \"fingerprint\" exclude each other"),
 					 errhint("Give the request, or the fingerprint that you computed of it.")));
-		claim->fingerprint = idem_fingerprint_of(PG_GETARG_JSONB_P(ARG_REQUEST));
+		claim->fingerprint =
+			idem_fingerprint_of(PG_GETARG_JSONB_P(ARG_REQUEST));
 	}
 	idem_claim_require_fingerprint(claim);
 }
@@ -532,6 +502,7 @@ static const struct
 	const char *message;
 	const char *hint;
 }			refusals[IDEM_NUM_OUTCOMES] = {
+
 	[IDEM_OUTCOME_REPLAYED] = {
 		ERRCODE_IDEM_FINISHED,
 		"key %s in scope %s is already finished",

@@ -10,6 +10,7 @@
 
 #include "portability/instr_time.h"
 
+#include "idem_compat.h"
 #include "idem_policy.h"
 #include "idem_state.h"
 
@@ -43,10 +44,6 @@ extern void idem_claim_fill(IdemClaim *claim);
 extern void idem_claim_start(IdemClaim *claim);
 extern bool idem_claim_write(IdemClaim *claim);
 extern Datum idem_claim_result(const IdemClaim *claim, IdemOutcome outcome);
-extern void idem_claim_too_many_tries(const IdemKey *id) pg_attribute_noreturn();
-
-extern bool idem_claim_permitted(const text *claimed_by);
-extern void idem_claim_require_permission(const IdemKey *id,
-										  const text *claimed_by);
+IDEM_COMPAT_NORETURN extern void idem_claim_too_many_tries(const IdemKey *id);
 
 #endif							/* IDEM_CLAIM_H */

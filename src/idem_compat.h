@@ -18,10 +18,23 @@
 #include "utils/acl.h"
 #include "utils/timestamp.h"
 
+/* 16 moved the macros of varlena out of postgres.h. */
+#if PG_VERSION_NUM >= 160000
+#include "varatt.h"
+#endif
+
+/* 18 made noreturn a prefix. */
+#ifdef pg_noreturn
+#define IDEM_COMPAT_NORETURN pg_noreturn
+#else
+#define IDEM_COMPAT_NORETURN pg_attribute_noreturn()
+#endif
+
 /* 16 replaced the per-catalog ACL checks by object_aclcheck(). */
 #if PG_VERSION_NUM >= 160000
 #define idem_compat_may_execute(proc, role) \
-	(object_aclcheck(ProcedureRelationId, (proc), (role), ACL_EXECUTE) == ACLCHECK_OK)
+	(object_aclcheck(ProcedureRelationId, (proc), (role), ACL_EXECUTE) == \
+	 ACLCHECK_OK)
 #else
 #define idem_compat_may_execute(proc, role) \
 	(pg_proc_aclcheck((proc), (role), ACL_EXECUTE) == ACLCHECK_OK)
@@ -29,7 +42,8 @@
 
 /* 17 gave interval the values infinity and -infinity. */
 #if PG_VERSION_NUM >= 170000
-#define idem_compat_interval_is_finite(interval) (!INTERVAL_NOT_FINITE(interval))
+#define idem_compat_interval_is_finite(interval) \
+	(!INTERVAL_NOT_FINITE(interval))
 #else
 #define idem_compat_interval_is_finite(interval) true
 #endif

@@ -28,6 +28,7 @@
 #include "idem_audit.h"
 #include "idem_claim.h"
 #include "idem_digest.h"
+#include "idem_role.h"
 #include "idem_store.h"
 #include "idem_xact.h"
 
@@ -189,10 +190,11 @@ static void
 insert_new(IdemDedupe *dedupe, ArrayType *pending, int count)
 {
 	text	  **inserted = palloc(sizeof(text *) * count);
-	int			ninserted = idem_store_insert_many(dedupe->claim.id.scope, pending,
-												   &dedupe->claim.row, inserted);
+	int			ninserted;
 	int			i;
 
+	ninserted = idem_store_insert_many(dedupe->claim.id.scope, pending,
+									   &dedupe->claim.row, inserted);
 	check_live_keys(dedupe, ninserted);
 	for (i = 0; i < ninserted; i++)
 		decide_first(dedupe, find_key(dedupe, inserted[i]), true);
@@ -246,7 +248,7 @@ renew(IdemDedupe *dedupe, DedupeKey *key)
 		decide_first(dedupe, key, true);
 		return;
 	}
-	idem_claim_require_permission(&id, old.claimed_by);
+	idem_role_require(&id, old.claimed_by);
 	decide_first(dedupe, key, false);
 }
 
@@ -273,7 +275,7 @@ look_at_rest(IdemDedupe *dedupe)
 			continue;
 		id.scope = dedupe->claim.id.scope;
 		id.key = key->key;
-		idem_claim_require_permission(&id, found[i].claimed_by);
+		idem_role_require(&id, found[i].claimed_by);
 		decide_first(dedupe, key, false);
 	}
 	for (i = 0; i < dedupe->nkeys; i++)

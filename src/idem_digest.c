@@ -11,6 +11,7 @@
 #include "common/sha2.h"
 #include "utils/builtins.h"
 
+#include "idem_compat.h"
 #include "idem_digest.h"
 
 #define LOG_ID_BYTES 8

@@ -26,6 +26,7 @@
 #include "idem_claim.h"
 #include "idem_digest.h"
 #include "idem_result.h"
+#include "idem_role.h"
 #include "idem_state.h"
 #include "idem_store.h"
 #include "idem_xact.h"
@@ -103,9 +104,10 @@ static bool
 hold(FunctionCallInfo fcinfo, IdemHeld *held)
 {
 	idem_xact_require_writable();
-	if (!find(fcinfo, held, lock_key_and_row) || idem_xact_is_running(&held->id))
+	if (!find(fcinfo, held, lock_key_and_row) ||
+		idem_xact_is_running(&held->id))
 		return false;
-	idem_claim_require_permission(&held->id, held->row.claimed_by);
+	idem_role_require(&held->id, held->row.claimed_by);
 	held->own = idem_xact_owns(&held->row);
 	return true;
 }
@@ -176,7 +178,8 @@ read_answer(FunctionCallInfo fcinfo, Oid type, IdemAnswer *answer)
 	if (PG_ARGISNULL(ARG_RESPONSE))
 		return;
 	if (!PG_ARGISNULL(ARG_CONTENT_TYPE))
-		idem_answer_set_content_type(answer, PG_GETARG_TEXT_PP(ARG_CONTENT_TYPE));
+		idem_answer_set_content_type(answer,
+									 PG_GETARG_TEXT_PP(ARG_CONTENT_TYPE));
 	idem_answer_set_body(answer, PG_GETARG_DATUM(ARG_RESPONSE), type);
 }
 
@@ -215,7 +218,8 @@ finish(FunctionCallInfo fcinfo, Oid type, IdemState state)
 		state = completed_state(&held, answer.status);
 	if (idem_state_finished(held.row.state))
 	{
-		if (state != held.row.state || !idem_answer_is_stored(&answer, &held.row))
+		if (state != held.row.state ||
+			!idem_answer_is_stored(&answer, &held.row))
 			ereport(ERROR,
 					(errcode(ERRCODE_IDEM_FINISHED),
 					 errmsg("key %s in scope %s is already finished, with another answer",
@@ -462,7 +466,7 @@ idem_lookup(PG_FUNCTION_ARGS)
 		held.row.state == IDEM_STATE_RELEASED ||
 		(now >= held.row.purge_at && !TIMESTAMP_IS_NOEND(held.row.purge_at)))
 		PG_RETURN_NULL();
-	idem_claim_require_permission(&held.id, held.row.claimed_by);
+	idem_role_require(&held.id, held.row.claimed_by);
 	return idem_result_form(outcome_of(&held.row, now), &held.row,
 							held.policy.mismatch_status, now);
 }

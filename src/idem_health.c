@@ -35,7 +35,8 @@ schema_is_safe(Oid schema)
 	if (!HeapTupleIsValid(tuple))
 		elog(ERROR, "cache lookup failed for schema %u", schema);
 	owner = ((Form_pg_namespace) GETSTRUCT(tuple))->nspowner;
-	datum = SysCacheGetAttr(NAMESPACEOID, tuple, Anum_pg_namespace_nspacl, &isnull);
+	datum = SysCacheGetAttr(NAMESPACEOID, tuple, Anum_pg_namespace_nspacl,
+							&isnull);
 	if (!isnull)				/* by default nobody but the owner may */
 	{
 		Acl		   *acl = DatumGetAclP(datum);

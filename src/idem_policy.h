@@ -68,11 +68,6 @@ typedef struct IdemPolicy
 	bool		audit;
 } IdemPolicy;
 
-/* Settings, in their units. */
-extern int	idem_policy_max_lease;	/* seconds */
-extern int	idem_policy_max_ttl;	/* seconds */
-extern int	idem_policy_max_wait;	/* milliseconds */
-
 extern void idem_policy_get(const char *name, IdemPolicy *policy);
 extern void idem_policy_get_stored(const text *name, IdemPolicy *policy);
 extern bool idem_policy_releases(const IdemPolicy *policy, int status);

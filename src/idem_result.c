@@ -72,7 +72,8 @@ put(Datum *values, bool *nulls, ResultColumn column, Datum value)
 }
 
 static void
-put_pointer(Datum *values, bool *nulls, ResultColumn column, const void *pointer)
+put_pointer(Datum *values, bool *nulls, ResultColumn column,
+			const void *pointer)
 {
 	if (pointer != NULL)
 		put(values, nulls, column, PointerGetDatum(pointer));
@@ -112,7 +113,8 @@ put_row(Datum *values, bool *nulls, const IdemRow *row)
 	if (!TIMESTAMP_IS_NOBEGIN(row->finished_at))
 		put(values, nulls, RESULT_FINISHED_AT,
 			TimestampTzGetDatum(row->finished_at));
-	put(values, nulls, RESULT_LEASE_UNTIL, TimestampTzGetDatum(row->lease_until));
+	put(values, nulls, RESULT_LEASE_UNTIL,
+		TimestampTzGetDatum(row->lease_until));
 	put(values, nulls, RESULT_EXPIRES_AT, TimestampTzGetDatum(row->expires_at));
 }
 
@@ -216,11 +218,14 @@ idem_json(PG_FUNCTION_ARGS)
 	if (body == NULL)
 		PG_RETURN_NULL();
 	text = VARDATA_ANY(body);
+
 	len = VARSIZE_ANY_EXHDR(body);
 	if (!pg_verify_mbstr(PG_UTF8, text, len, true) ||
 		!idem_compat_json_is_valid(text, len, PG_UTF8))
 		PG_RETURN_NULL();
 	text = pg_any_to_server(text, len, PG_UTF8);
-	PG_RETURN_TEXT_P(text == VARDATA_ANY(body) ?
-					 cstring_to_text_with_len(text, len) : cstring_to_text(text));
+
+	if (text != VARDATA_ANY(body))
+		len = strlen(text);
+	PG_RETURN_TEXT_P(cstring_to_text_with_len(text, len));
 }

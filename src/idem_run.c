@@ -130,6 +130,7 @@ static void
 call_handler(IdemRun *run)
 {
 	LOCAL_FCINFO(call, 1);
+	const IdemPolicy *policy = &run->claim.row_policy;
 	PgStat_FunctionCallUsage usage;
 	Datum		result;
 
@@ -147,8 +148,8 @@ call_handler(IdemRun *run)
 		idem_answer_set_response(&run->answer, result);
 	else if (!call->isnull)
 		idem_answer_set_body(&run->answer, result, run->result_type);
-	idem_answer_limit(&run->answer, &run->claim.id, &run->claim.row_policy);
-	run->state = idem_policy_releases(&run->claim.row_policy, run->answer.status) ?
+	idem_answer_limit(&run->answer, &run->claim.id, policy);
+	run->state = idem_policy_releases(policy, run->answer.status) ?
 		IDEM_STATE_RETRYABLE : IDEM_STATE_COMPLETED;
 }
 
@@ -161,7 +162,8 @@ run_raising(IdemRun *run)
 		ereport(ERROR,
 				(errcode(ERRCODE_IDEM_WOULD_FREE),
 				 errmsg("the handler answered with status %d, which policy \"%s\" does not keep",
-						run->answer.status, NameStr(run->claim.row_policy.name)),
+						run->answer.status,
+						NameStr(run->claim.row_policy.name)),
 				 errhint("Raise an error in the handler, or call idem_run() with on_error => 'record'.")));
 }
 
@@ -193,6 +195,7 @@ static void
 answer_error(IdemRun *run, const ErrorData *error)
 {
 	StringInfoData json;
+	text	   *body;
 
 	initStringInfo(&json);
 	appendStringInfoString(&json, "{\"sqlstate\": ");
@@ -200,12 +203,11 @@ answer_error(IdemRun *run, const ErrorData *error)
 	appendStringInfoString(&json, ", \"message\": ");
 	escape_json(&json, error->message != NULL ? error->message : "");
 	appendStringInfoChar(&json, '}');
+	body = cstring_to_text_with_len(json.data, json.len);
 	idem_answer_init(&run->answer, STATUS_FAILED);
-	idem_answer_set_body(&run->answer,
-						 PointerGetDatum(cstring_to_text_with_len(json.data, json.len)),
-						 JSONOID);
-	run->answer.body = run->answer.body_size > run->claim.row_policy.max_body_bytes ?
-		NULL : run->answer.body;
+	idem_answer_set_body(&run->answer, PointerGetDatum(body), JSONOID);
+	if (run->answer.body_size > run->claim.row_policy.max_body_bytes)
+		run->answer.body = NULL;	/* no second error over the first */
 	run->state = IDEM_STATE_RETRYABLE;
 }
 
@@ -319,7 +321,8 @@ read_arguments(FunctionCallInfo fcinfo, IdemRun *run)
 	claim->id.key = idem_args_format_key(idem_args_key(fcinfo, ARG_KEY),
 										 &claim->policy);
 	if (!run->request.isnull)
-		claim->fingerprint = idem_fingerprint_of(DatumGetJsonbP(run->request.value));
+		claim->fingerprint =
+			idem_fingerprint_of(DatumGetJsonbP(run->request.value));
 	idem_claim_require_fingerprint(claim);
 	claim->context = idem_args_digest(fcinfo, ARG_CONTEXT, "context");
 	if (!PG_ARGISNULL(ARG_WAIT))

@@ -56,7 +56,8 @@ append_uint32(StringInfo buffer, uint32 value)
 {
 	uint32		big_endian = pg_hton32(value);
 
-	appendBinaryStringInfo(buffer, (const char *) &big_endian, sizeof(big_endian));
+	appendBinaryStringInfo(buffer, (const char *) &big_endian,
+						   sizeof(big_endian));
 }
 
 IDEM_FUNCTION(idem_context);

@@ -85,7 +85,9 @@ answer(IdemOutcome outcome)
 static IdemDecision
 claim(IdemVerdict verdict, int32 attempt, bool taken_over)
 {
-	IdemDecision decision = {verdict, IDEM_OUTCOME_CLAIMED, attempt, taken_over};
+	IdemDecision decision = {
+		verdict, IDEM_OUTCOME_CLAIMED, attempt, taken_over
+	};
 
 	return decision;
 }

@@ -41,6 +41,12 @@ static IdemPlan insert_plan = {
 	lengthof(insert_types), insert_types
 };
 
+static Datum
+name_datum(const char *name)
+{
+	return DirectFunctionCall1(namein, CStringGetDatum(name));
+}
+
 /*
  * idem_store_audit
  *		Write a row in this transaction; returns its id.
@@ -64,8 +70,8 @@ idem_store_audit(const IdemStoreAudit *audit)
 	nulls[4] = audit->attempt == 0 ? 'n' : ' ';
 	values[5] = Int64GetDatum(audit->token);
 	nulls[5] = audit->token == 0 ? 'n' : ' ';
-	values[6] = DirectFunctionCall1(namein, CStringGetDatum(GetUserNameFromId(GetSessionUserId(), false)));
-	values[7] = DirectFunctionCall1(namein, CStringGetDatum(audit->effective_role));
+	values[6] = name_datum(GetUserNameFromId(GetSessionUserId(), false));
+	values[7] = name_datum(audit->effective_role);
 	values[8] = audit->detail;
 	nulls[8] = audit->detail == (Datum) 0 ? 'n' : ' ';
 
@@ -100,8 +106,8 @@ bool
 idem_store_audit_passes(const char *action, const char *entity_id)
 {
 	bool		passes = expected != NULL &&
-		strcmp(action, expected->action) == 0 &&
-		strcmp(entity_id, expected->entity_id) == 0;
+	strcmp(action, expected->action) == 0 &&
+	strcmp(entity_id, expected->entity_id) == 0;
 
 	expected = NULL;
 	return passes;

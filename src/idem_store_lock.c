@@ -58,7 +58,8 @@ idem_store_lock_key(const IdemKey *id, bool wait)
 	LOCKTAG		tag;
 
 	set_tag(id, &tag);
-	return LockAcquire(&tag, ExclusiveLock, false, !wait) != LOCKACQUIRE_NOT_AVAIL;
+	return LockAcquire(&tag, ExclusiveLock, false, !wait) !=
+		LOCKACQUIRE_NOT_AVAIL;
 }
 
 /*

@@ -41,19 +41,24 @@ typedef enum SecretColumn
 static HeapTuple
 find_newest(Relation table, const char *purpose)
 {
-	Relation	index = index_open(idem_catalog()->secrets_pkey, AccessShareLock);
+	Oid			indexid = idem_catalog()->secrets_pkey;
+	Relation	index = index_open(indexid, AccessShareLock);
 	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	SysScanDesc scan = systable_beginscan_ordered(table, index, snapshot, 0, NULL);
 	HeapTuple	result = NULL;
+	SysScanDesc scan;
 	HeapTuple	tuple;
 
-	while (result == NULL &&
-		   (tuple = systable_getnext_ordered(scan, BackwardScanDirection)) != NULL)
+	scan = systable_beginscan_ordered(table, index, snapshot, 0, NULL);
+	while (result == NULL)
 	{
 		bool		isnull;
-		Datum		value = heap_getattr(tuple, SECRET_PURPOSE + 1,
-										 RelationGetDescr(table), &isnull);
+		Datum		value;
 
+		tuple = systable_getnext_ordered(scan, BackwardScanDirection);
+		if (!HeapTupleIsValid(tuple))
+			break;
+		value = heap_getattr(tuple, SECRET_PURPOSE + 1,
+							 RelationGetDescr(table), &isnull);
 		if (purpose == NULL ||
 			strcmp(TextDatumGetCString(value), purpose) == 0)
 			result = heap_copytuple(tuple);
@@ -82,7 +87,8 @@ key_id_of(Relation table, HeapTuple tuple)
 int32
 idem_store_secret_add(const text *purpose, const bytea *secret)
 {
-	Relation	table = table_open(idem_catalog()->secrets, ShareRowExclusiveLock);
+	Relation	table = table_open(idem_catalog()->secrets,
+								   ShareRowExclusiveLock);
 	HeapTuple	newest = find_newest(table, NULL);
 	int32		key_id = newest == NULL ? 1 : key_id_of(table, newest) + 1;
 	Datum		values[SECRET_COLUMNS];
@@ -92,7 +98,8 @@ idem_store_secret_add(const text *purpose, const bytea *secret)
 	values[SECRET_PURPOSE] = PointerGetDatum(purpose);
 	values[SECRET_SECRET] = PointerGetDatum(secret);
 	values[SECRET_CREATED_AT] = TimestampTzGetDatum(GetCurrentTimestamp());
-	CatalogTupleInsert(table, heap_form_tuple(RelationGetDescr(table), values, nulls));
+	CatalogTupleInsert(table, heap_form_tuple(RelationGetDescr(table),
+											  values, nulls));
 	table_close(table, NoLock);
 	return key_id;
 }
@@ -111,10 +118,11 @@ idem_store_secret_newest(const char *purpose, int32 *key_id)
 	if (tuple != NULL)
 	{
 		bool		isnull;
+		Datum		value = heap_getattr(tuple, SECRET_SECRET + 1,
+										 RelationGetDescr(table), &isnull);
 
 		*key_id = key_id_of(table, tuple);
-		secret = DatumGetByteaPCopy(heap_getattr(tuple, SECRET_SECRET + 1,
-												 RelationGetDescr(table), &isnull));
+		secret = DatumGetByteaPCopy(value);
 	}
 	table_close(table, AccessShareLock);
 	return secret;

@@ -148,7 +148,8 @@ static IdemPlan read_many_plan = {
  * older than the row was read and keeps what such a pointer points to.
  */
 static void *
-copy_column(Datum *values, bool *nulls, IdemColumn column, MemoryContext context)
+copy_column(Datum *values, bool *nulls, IdemColumn column,
+			MemoryContext context)
 {
 	MemoryContext old;
 	void	   *copy;
@@ -177,7 +178,8 @@ detoast_column(Datum *values, bool *nulls, IdemColumn column,
 }
 
 #define FIXED(column, get, if_null) \
-	(nulls[(column) - FIRST_COLUMN] ? (if_null) : get(values[(column) - FIRST_COLUMN]))
+	(nulls[(column) - FIRST_COLUMN] ? (if_null) : \
+	 get(values[(column) - FIRST_COLUMN]))
 
 /* The row that was read, in the context given. */
 static void
@@ -193,7 +195,8 @@ form_row(IdemRow *row, MemoryContext context)
 	row->token = FIXED(COLUMN_TOKEN, DatumGetInt64, 0);
 	row->claim_xid = FIXED(COLUMN_CLAIM_XID, DatumGetUInt64, 0);
 	row->created_at = FIXED(COLUMN_CREATED_AT, DatumGetTimestampTz, 0);
-	row->finished_at = FIXED(COLUMN_FINISHED_AT, DatumGetTimestampTz, DT_NOBEGIN);
+	row->finished_at = FIXED(COLUMN_FINISHED_AT, DatumGetTimestampTz,
+							 DT_NOBEGIN);
 	row->lease_until = FIXED(COLUMN_LEASE_UNTIL, DatumGetTimestampTz, 0);
 	row->expires_at = FIXED(COLUMN_EXPIRES_AT, DatumGetTimestampTz, 0);
 	row->purge_at = FIXED(COLUMN_PURGE_AT, DatumGetTimestampTz, 0);
@@ -204,14 +207,17 @@ form_row(IdemRow *row, MemoryContext context)
 		row->owner = *DatumGetUUIDP(values[COLUMN_OWNER - FIRST_COLUMN]);
 	row->policy = detoast_column(values, nulls, COLUMN_POLICY, context);
 	row->claimed_by = detoast_column(values, nulls, COLUMN_CLAIMED_BY, context);
-	row->fingerprint = detoast_column(values, nulls, COLUMN_FINGERPRINT, context);
+	row->fingerprint = detoast_column(values, nulls, COLUMN_FINGERPRINT,
+									  context);
 	row->context = detoast_column(values, nulls, COLUMN_CONTEXT, context);
 	row->headers = copy_column(values, nulls, COLUMN_HEADERS, context);
-	row->content_type = copy_column(values, nulls, COLUMN_CONTENT_TYPE, context);
+	row->content_type = copy_column(values, nulls, COLUMN_CONTENT_TYPE,
+									context);
 	row->body_size = FIXED(COLUMN_BODY_SIZE, DatumGetInt64, -1);
 	row->body_sha256 = copy_column(values, nulls, COLUMN_BODY_SHA256, context);
 	row->body = copy_column(values, nulls, COLUMN_BODY, context);
-	row->recovery_point = copy_column(values, nulls, COLUMN_RECOVERY_POINT, context);
+	row->recovery_point = copy_column(values, nulls, COLUMN_RECOVERY_POINT,
+									  context);
 	row->checkpoint = copy_column(values, nulls, COLUMN_CHECKPOINT, context);
 }
 
@@ -235,7 +241,8 @@ row_values(const IdemKey *id, const IdemRow *row, Datum *values, char *nulls)
 	values[COLUMN_CLAIM_XID] = UInt64GetDatum(row->claim_xid);
 	values[COLUMN_CREATED_AT] = TimestampTzGetDatum(row->created_at);
 	values[COLUMN_FINISHED_AT] = TimestampTzGetDatum(row->finished_at);
-	nulls[COLUMN_FINISHED_AT] = TIMESTAMP_IS_NOBEGIN(row->finished_at) ? 'n' : ' ';
+	nulls[COLUMN_FINISHED_AT] =
+		TIMESTAMP_IS_NOBEGIN(row->finished_at) ? 'n' : ' ';
 	values[COLUMN_LEASE_UNTIL] = TimestampTzGetDatum(row->lease_until);
 	values[COLUMN_EXPIRES_AT] = TimestampTzGetDatum(row->expires_at);
 	values[COLUMN_PURGE_AT] = TimestampTzGetDatum(row->purge_at);
@@ -243,7 +250,8 @@ row_values(const IdemKey *id, const IdemRow *row, Datum *values, char *nulls)
 	nulls[COLUMN_TTL] = row->ttl < 0 ? 'n' : ' ';
 	values[COLUMN_STATUS_CODE] = Int32GetDatum(row->status_code);
 	nulls[COLUMN_STATUS_CODE] = row->status_code == 0 ? 'n' : ' ';
-	put_pointer(values, nulls, COLUMN_OWNER, row->has_owner ? &row->owner : NULL);
+	put_pointer(values, nulls, COLUMN_OWNER,
+				row->has_owner ? &row->owner : NULL);
 	put_pointer(values, nulls, COLUMN_POLICY, row->policy);
 	put_pointer(values, nulls, COLUMN_CLAIMED_BY, row->claimed_by);
 	put_pointer(values, nulls, COLUMN_FINGERPRINT, row->fingerprint);
@@ -442,8 +450,9 @@ copy_text(HeapTuple tuple, int column, MemoryContext context)
 {
 	MemoryContext old = MemoryContextSwitchTo(context);
 	bool		isnull;
-	text	   *copy = DatumGetTextPCopy(SPI_getbinval(tuple, SPI_tuptable->tupdesc,
-													   column, &isnull));
+	Datum		value = SPI_getbinval(tuple, SPI_tuptable->tupdesc, column,
+									  &isnull);
+	text	   *copy = DatumGetTextPCopy(value);
 
 	MemoryContextSwitchTo(old);
 	return copy;
@@ -481,11 +490,28 @@ idem_store_insert_many(const text *scope, ArrayType *keys, const IdemRow *row,
 	values[12] = PointerGetDatum(row->policy);
 	values[13] = PointerGetDatum(row->claimed_by);
 	idem_store_spi_begin(&saved);
-	rows = (int) idem_store_spi_execute(&insert_many_plan, values, NULL, false, 0);
+	rows = (int) idem_store_spi_execute(&insert_many_plan, values, NULL,
+										false, 0);
 	for (i = 0; i < rows; i++)
 		inserted[i] = copy_text(SPI_tuptable->vals[i], 1, context);
 	idem_store_spi_end(&saved);
 	return rows;
+}
+
+static void
+form_brief(HeapTuple tuple, IdemStoreBrief *brief, MemoryContext context)
+{
+	TupleDesc	desc = SPI_tuptable->tupdesc;
+	Datum		values[6];
+	bool		nulls[6];
+
+	heap_deform_tuple(tuple, desc, values, nulls);
+	brief->key = copy_text(tuple, 1, context);
+	brief->state = (IdemState) DatumGetChar(values[1]);
+	brief->expires_at = DatumGetTimestampTz(values[2]);
+	brief->purge_at = DatumGetTimestampTz(values[3]);
+	brief->claimed_by = copy_text(tuple, 5, context);
+	brief->policy = copy_text(tuple, 6, context);
 }
 
 /*
@@ -505,7 +531,8 @@ idem_store_read_many(const text *scope, ArrayType *keys, IdemStoreBrief *found)
 	values[0] = PointerGetDatum(scope);
 	values[1] = PointerGetDatum(keys);
 	idem_store_spi_begin(&saved);
-	rows = (int) idem_store_spi_execute(&read_many_plan, values, NULL, false, 0);
+	rows = (int) idem_store_spi_execute(&read_many_plan, values, NULL,
+										false, 0);
 	if (rows > max)
 		ereport(ERROR,
 				(errcode(ERRCODE_DATA_CORRUPTED),
@@ -514,18 +541,7 @@ idem_store_read_many(const text *scope, ArrayType *keys, IdemStoreBrief *found)
 				 errhint("Restore the primary key of \"%s\"; see idem_health().",
 						 "idempotency_keys")));
 	for (i = 0; i < rows; i++)
-	{
-		HeapTuple	tuple = SPI_tuptable->vals[i];
-		TupleDesc	desc = SPI_tuptable->tupdesc;
-		bool		isnull;
-
-		found[i].key = copy_text(tuple, 1, context);
-		found[i].state = (IdemState) DatumGetChar(SPI_getbinval(tuple, desc, 2, &isnull));
-		found[i].expires_at = DatumGetTimestampTz(SPI_getbinval(tuple, desc, 3, &isnull));
-		found[i].purge_at = DatumGetTimestampTz(SPI_getbinval(tuple, desc, 4, &isnull));
-		found[i].claimed_by = copy_text(tuple, 5, context);
-		found[i].policy = copy_text(tuple, 6, context);
-	}
+		form_brief(SPI_tuptable->vals[i], &found[i], context);
 	idem_store_spi_end(&saved);
 	return rows;
 }

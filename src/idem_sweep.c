@@ -63,8 +63,8 @@ Datum
 idem_sweep_all(PG_FUNCTION_ARGS)
 {
 	bool		atomic = fcinfo->context == NULL ||
-		!IsA(fcinfo->context, CallContext) ||
-		castNode(CallContext, fcinfo->context)->atomic;
+	!IsA(fcinfo->context, CallContext) ||
+	castNode(CallContext, fcinfo->context)->atomic;
 	TimestampTz end = DT_NOEND;
 
 	if (!PG_ARGISNULL(0))

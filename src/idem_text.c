@@ -104,7 +104,8 @@ idem_scope(PG_FUNCTION_ARGS)
 	{
 		text	   *component = DatumGetTextPP(components[i]);
 
-		if (VARSIZE_ANY_EXHDR(component) == 0 || has_control_character(component))
+		if (VARSIZE_ANY_EXHDR(component) == 0 ||
+			has_control_character(component))
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("component %d of the scope is empty or has a control character",

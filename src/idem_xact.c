@@ -18,6 +18,7 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
+#include "idem_compat.h"
 #include "idem_xact.h"
 
 /*

@@ -172,7 +172,8 @@ test_number_long(void)
 	char	   *output;
 
 	memset(text, '7', len);
-	text[131072] = '.';
+	text[		131072] = '.';
+
 	output = format_number(text, len, &exact);
 	ok(exact && output != NULL && strlen(output) == len + strlen("e+131071") &&
 	   strncmp(output, "7.777", 5) == 0 &&
@@ -181,15 +182,17 @@ test_number_long(void)
 	free(output);
 
 	memset(text, '0', 131072);
-	text[0] = '1';
+	text[		0] = '1';
+
 	output = format_number(text, 131072, &exact);
 	ok(exact && output != NULL && strcmp(output, "1e+131071") == 0,
 	   "the largest power of ten is short");
 	free(output);
 
 	memset(text, '0', len);
-	text[1] = '.';
-	text[1 + 16383] = '1';
+	text[		1] = '.';
+	text[		1 + 16383] = '1';
+
 	output = format_number(text, 2 + 16383, &exact);
 	ok(exact && output != NULL && strcmp(output, "1e-16383") == 0,
 	   "the smallest numeric is short");
@@ -206,7 +209,7 @@ test_string_escapes(void)
 
 	for (c = 0; c < 0x80; c++)
 	{
-		char		text = (char) c;
+		char text = (char) c;
 		char		expected[16];
 		const char *letter = NULL;
 		bool		exact = true;
@@ -266,10 +269,10 @@ test_string_cap(void)
 	Size		len = IDEM_CANONICAL_MAX_SIZE / 6 + 2;
 	char	   *text = calloc(len, 1);
 
-	ok(text != NULL &&
+	ok(text !=NULL &&
 	   idem_canonical_measure_string(text, len) == IDEM_CANONICAL_TOO_LONG,
 	   "a string whose escapes pass the cap is too long");
-	ok(text != NULL &&
+	ok(text !=NULL &&
 	   idem_canonical_measure_string(text, len - 3) == (len - 3) * 6 + 2,
 	   "a string whose escapes stay below the cap is measured");
 	free(text);

@@ -55,7 +55,7 @@ static void
 normalise_fixed(const char *text, char *fixed)
 {
 	const char *exp = strpbrk(text, "eE");
-	const char *end = exp ? exp : text + strlen(text);
+	const char *end = exp ? exp : text +strlen(text);
 	const char *dot = memchr(text, '.', end - text);
 	int			place = exp ? atoi(exp + 1) : 0;
 	bool		nonzero = false;
@@ -63,7 +63,7 @@ normalise_fixed(const char *text, char *fixed)
 
 	memset(fixed, '0', FIXED_SIZE);
 	/* place: the power of ten of the digit at hand */
-	place += (int) ((dot ? dot : end) - text) - 1;
+	place += (int) ((dot ? dot : end) - text) -1;
 	for (p = text; p < end; p++)
 	{
 		if (*p == '.')
@@ -121,7 +121,7 @@ test_number_injective(void)
 	seed_random(8785);
 	for (i = 0; i < NUMBERS; i++)
 	{
-		char		text[80];
+		char text[	80];
 		char		again[FIXED_SIZE];
 
 		spell_decimal(text);
@@ -182,7 +182,7 @@ test_number_doubles(void)
 	{
 		uint64		bits = next_random();
 		double		value;
-		char		text[40];
+		char text[	40];
 		char	   *output;
 		bool		plain;
 
@@ -270,10 +270,10 @@ typedef struct TestKey
 	Size		utf8_len;
 	uint16		utf16[8];
 	int			utf16_len;
-} TestKey;
+}			TestKey;
 
 static void
-make_key(TestKey *key)
+make_key(TestKey * key)
 {
 	int			chars = random_below(4);
 
@@ -289,7 +289,7 @@ make_key(TestKey *key)
 }
 
 static int
-compare_utf16(const TestKey *a, const TestKey *b)
+compare_utf16(const TestKey * a, const TestKey * b)
 {
 	int			i;
 
@@ -324,8 +324,8 @@ static bool
 unescape(const char *text, Size size, char *out, Size *len)
 {
 	static const char letters[] = "b\bt\tn\nf\fr\r\"\"\\\\";
-	const char *p = text + 1;
-	const char *end = text + size - 1;
+	const char *p = text +1;
+	const char *end = text +size - 1;
 	char	   *start = out;
 	unsigned int code;
 
@@ -369,7 +369,7 @@ static bool
 fuzz_number(void)
 {
 	static const char alphabet[] = "0123456789000999...eE+--x \n";
-	char		text[48];
+	char text[	48];
 	Size		len = (Size) random_below((int) sizeof(text));
 	bool		exact = true;
 	bool		stable = true;
@@ -378,13 +378,15 @@ fuzz_number(void)
 	Size		i;
 
 	for (i = 0; i < len; i++)
-		text[i] = random_below(64) == 0 ? (char) next_random() :
-			alphabet[random_below((int) sizeof(alphabet) - 1)];
+		text[		i] = random_below(64) == 0 ? (char) next_random() :
+		alphabet[random_below((int) sizeof(alphabet) - 1)];
+
 	/* as it is often refused, make a number of every other one */
 	if (random_below(2) == 0)
 		for (i = 0; i < len; i++)
 			if (text[i] < '0' || text[i] > '9')
-				text[i] = (i > 0 && i == len / 3) ? '.' : '4';
+				text[		i] = (i > 0 && i == len / 3) ? '.' : '4';
+
 	output = format_number(text, len, &exact);
 	if (output == NULL)
 		return true;
@@ -402,7 +404,7 @@ fuzz_number(void)
 static bool
 fuzz_string(void)
 {
-	char		text[64];
+	char text[	64];
 	char		back[64];
 	Size		len = (Size) random_below((int) sizeof(text) + 1);
 	Size		back_len;
@@ -413,8 +415,9 @@ fuzz_string(void)
 	Size		i;
 
 	for (i = 0; i < len; i++)
-		text[i] = random_below(2) ? (char) random_below(0x60) :
-			(char) next_random();
+		text[		i] = random_below(2) ? (char) random_below(0x60) :
+		(char) next_random();
+
 	output = format_string(text, len, &size, &exact);
 	same = unescape(output, size, back, &back_len) && back_len == len &&
 		memcmp(text, back, len) == 0;

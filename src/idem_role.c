@@ -1,0 +1,71 @@
+/*-------------------------------------------------------------------------
+ *
+ * idem_role.c
+ *	  Whose key it is.
+ *
+ * A row keeps the name of a role, and a caller must have the rights of that
+ * role.  Names and not OIDs: they survive dump and restore, and a name that
+ * is gone is nobody.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "miscadmin.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+
+#include "idem_digest.h"
+#include "idem_role.h"
+
+/*
+ * idem_role_permits
+ *		Whether the current user has the rights of the role that made a claim.
+ *		A name that is gone is nobody: only a superuser has its rights.
+ */
+bool
+idem_role_permits(const text *claimed_by)
+{
+	char	   *name = text_to_cstring(claimed_by);
+	Oid			role = get_role_oid(name, true);
+
+	pfree(name);
+	return has_privs_of_role(GetUserId(), role);
+}
+
+/*
+ * idem_role_require
+ *		The same as an error, 42501.
+ */
+void
+idem_role_require(const IdemKey *id, const text *claimed_by)
+{
+	if (!idem_role_permits(claimed_by))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied for key %s in scope %s",
+						idem_digest_log_id(id->key),
+						idem_digest_log_id(id->scope)),
+				 errdetail("It was claimed under a role whose rights the current user does not have."),
+				 errhint("Use another scope, become a member of that role, or set \"owner_role\" of the policy for roles that rotate.")));
+}
+
+/*
+ * idem_role_owner
+ *		The name of the role that owns a new key under a policy; 42501.
+ */
+text *
+idem_role_owner(const IdemPolicy *policy)
+{
+	const char *owner = NameStr(policy->owner_role);
+
+	if (owner[0] == '\0')
+		return cstring_to_text(GetUserNameFromId(GetUserId(), false));
+	if (!has_privs_of_role(GetUserId(), get_role_oid(owner, true)))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("must have privileges of the owner role of policy \"%s\"",
+						NameStr(policy->name)),
+				 errhint("Grant role \"%s\" to the current user.", owner)));
+	return cstring_to_text(owner);
+}

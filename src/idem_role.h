@@ -1,0 +1,17 @@
+/*-------------------------------------------------------------------------
+ *
+ * idem_role.h
+ *	  Whose key it is.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef IDEM_ROLE_H
+#define IDEM_ROLE_H
+
+#include "idem_policy.h"
+
+extern bool idem_role_permits(const text *claimed_by);
+extern void idem_role_require(const IdemKey *id, const text *claimed_by);
+extern text *idem_role_owner(const IdemPolicy *policy);
+
+#endif							/* IDEM_ROLE_H */
