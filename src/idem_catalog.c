@@ -18,8 +18,9 @@
 #include "catalog/dependency.h"
 #include "catalog/indexing.h"
 #include "catalog/pg_class.h"
-#include "catalog/pg_extension.h"
 #include "catalog/pg_enum.h"
+#include "catalog/pg_extension.h"
+#include "catalog/pg_index.h"
 #include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
 #include "commands/extension.h"
@@ -61,6 +62,39 @@ static void
 namespace_changed(Datum arg, int cacheid, uint32 hashvalue)
 {
 	cached_valid = false;
+}
+
+/*
+ * Whether the key table has its primary key, exactly (scope, key), valid and
+ * immediate: all that makes a key unique.  Read from the catalog and not from
+ * the relation cache, since nobody here may wait for a lock on the table.
+ */
+static bool
+has_primary_key(Oid keys)
+{
+	Relation	catalog = table_open(IndexRelationId, AccessShareLock);
+	bool		found = false;
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+
+	ScanKeyInit(&key, Anum_pg_index_indrelid, BTEqualStrategyNumber,
+				F_OIDEQ, ObjectIdGetDatum(keys));
+	scan = systable_beginscan(catalog, IndexIndrelidIndexId, true, NULL, 1,
+							  &key);
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		Form_pg_index index = (Form_pg_index) GETSTRUCT(tuple);
+
+		if (index->indisprimary && index->indisvalid && index->indisready &&
+			index->indimmediate && index->indnatts == 2 &&
+			index->indkey.values[0] == get_attnum(keys, "scope") &&
+			index->indkey.values[1] == get_attnum(keys, "key"))
+			found = true;
+	}
+	systable_endscan(scan);
+	table_close(catalog, AccessShareLock);
+	return found;
 }
 
 /* get_extension_schema() is not exported before 18. */
@@ -158,6 +192,7 @@ look_up(IdemCatalog *catalog)
 	catalog->namespace = schema;
 	strlcpy(catalog->schema, quote_identifier(name), sizeof(catalog->schema));
 	catalog->keys = find_relation(schema, "idempotency_keys");
+	catalog->keys_unique = has_primary_key(catalog->keys);
 	catalog->policies = find_relation(schema, "idempotency_policies");
 	catalog->audit_log = find_relation(schema, "idempotency_audit_log");
 	catalog->secrets = find_relation(schema, "idempotency_secrets");

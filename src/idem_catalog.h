@@ -16,6 +16,7 @@ typedef struct IdemCatalog
 	char		schema[2 * NAMEDATALEN + 3];	/* quoted, for SQL text */
 	Oid			owner;			/* of the key table: who our code runs as */
 	Oid			keys;
+	bool		keys_unique;	/* it has the primary key that we rest on */
 	Oid			policies;
 	Oid			audit_log;
 	Oid			secrets;

@@ -364,19 +364,6 @@ idem_claim_start(IdemClaim *claim)
 }
 
 /*
- * idem_claim_write
- *		Write the row; false when a rival without a key lock was first.
- */
-bool
-idem_claim_write(IdemClaim *claim)
-{
-	if (!claim->found)
-		return idem_store_insert(&claim->id, &claim->row);
-	idem_store_update(&claim->id, &claim->row);
-	return true;
-}
-
-/*
  * idem_claim_result
  *		The idem_result of a decided claim.
  */
@@ -447,6 +434,16 @@ read_arguments(FunctionCallInfo fcinfo, IdemClaim *claim)
 										  idem_args_usec("ttl", PG_GETARG_DATUM(ARG_TTL)));
 }
 
+/* Write the row; false when a rival without a key lock was first. */
+static bool
+write_claim(const IdemClaim *claim)
+{
+	if (!claim->found)
+		return idem_store_insert(&claim->id, &claim->row);
+	idem_store_update(&claim->id, &claim->row);
+	return true;
+}
+
 /* Decide, and write the claim if it is granted; returns the outcome. */
 static IdemOutcome
 make_claim(IdemClaim *claim)
@@ -459,7 +456,7 @@ make_claim(IdemClaim *claim)
 		if (!idem_claim_granted(claim))
 			return claim->decision.outcome;
 		idem_claim_start(claim);
-		if (idem_claim_write(claim))
+		if (write_claim(claim))
 		{
 			idem_xact_opened();
 			if (claim->row_policy.audit)

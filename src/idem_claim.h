@@ -42,7 +42,6 @@ extern void idem_claim_decide(IdemClaim *claim, bool check_new);
 extern bool idem_claim_granted(const IdemClaim *claim);
 extern void idem_claim_fill(IdemClaim *claim);
 extern void idem_claim_start(IdemClaim *claim);
-extern bool idem_claim_write(IdemClaim *claim);
 extern Datum idem_claim_result(const IdemClaim *claim, IdemOutcome outcome);
 IDEM_COMPAT_NORETURN extern void idem_claim_too_many_tries(const IdemKey *id);
 

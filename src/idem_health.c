@@ -98,6 +98,7 @@ idem_health(PG_FUNCTION_ARGS)
 {
 	bool		safe = schema_is_safe(idem_catalog()->namespace);
 	bool		hmac = OidIsValid(idem_catalog_hmac());
+	bool		unique = idem_catalog()->keys_unique;
 
 	InitMaterializedSRF(fcinfo, 0);
 	put_check(fcinfo->resultinfo, "schema_safe", safe,
@@ -106,6 +107,9 @@ idem_health(PG_FUNCTION_ARGS)
 	put_check(fcinfo->resultinfo, "pgcrypto", hmac,
 			  hmac ? "hmac(bytea, bytea, text) found" :
 			  "extension pgcrypto has no hmac(bytea, bytea, text)");
+	put_check(fcinfo->resultinfo, "primary_key", unique,
+			  unique ? "exactly (scope, key), valid" :
+			  "restore PRIMARY KEY (scope, key) on idempotency_keys");
 	idem_store_health(put_check, fcinfo->resultinfo);
 	return (Datum) 0;
 }

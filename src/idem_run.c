@@ -42,7 +42,6 @@
 #include "idem_catalog.h"
 #include "idem_claim.h"
 #include "idem_compat.h"
-#include "idem_digest.h"
 #include "idem_fingerprint.h"
 #include "idem_store.h"
 #include "idem_xact.h"
@@ -278,13 +277,10 @@ store(IdemRun *run)
 	idem_answer_store(&run->answer, &claim->row);
 	idem_answer_finish(&claim->row_policy, &claim->row, run->state,
 					   idem_xact_now());
-	if (!idem_claim_write(claim))
-		ereport(ERROR,
-				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
-				 errmsg("key %s in scope %s was written by another transaction meanwhile",
-						idem_digest_log_id(claim->id.key),
-						idem_digest_log_id(claim->id.scope)),
-				 errhint("Repeat the whole transaction with the same key.")));
+	if (claim->found)
+		idem_store_update(&claim->id, &claim->row);
+	else
+		idem_store_insert_new(&claim->id, &claim->row);
 	if (!claim->row_policy.audit)
 		return;
 	idem_audit_transition(claim->decision.taken_over ? "taken_over" : "claimed",

@@ -26,20 +26,9 @@
 
 #define PINNED_SEARCH_PATH "pg_catalog, pg_temp"
 
-static void
-pin_setting(const char *name, const char *value)
-{
-	(void) set_config_option(name, value, PGC_USERSET, PGC_S_SESSION,
-							 GUC_ACTION_SAVE, true, 0, false);
-}
-
 /*
  * idem_secctx_enter
  *		Become the owner of the key table, with a pinned search_path.
- *
- * Scans other than by index are switched off as well: a plan made while the
- * table was a page small would otherwise go on reading all of it, and take
- * SIREAD locks on all of it, until the next ANALYZE.
  */
 void
 idem_secctx_enter(IdemSecctx *saved)
@@ -53,9 +42,9 @@ idem_secctx_enter(IdemSecctx *saved)
 						   SECURITY_NOFORCE_RLS);
 	saved->guc_level = NewGUCNestLevel();
 	if (strcmp(namespace_search_path, PINNED_SEARCH_PATH) != 0)
-		pin_setting("search_path", PINNED_SEARCH_PATH);
-	pin_setting("enable_seqscan", "off");
-	pin_setting("enable_bitmapscan", "off");
+		(void) set_config_option("search_path", PINNED_SEARCH_PATH,
+								 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE,
+								 true, 0, false);
 }
 
 /*

@@ -49,6 +49,7 @@ extern bool idem_store_read(const IdemKey *id, IdemRow *row);
 extern bool idem_store_peek(const IdemKey *id, IdemRow *row);
 extern bool idem_store_lock(const IdemKey *id, IdemRow *row);
 extern bool idem_store_insert(const IdemKey *id, const IdemRow *row);
+extern void idem_store_insert_new(const IdemKey *id, const IdemRow *row);
 extern void idem_store_update(const IdemKey *id, const IdemRow *row);
 extern void idem_store_delete(const IdemKey *id);
 extern int64 idem_store_count_live(const text *scope, TimestampTz now,

@@ -32,17 +32,6 @@ typedef struct HealthQuery
 
 static const HealthQuery queries[] = {
 	{
-		"primary_key", NULL,
-		"SELECT count(*) = 1, CASE WHEN count(*) = 1 THEN 'exactly (scope, key), valid'"
-		" ELSE 'restore PRIMARY KEY (scope, key) on idempotency_keys' END"
-		" FROM pg_index i WHERE i.indrelid = $1 AND i.indisprimary"
-		" AND i.indisvalid AND i.indisready AND i.indimmediate"
-		" AND i.indnatts = 2 AND ARRAY(SELECT a.attname"
-		" FROM unnest(i.indkey) WITH ORDINALITY k (attnum, n)"
-		" JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum"
-		" ORDER BY k.n) = '{scope,key}'::name[]"
-	},
-	{
 		"tables_logged", NULL,
 		"SELECT count(*) = 0, CASE WHEN count(*) = 0 THEN 'all tables survive a crash'"
 		" ELSE 'not logged: ' || string_agg(c.relname, ', ') END"

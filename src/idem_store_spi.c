@@ -14,9 +14,10 @@
  */
 #include "postgres.h"
 
-#include "miscadmin.h"
 #include "nodes/parsenodes.h"
+#include "utils/guc.h"
 #include "utils/memutils.h"
+#include "utils/plancache.h"
 
 #include "idem_catalog.h"
 #include "idem_store_spi.h"
@@ -77,42 +78,55 @@ prepare(IdemPlan *plan)
 }
 
 /*
- * Errors of a statement that mean something else to the caller.
- *
- * While REINDEX or CREATE INDEX CONCURRENTLY works on the primary key, the
- * executor may raise a unique violation from the index that ON CONFLICT did
- * not name, and its detail has the key in clear.  Nothing has been decided
- * then, so it is a serialization failure.  Without a primary key there is no
- * promise at all.
+ * A unique violation of the primary key means that another transaction wrote
+ * the key: where a row must not exist, or from the second index that is there
+ * while REINDEX CONCURRENTLY works on the first, which ON CONFLICT does not
+ * name.  Nothing has been decided then, so it is a serialization failure; its
+ * own detail would have the key in clear.
  */
 static void
 rethrow(MemoryContext context)
 {
 	ErrorData  *error;
-	bool		spurious;
-	bool		unprotected;
 
 	MemoryContextSwitchTo(context);
 	error = CopyErrorData();
-	spurious = error->sqlerrcode == ERRCODE_UNIQUE_VIOLATION &&
-		error->constraint_name != NULL &&
+	if (error->sqlerrcode != ERRCODE_UNIQUE_VIOLATION ||
+		error->constraint_name == NULL ||
 		strncmp(error->constraint_name, PRIMARY_KEY_NAME,
-				strlen(PRIMARY_KEY_NAME)) == 0;
-	unprotected = error->sqlerrcode == ERRCODE_INVALID_COLUMN_REFERENCE;
-	if (spurious || unprotected)
-		FlushErrorState();
-	if (spurious)
-		ereport(ERROR,
-				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
-				 errmsg("could not serialize access due to a concurrent index build"),
-				 errhint("Repeat the whole transaction with the same key.")));
-	if (unprotected)
-		ereport(ERROR,
-				(errcode(ERRCODE_DATA_CORRUPTED),
-				 errmsg("table \"%s\" has no valid primary key on (scope, key)",
-						"idempotency_keys"),
-				 errhint("Restore the primary key; see idem_health().")));
-	PG_RE_THROW();
+				strlen(PRIMARY_KEY_NAME)) != 0)
+		PG_RE_THROW();
+	FlushErrorState();
+	ereport(ERROR,
+			(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+			 errmsg("could not serialize access due to a concurrent write of the same key"),
+			 errhint("Repeat the whole transaction with the same key.")));
+}
+
+/*
+ * Scans other than by index are off while a plan is made: one made while the
+ * table was a page small would otherwise go on reading all of it, and take
+ * SIREAD locks on all of it, until the next ANALYZE.
+ */
+static int
+pin_planner(void)
+{
+	int			guc_level = NewGUCNestLevel();
+
+	(void) set_config_option("enable_seqscan", "off", PGC_USERSET,
+							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	(void) set_config_option("enable_bitmapscan", "off", PGC_USERSET,
+							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	return guc_level;
+}
+
+/* How often the plan was made. */
+static int
+plan_generation(IdemPlan *plan)
+{
+	CachedPlanSource *source = linitial(SPI_plan_get_plan_sources(plan->plan));
+
+	return source->generation;
 }
 
 /*
@@ -128,8 +142,15 @@ idem_store_spi_execute(IdemPlan *plan, Datum *values, const char *nulls,
 {
 	MemoryContext context = CurrentMemoryContext;
 	volatile int code = 0;
+	bool		pinned;
+	int			guc_level = 0;
+	int			made;
 
 	prepare(plan);
+	made = plan_generation(plan);
+	pinned = made == 0 || !SPI_plan_is_valid(plan->plan);
+	if (pinned)
+		guc_level = pin_planner();
 	executing++;
 	PG_TRY();
 	{
@@ -145,5 +166,9 @@ idem_store_spi_execute(IdemPlan *plan, Datum *values, const char *nulls,
 	if (code < 0)
 		elog(ERROR, "SPI_execute_plan failed: %s",
 			 SPI_result_code_string(code));
+	if (pinned)
+		AtEOXact_GUC(false, guc_level);
+	else if (plan_generation(plan) != made)
+		plan->generation = 0;	/* made anew unpinned: not to be kept */
 	return SPI_processed;
 }

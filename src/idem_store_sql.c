@@ -91,11 +91,18 @@ static IdemPlan lock_plan = {
 	lengthof(key_types), key_types
 };
 
-static IdemPlan insert_plan = {
-	"INSERT INTO %1$s.idempotency_keys (scope, key, " ROW_COLUMNS ")"
-	" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14,"
+#define INSERT_ROW \
+	"INSERT INTO %1$s.idempotency_keys (scope, key, " ROW_COLUMNS ")" \
+	" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14," \
 	" $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25)"
-	" ON CONFLICT (scope, key) DO NOTHING",
+
+static IdemPlan insert_plan = {
+	INSERT_ROW " ON CONFLICT (scope, key) DO NOTHING",
+	NUM_COLUMNS, row_types
+};
+
+static IdemPlan insert_new_plan = {
+	INSERT_ROW,
 	NUM_COLUMNS, row_types
 };
 
@@ -345,20 +352,7 @@ write_row(IdemPlan *plan, const IdemKey *id, const IdemRow *row)
 	return rows;
 }
 
-/*
- * idem_store_insert
- *		Insert a row; false when there is one, committed or our own.
- *
- * Waits for a rival that is not behind a key lock.  40001 when the snapshot
- * of the transaction cannot see the row that is in the way.
- */
-bool
-idem_store_insert(const IdemKey *id, const IdemRow *row)
-{
-	return write_row(&insert_plan, id, row) == 1;
-}
-
-/* A row that we hold locked can be gone only by a trigger or a rule. */
+/* One row, or a trigger or a rule has been at it. */
 static void
 check_written(const IdemKey *id, uint64 rows)
 {
@@ -371,6 +365,44 @@ check_written(const IdemKey *id, uint64 rows)
 						idem_digest_log_id(id->scope)),
 				 errhint("Drop foreign triggers and rules on \"%s\"; see idem_health().",
 						 "idempotency_keys")));
+}
+
+/* Without its primary key the table would take any number of claims. */
+static void
+require_primary_key(void)
+{
+	if (!idem_catalog()->keys_unique)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATA_CORRUPTED),
+				 errmsg("table \"%s\" has no valid primary key on (scope, key)",
+						"idempotency_keys"),
+				 errhint("Restore the primary key; see idem_health().")));
+}
+
+/*
+ * idem_store_insert
+ *		Insert a row; false when there is one, committed or our own.
+ *
+ * Waits for a rival that is not behind a key lock.  40001 when the snapshot
+ * of the transaction cannot see the row that is in the way.
+ */
+bool
+idem_store_insert(const IdemKey *id, const IdemRow *row)
+{
+	require_primary_key();
+	return write_row(&insert_plan, id, row) == 1;
+}
+
+/*
+ * idem_store_insert_new
+ *		Insert a row where there must be none; 40001 when there is.  Waits as
+ *		above.  Cheaper: nothing is inserted speculatively.
+ */
+void
+idem_store_insert_new(const IdemKey *id, const IdemRow *row)
+{
+	require_primary_key();
+	check_written(id, write_row(&insert_new_plan, id, row));
 }
 
 /*
@@ -475,6 +507,7 @@ idem_store_insert_many(const text *scope, ArrayType *keys, const IdemRow *row,
 	int			rows;
 	int			i;
 
+	require_primary_key();
 	values[0] = PointerGetDatum(scope);
 	values[1] = PointerGetDatum(keys);
 	values[2] = CharGetDatum(row->state);
