@@ -212,7 +212,8 @@ answer_error(IdemRun *run, const ErrorData *error)
 
 /*
  * on_error = 'record': the handler runs in a subtransaction, which is undone
- * when it fails or answers with a status that is not kept.
+ * when it fails or answers with a status that is not kept.  It is ended before
+ * an error passes on: whoever catches that ends a subtransaction of his own.
  */
 static void
 run_recording(IdemRun *run)
@@ -231,8 +232,6 @@ run_recording(IdemRun *run)
 	{
 		MemoryContextSwitchTo(context);
 		error = CopyErrorData();
-		if (must_pass(error))
-			PG_RE_THROW();
 		FlushErrorState();
 	}
 	PG_END_TRY();
@@ -243,8 +242,11 @@ run_recording(IdemRun *run)
 		RollbackAndReleaseCurrentSubTransaction();
 	MemoryContextSwitchTo(context);
 	CurrentResourceOwner = owner;
-	if (error != NULL)
-		answer_error(run, error);
+	if (error == NULL)
+		return;
+	if (must_pass(error))
+		ReThrowError(error);
+	answer_error(run, error);
 }
 
 /* Run the handler while calls for the same key from within it are refused. */
