@@ -3,8 +3,8 @@
  * idem_store_health.c
  *	  The queries behind idem_health.
  *
- * Each gives one row (ok boolean, detail text) and may use $1, the OID of the
- * key table.  They are for people, now and then: no plan is kept.
+ * Each gives one row (ok boolean, detail text) and may use $1, an array of the
+ * OIDs of our tables.  They are for people, now and then: no plan is kept.
  *
  *-------------------------------------------------------------------------
  */
@@ -13,6 +13,7 @@
 #include "catalog/pg_type.h"
 #include "commands/extension.h"
 #include "executor/spi.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 
 #include "idem_catalog.h"
@@ -26,16 +27,12 @@ typedef struct HealthQuery
 	const char *sql;			/* %1$s is our schema */
 } HealthQuery;
 
-#define OUR_RELATIONS \
-	"ARRAY['%1$s.idempotency_keys', '%1$s.idempotency_policies'," \
-	" '%1$s.idempotency_audit_log', '%1$s.idempotency_secrets']::regclass[]"
-
 static const HealthQuery queries[] = {
 	{
 		"tables_logged", NULL,
 		"SELECT count(*) = 0, CASE WHEN count(*) = 0 THEN 'all tables survive a crash'"
 		" ELSE 'not logged: ' || string_agg(c.relname, ', ') END"
-		" FROM pg_class c WHERE c.oid = ANY (" OUR_RELATIONS ") AND c.relpersistence <> 'p'"
+		" FROM pg_class c WHERE c.oid = ANY ($1) AND c.relpersistence <> 'p'"
 	},
 	{
 		"storage", NULL,
@@ -45,7 +42,7 @@ static const HealthQuery queries[] = {
 		"triggers", NULL,
 		"SELECT count(*) = 0, CASE WHEN count(*) = 0 THEN 'only our own, all enabled'"
 		" ELSE string_agg(format('%%I on %%s', t.tgname, t.tgrelid::regclass), ', ') END"
-		" FROM pg_trigger t WHERE t.tgrelid = ANY (" OUR_RELATIONS ")"
+		" FROM pg_trigger t WHERE t.tgrelid = ANY ($1)"
 		" AND NOT t.tgisinternal AND (t.tgdeferrable OR t.tgenabled <> 'A'"
 		" OR t.tgname NOT IN ('idempotency_policies_changed',"
 		" 'idempotency_audit_guard_row', 'idempotency_audit_guard_truncate'))"
@@ -54,7 +51,7 @@ static const HealthQuery queries[] = {
 		"rules", NULL,
 		"SELECT count(*) = 0, CASE WHEN count(*) = 0 THEN 'none'"
 		" ELSE string_agg(format('%%I on %%s', r.rulename, r.ev_class::regclass), ', ') END"
-		" FROM pg_rewrite r WHERE r.ev_class = ANY (" OUR_RELATIONS ")"
+		" FROM pg_rewrite r WHERE r.ev_class = ANY ($1)"
 	},
 	{
 		"worker", NULL,
@@ -88,17 +85,31 @@ static const HealthQuery queries[] = {
 	},
 };
 
+static Datum
+our_relations(void)
+{
+	const IdemCatalog *catalog = idem_catalog();
+	Datum		oids[4];
+
+	oids[0] = ObjectIdGetDatum(catalog->keys);
+	oids[1] = ObjectIdGetDatum(catalog->policies);
+	oids[2] = ObjectIdGetDatum(catalog->audit_log);
+	oids[3] = ObjectIdGetDatum(catalog->secrets);
+	return PointerGetDatum(construct_array(oids, lengthof(oids), OIDOID,
+										   sizeof(Oid), true, TYPALIGN_INT));
+}
+
 static void
 run_query(const HealthQuery *query, IdemHealthSink sink, void *arg)
 {
-	Oid			types[1] = {OIDOID};
+	Oid			types[1] = {OIDARRAYOID};
 	Datum		values[1];
 	int			code;
 	bool		isnull;
 	bool		ok;
 	char	   *detail;
 
-	values[0] = ObjectIdGetDatum(idem_catalog()->keys);
+	values[0] = our_relations();
 	code = SPI_execute_with_args(psprintf(query->sql, idem_catalog()->schema),
 								 lengthof(types), types, values, NULL, true, 1);
 	if (code != SPI_OK_SELECT || SPI_processed != 1)
