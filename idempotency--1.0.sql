@@ -134,7 +134,41 @@ CREATE TABLE @extschema@.idempotency_policies (
 	owner_role text,
 	max_live_keys integer,
 	audit boolean,
-	CONSTRAINT idempotency_policies_pkey PRIMARY KEY (name)
+	CONSTRAINT idempotency_policies_pkey PRIMARY KEY (name),
+	-- idem_policy() says it better; these are for a direct UPDATE
+	CONSTRAINT idempotency_policies_name_check
+		CHECK (name <> '' AND octet_length(name) < 64),
+	CONSTRAINT idempotency_policies_positive_check
+		CHECK (LEAST(completed_ttl, failed_ttl, wait, tombstone) >= '0' AND lease > '0'),
+	CONSTRAINT idempotency_policies_completed_ttl_check
+		CHECK (extract(year FROM completed_ttl) = 0 AND extract(month FROM completed_ttl) = 0),
+	CONSTRAINT idempotency_policies_failed_ttl_check
+		CHECK (extract(year FROM failed_ttl) = 0 AND extract(month FROM failed_ttl) = 0),
+	CONSTRAINT idempotency_policies_lease_check
+		CHECK (extract(year FROM lease) = 0 AND extract(month FROM lease) = 0),
+	CONSTRAINT idempotency_policies_wait_check
+		CHECK (extract(year FROM wait) = 0 AND extract(month FROM wait) = 0),
+	CONSTRAINT idempotency_policies_tombstone_check
+		CHECK (extract(year FROM tombstone) = 0 AND extract(month FROM tombstone) = 0),
+	CONSTRAINT idempotency_policies_on_repeat_check
+		CHECK (on_repeat IN ('replay', 'reject')),
+	CONSTRAINT idempotency_policies_on_expiry_check
+		CHECK (on_expiry IN ('reuse', 'reject')
+			AND (on_expiry = 'reuse' OR coalesce(tombstone, '0') > '0')),
+	CONSTRAINT idempotency_policies_key_format_check
+		CHECK (key_format IN ('any', 'uuid', 'uuidv4', 'uuidv7')),
+	CONSTRAINT idempotency_policies_max_key_bytes_check
+		CHECK (max_key_bytes BETWEEN 1 AND 1024),
+	CONSTRAINT idempotency_policies_mismatch_status_check
+		CHECK (mismatch_status BETWEEN 400 AND 499),
+	CONSTRAINT idempotency_policies_max_body_bytes_check
+		CHECK (max_body_bytes BETWEEN 0 AND 536870912),
+	CONSTRAINT idempotency_policies_on_oversize_check
+		CHECK (on_oversize IN ('error', 'digest')),
+	CONSTRAINT idempotency_policies_owner_role_check
+		CHECK (octet_length(owner_role) < 64),
+	CONSTRAINT idempotency_policies_max_live_keys_check
+		CHECK (max_live_keys >= 0)
 );
 COMMENT ON TABLE @extschema@.idempotency_policies IS
 'policies that someone has set; a null column has the shipped value';

@@ -79,7 +79,7 @@ load(const char *name, IdemPolicy *policy)
 	idem_policy_values_ship(policy, name);
 	if (!idem_store_policy_read(name, values, nulls))
 		return strcmp(name, IDEM_POLICY_DEFAULT) == 0;
-	idem_policy_values_apply(policy, values, nulls);
+	idem_policy_values_apply(policy, values, nulls, false);
 	return true;
 }
 
@@ -183,7 +183,7 @@ idem_policy(PG_FUNCTION_ARGS)
 		values[i] = PG_GETARG_DATUM(i);
 		nulls[i] = false;
 	}
-	idem_policy_values_apply(&policy, values, nulls);
+	idem_policy_values_apply(&policy, values, nulls, true);
 	if (NameStr(policy.owner_role)[0] != '\0')
 		(void) get_role_oid(NameStr(policy.owner_role), false);
 	idem_store_policy_write(values, nulls);

@@ -207,9 +207,24 @@ set_releases(IdemPolicy *policy, Datum value)
 			set_release(policy, status);
 }
 
+/*
+ * A duration is checked against its setting only when it is set: one that was
+ * lowered later holds for new values, and must not take the keys of a policy
+ * out of service.
+ */
+static int64
+check_duration(const char *what, Datum value,
+			   int64 (*check) (const char *, int64), bool strict)
+{
+	int64		usec = idem_args_usec(what, value);
+
+	return strict ? check(what, usec) : usec;
+}
+
 /* Set one parameter from its column; the value is checked, 22023. */
 static void
-set_value(IdemPolicy *policy, IdemPolicyColumn column, Datum value)
+set_value(IdemPolicy *policy, IdemPolicyColumn column, Datum value,
+		  bool strict)
 {
 	switch (column)
 	{
@@ -217,20 +232,20 @@ set_value(IdemPolicy *policy, IdemPolicyColumn column, Datum value)
 			check_name("name", value, &policy->name);
 			break;
 		case IDEM_POLICY_COMPLETED_TTL:
-			policy->completed_ttl = idem_policy_ttl_usec("completed_ttl",
-														 idem_args_usec("completed_ttl", value));
+			policy->completed_ttl = check_duration("completed_ttl", value,
+												   idem_policy_ttl_usec, strict);
 			break;
 		case IDEM_POLICY_FAILED_TTL:
-			policy->failed_ttl = idem_policy_ttl_usec("failed_ttl",
-													  idem_args_usec("failed_ttl", value));
+			policy->failed_ttl = check_duration("failed_ttl", value,
+												idem_policy_ttl_usec, strict);
 			break;
 		case IDEM_POLICY_LEASE:
-			policy->lease = idem_policy_lease_usec("lease",
-												   idem_args_usec("lease", value));
+			policy->lease = check_duration("lease", value,
+										   idem_policy_lease_usec, strict);
 			break;
 		case IDEM_POLICY_WAIT:
-			policy->wait = idem_policy_wait_usec("wait",
-												 idem_args_usec("wait", value));
+			policy->wait = check_duration("wait", value,
+										  idem_policy_wait_usec, strict);
 			break;
 		case IDEM_POLICY_ON_REPEAT:
 			policy->reject_repeat = check_choice("on_repeat", value, repeat_names) == 1;
@@ -239,8 +254,8 @@ set_value(IdemPolicy *policy, IdemPolicyColumn column, Datum value)
 			policy->reject_expired = check_choice("on_expiry", value, expiry_names) == 1;
 			break;
 		case IDEM_POLICY_TOMBSTONE:
-			policy->tombstone = idem_policy_ttl_usec("tombstone",
-													 idem_args_usec("tombstone", value));
+			policy->tombstone = check_duration("tombstone", value,
+											   idem_policy_ttl_usec, strict);
 			break;
 		case IDEM_POLICY_REQUIRE_FINGERPRINT:
 			policy->require_fingerprint = DatumGetBool(value);
@@ -280,17 +295,17 @@ set_value(IdemPolicy *policy, IdemPolicyColumn column, Datum value)
 /*
  * idem_policy_values_apply
  *		Set all parameters that are given, then check them against each other;
- *		22023.
+ *		22023.  Strict: against the settings, too.
  */
 void
 idem_policy_values_apply(IdemPolicy *policy, const Datum *values,
-						 const bool *nulls)
+						 const bool *nulls, bool strict)
 {
 	int			i;
 
 	for (i = 0; i < IDEM_POLICY_COLUMNS; i++)
 		if (!nulls[i])
-			set_value(policy, i, values[i]);
+			set_value(policy, i, values[i], strict);
 	if (policy->reject_expired && policy->tombstone == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),

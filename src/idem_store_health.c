@@ -54,10 +54,32 @@ static const HealthQuery queries[] = {
 		" FROM pg_rewrite r WHERE r.ev_class = ANY ($1)"
 	},
 	{
+		"owner", NULL,
+		"SELECT count(DISTINCT c.relowner) = 1,"
+		" CASE WHEN count(DISTINCT c.relowner) > 1 THEN 'give all tables to one role: '"
+		" || string_agg(format('%%s of %%I', c.relname, r.rolname), ', ')"
+		" WHEN bool_and(r.rolsuper) THEN 'a superuser; a NOLOGIN role would do'"
+		" ELSE min(r.rolname) END"
+		" FROM pg_class c JOIN pg_roles r ON r.oid = c.relowner"
+		" WHERE c.oid = ANY ($1) AND c.relname <> 'idempotency_secrets'"
+	},
+	{
+		"publications", NULL,
+		"SELECT count(*) = 0, CASE WHEN count(*) = 0 THEN 'no publication has the secrets'"
+		" ELSE 'the secrets are published: ' || string_agg(p.pubname, ', ') END"
+		" FROM pg_publication_tables p JOIN pg_class c ON c.relname = p.tablename"
+		" AND c.relnamespace::regnamespace = quote_ident(p.schemaname)::regnamespace"
+		" WHERE c.oid = ANY ($1) AND c.relname = 'idempotency_secrets'"
+	},
+	{
 		"worker", NULL,
-		"SELECT count(*) > 0, CASE WHEN count(*) > 0 THEN 'running'"
-		" ELSE 'none: see that something calls idem_sweep() now and then' END"
-		" FROM pg_stat_activity WHERE backend_type LIKE 'idempotency%%'"
+		"SELECT running OR NOT late, CASE WHEN running THEN 'running'"
+		" WHEN late THEN 'none, and nobody calls idem_sweep() instead'"
+		" ELSE 'none; no key is long due' END"
+		" FROM (SELECT EXISTS (SELECT FROM pg_stat_activity"
+		" WHERE backend_type LIKE 'idempotency%%') AS running,"
+		" EXISTS (SELECT FROM %1$s.idempotency_keys"
+		" WHERE purge_at < clock_timestamp() - interval '10 minutes') AS late) w"
 	},
 	{
 		"pg_cron", "pg_cron",

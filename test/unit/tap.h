@@ -40,6 +40,8 @@ plan(int count)
 }
 
 /* One test; the name is a printf format.  Returns what it was given. */
+static bool ok(bool passed, const char *name,...) pg_attribute_printf(2, 3);
+
 static bool
 ok(bool passed, const char *name,...)
 {
@@ -58,6 +60,8 @@ ok(bool passed, const char *name,...)
 }
 
 /* A line for the reader of a failure */
+static void diag(const char *line,...) pg_attribute_printf(1, 2);
+
 static void
 diag(const char *line,...)
 {

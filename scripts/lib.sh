@@ -1,0 +1,325 @@
+#!/usr/bin/env bash
+# lib.sh - what scripts/test, scripts/demo, bench/run and tools/valgrind share.
+#
+# Sourced, not run.  It chooses a PostgreSQL, installs missing Debian packages,
+# builds and installs the extension out of a copy of the tree, and runs
+# throwaway clusters on a unix socket in a temporary folder.  Clusters of the
+# machine are neither created, started, restarted nor stopped.
+#
+#   PG_MAJOR     the major to use; else that of PG_CONFIG, else the newest
+#                server installed, else Debian's default
+#   PG_CONFIG    a pg_config, also one outside Debian's folders
+#   SKIP_INSTALL set to 1: install no package, take the machine as it is
+#   KEEP         set to 1: leave the temporary folder and its clusters
+#
+# A script which sources this gets: $TOP, choose_postgres, need, make_work
+# ($WORK, which becomes the working directory), as_user, build_extension,
+# install_extension, start_cluster, stop_cluster, and an exit trap which stops
+# what was started.  If it defines at_exit, that is called last, with the exit
+# status.
+
+# shellcheck disable=SC2034		# the variables are for those who source this
+
+set -euo pipefail
+
+TOP=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+WORK=                # the temporary folder
+RUNNER=              # process group of a runner that is under way
+AS_USER=()           # prefix that makes a command unprivileged
+SERVER=              # program to start in place of the server, if any
+
+# Debian packages by purpose; the server and its headers come on top.
+BUILD_PACKAGES=(make gcc libc6-dev)
+TEST_PACKAGES=(perl libipc-run-perl pgbouncer python3 nodejs)
+
+# Nothing of the caller's session may lead us to another server or build.
+for name in ${!PG@}; do
+	case $name in
+		PG_*) ;;
+		*) unset "$name" ;;
+	esac
+done
+unset name MAKEFLAGS MAKELEVEL CDPATH
+export LC_ALL=C.UTF-8 PATH="$PATH:/usr/sbin:/sbin"
+
+say() {
+	printf '== %s\n' "$*"
+}
+
+die() {
+	printf '%s: %s\n' "${0##*/}" "$*" >&2
+	exit 1
+}
+
+# Run a command, quietly unless it fails: quietly LOG COMMAND...  What matters
+# in a long log is its begin, for a compiler, or its end, for others.
+quietly() {
+	local log=$1
+	shift
+	if ! "$@" >"$log" 2>&1 </dev/null; then
+		awk '{ line[NR] = $0 }
+			END { for (i = 1; i <= NR; i++) if (i <= 30 || i > NR - 30) print line[i]
+				else if (i == 31) print "[...]" }' "$log" >&2
+		return 1
+	fi
+}
+
+as_root() {
+	if ((EUID == 0)); then
+		"$@"
+	elif command -v sudo >/dev/null; then
+		sudo -- "$@"
+	else
+		die "this needs root, and there is no sudo: $*"
+	fi
+}
+
+as_user() {
+	"${AS_USER[@]}" "$@"
+}
+
+##
+## Packages
+##
+
+installed() {
+	[[ $(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null) == installed ]]
+}
+
+apt() {
+	as_root env DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1 \
+		apt-get -qy --no-install-recommends -o DPkg::Lock::Timeout=300 \
+		-o APT::Get::Upgrade-By-Source-Package=false "$@"
+}
+
+# Install packages without the side effects Debian gives to servers: no cluster
+# "main" is made, and no service is started or restarted.  Two files say so for
+# the time of the installation; a subshell, for its trap to remove them always.
+#
+# An installed server stays at its version: only what is missing is named, and
+# apt is told to leave out other packages of the same source, which it would
+# lift along.  Up to 17 the development package takes the client package of any
+# minor; that of 18 wants its own, and so lifts an older server.  Even then no
+# cluster is restarted.
+apt_install() (
+	clusters=/etc/postgresql-common/createcluster.d
+	policy=/usr/sbin/policy-rc.d
+	ours=("$clusters/idempotency.conf")
+	log=$(mktemp)
+	trap 'rm -f "$log"; as_root rm -rf "${ours[@]}"' EXIT
+
+	[[ -e $clusters ]] || ours+=("$clusters")
+	as_root mkdir -p "$clusters"
+	echo 'create_main_cluster = false' | as_root tee "${ours[0]}" >/dev/null
+	if [[ ! -e $policy ]]; then
+		ours+=("$policy")
+		printf '#!/bin/sh\nexit 101\n' | as_root tee "$policy" >/dev/null
+		as_root chmod 755 "$policy"
+	fi
+
+	# The package lists may be missing or stale: then fetch them and try again.
+	apt install "$@" >"$log" 2>&1 </dev/null && exit
+	quietly "$log" apt update
+	quietly "$log" apt install "$@"
+)
+
+# Install those of the given packages that are missing.
+need() {
+	local missing=() package
+
+	[[ ${SKIP_INSTALL:-} != 1 ]] || return 0
+	command -v apt-get >/dev/null ||
+		die "no apt-get here: install what Debian calls $*, then set SKIP_INSTALL=1 and PG_CONFIG"
+	for package in "$@"; do
+		installed "$package" || missing+=("$package")
+	done
+	((${#missing[@]})) || return 0
+	((EUID == 0)) || command -v sudo >/dev/null ||
+		die "neither root nor sudo here; please install: ${missing[*]}"
+	say "installing ${missing[*]}"
+	apt_install "${missing[@]}" ||
+		die "could not install: ${missing[*]}"
+}
+
+##
+## PostgreSQL
+##
+
+# The newest major with a server installed, else the one that Debian's
+# "postgresql" package stands for.
+default_major() {
+	local major
+
+	major=$(printf '%s\n' /usr/lib/postgresql/*/bin/postgres |
+		sed -n 's,^/usr/lib/postgresql/\([0-9]*\)/.*,\1,p' | sort -n | tail -n 1)
+	if [[ -z $major ]]; then
+		[[ -n $(apt-cache depends postgresql 2>/dev/null) ]] ||
+			apt update >/dev/null 2>&1 || true
+		major=$(apt-cache depends postgresql 2>/dev/null |
+			sed -n 's/.*Depends: postgresql-\([0-9]*\)$/\1/p' | head -n 1)
+	fi
+	echo "$major"
+}
+
+# Set PG_MAJOR, PG_CONFIG and PG_BIN, and see that server, headers and compiler
+# are there, and the other packages given: choose_postgres [PACKAGE...].
+choose_postgres() {
+	local packages=()
+
+	if [[ -n ${PG_CONFIG:-} ]]; then
+		PG_CONFIG=$(command -v "$PG_CONFIG") || die "PG_CONFIG names no program"
+		PG_CONFIG=$(realpath -s "$PG_CONFIG")
+		PG_MAJOR=$("$PG_CONFIG" --version | sed 's/^[^0-9]*\([0-9]*\).*/\1/')
+		PG_BIN=$("$PG_CONFIG" --bindir)
+	else
+		PG_MAJOR=${PG_MAJOR:-$(default_major)}
+		[[ -n $PG_MAJOR ]] || die "no PostgreSQL here, and none that apt knows; please install one"
+		PG_BIN=/usr/lib/postgresql/$PG_MAJOR/bin
+		PG_CONFIG=$PG_BIN/pg_config
+	fi
+
+	[[ -x $PG_BIN/postgres ]] || packages+=("postgresql-$PG_MAJOR")
+	[[ -x $PG_CONFIG && -e $("$PG_CONFIG" --pgxs) &&
+		-e $("$PG_CONFIG" --includedir-server)/postgres.h ]] ||
+		packages+=("postgresql-server-dev-$PG_MAJOR")
+	need "${packages[@]}" "${BUILD_PACKAGES[@]}" "$@"
+
+	[[ -x $PG_BIN/postgres ]] || die "no server in $PG_BIN"
+	[[ -e $("$PG_CONFIG" --pgxs) ]] || die "$PG_CONFIG has no PGXS"
+	export PG_CONFIG
+}
+
+# Make the temporary folder and decide who the unprivileged user is.  The
+# folder becomes TMPDIR and the working directory: a test that dies leaves
+# nothing elsewhere, and the user can always read where it stands.
+make_work() {
+	local user=
+
+	if ((EUID == 0)); then
+		user=postgres
+		id "$user" >/dev/null 2>&1 || user=nobody
+		WORK=$(mktemp -d /tmp/idempotency.XXXXXX)
+		chown "$user" "$WORK"
+		AS_USER=(runuser -u "$user" -- env "HOME=$WORK")
+	else
+		WORK=$(mktemp -d "${TMPDIR:-/tmp}/idempotency.XXXXXX")
+		AS_USER=(env "HOME=$WORK")
+	fi
+	export TMPDIR=$WORK
+	cd "$WORK"
+}
+
+##
+## The extension
+##
+
+# Build in a copy of the tree, so that the checkout stays clean and two majors
+# never mix their objects: build_extension [COMPILER OPTION...].  Bitcode for
+# the JIT is left out, which would need the clang of the server's build.
+build_extension() {
+	say "building for PostgreSQL $PG_MAJOR"
+	as_user mkdir "$WORK/src"
+	tar -C "$TOP" --exclude=./.git --exclude=tmp_check --exclude='*.o' \
+		--exclude='*.so' --exclude='*.bc' -cf - . |
+		as_user tar -C "$WORK/src" -xf - || die "could not copy $TOP"
+	make_in_copy clean || die "make clean failed"
+	make_in_copy -j2 COPT="$*" all || die "could not build the extension"
+}
+
+make_in_copy() {
+	quietly "$WORK/make.log" as_user make -s -C "$WORK/src" PG_CONFIG="$PG_CONFIG" \
+		with_llvm=no "$@"
+}
+
+# Into the server's own folders.  An older build may have left its bitcode
+# there, which the JIT would inline in place of our code.
+install_extension() {
+	as_root rm -rf "$("$PG_CONFIG" --pkglibdir)/bitcode"/idempotency*
+	quietly "$WORK/make.log" as_root make -s -C "$WORK/src" PG_CONFIG="$PG_CONFIG" \
+		with_llvm=no install || die "make install failed"
+}
+
+##
+## Clusters
+##
+
+# Start a cluster: start_cluster NAME [SETTING...], e.g. 'fsync = off'.  Its
+# data directory is $WORK/NAME, its log $WORK/NAME.log, its superuser postgres.
+# It listens in $WORK/NAME.socket only; that is left in PGHOST and PGPORT.
+start_cluster() {
+	local name=$1
+	local data=$WORK/$name socket=$WORK/$name.socket
+	shift
+
+	as_user mkdir "$socket"
+	quietly "$WORK/$name.initdb.log" as_user "$PG_BIN/initdb" -D "$data" \
+		-U postgres -A trust -E UTF8 --locale=C -N || die "initdb failed"
+	printf '%s\n' "$@" "listen_addresses = ''" "port = 5432" \
+		"unix_socket_directories = '$socket'" |
+		as_user tee -a "$data/postgresql.conf" >/dev/null
+	if ! as_user "$PG_BIN/pg_ctl" -D "$data" -w -t 120 ${SERVER:+-p "$SERVER"} \
+		-l "$WORK/$name.log" start >/dev/null </dev/null; then
+		tail -n 40 "$WORK/$name.log" >&2
+		die "the cluster $name did not start"
+	fi
+	export PGHOST=$socket PGPORT=5432 PGUSER=postgres
+}
+
+# The same for tests: with the settings of test/postgresql.conf, if there is one.
+start_test_cluster() {
+	local settings=()
+
+	if [[ -e $WORK/src/test/postgresql.conf ]]; then
+		mapfile -t settings <"$WORK/src/test/postgresql.conf"
+	fi
+	start_cluster "$@" 'fsync = off' "${settings[@]}"
+}
+
+# Stop a cluster: stop_cluster NAME [MODE], fast unless told.  pg_ctl finds the
+# server by the pid in its data directory.
+stop_cluster() {
+	as_user "$PG_BIN/pg_ctl" -D "$WORK/$1" -w -t 60 -m "${2:-fast}" stop >/dev/null
+}
+
+# End the runner and wait, not for ever, for its whole group to be gone: tests
+# stop their own servers on SIGTERM.
+stop_runner() {
+	local try
+
+	kill -TERM -- "-$RUNNER" 2>/dev/null || return 0
+	for ((try = 0; try < 300; try++)); do
+		kill -0 -- "-$RUNNER" 2>/dev/null || return 0
+		sleep 0.1
+	done
+}
+
+# Stop every server that has its data under the temporary folder.
+stop_clusters() {
+	local pidfile
+
+	find "$WORK" -name postmaster.pid 2>/dev/null | while IFS= read -r pidfile; do
+		as_user "$PG_BIN/pg_ctl" -D "${pidfile%/*}" -w -t 60 -m immediate stop \
+			>/dev/null 2>&1 </dev/null || true
+	done
+}
+
+cleanup() {
+	local status=$?
+
+	trap - EXIT INT TERM
+	[[ -z $RUNNER ]] || stop_runner
+	if [[ -n $WORK && ${KEEP:-} == 1 ]]; then
+		say "kept: $WORK"
+	elif [[ -n $WORK ]]; then
+		stop_clusters
+		cd /
+		rm -rf "$WORK"
+	fi
+	if declare -F at_exit >/dev/null; then
+		at_exit "$status"
+	fi
+	exit "$status"
+}
+trap cleanup EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM

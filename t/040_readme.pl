@@ -1,0 +1,348 @@
+# README.md and doc/ say what is so.
+#
+# Scenario: a reader follows README.md from top to bottom, then the files of
+# doc/, and types every block of SQL into one session of psql, with one
+# database that was empty before.  No statement may fail, and where output
+# stands below a block it is what psql prints.  Marks after "sql" in the
+# first line of a block, which no reader of the page sees, say otherwise:
+#
+#   error=SQLSTATE   the last error of the block has this SQLSTATE
+#   scratch          is run in a database of its own, in a session of its own
+#   end              is run after all others
+#
+# A "text" block right after a "sql" block is its output; blank lines, blanks
+# at the end of lines and the counts of rows do not matter.
+#
+# Then the tables are compared with what they describe: functions with the
+# members of the extension, settings with pg_settings, defaults of policies
+# with idem_policy_list, error codes with src/idem.h, levels with the
+# privileges that idem_grant gave, checks with idem_health.  Links between
+# the files must lead somewhere.
+
+use strict;
+use warnings;
+
+use File::Basename;
+use FindBin;
+use IPC::Run;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $top = "$FindBin::RealBin/..";
+my @files = ('README.md', map { 'doc/' . basename($_) } sort glob("$top/doc/*.md"));
+my %content = map { $_ => slurp_file("$top/$_") } @files;
+my $readme = $content{'README.md'};
+
+my $node = PostgreSQL::Test::Cluster->new('readme');
+$node->init(extra => [ '--encoding=UTF8', '--locale=C' ]);
+$node->start;
+$node->safe_psql('postgres', "CREATE DATABASE $_") foreach ('reader', 'scratch');
+
+#
+# Blocks of SQL
+#
+
+# The blocks of a file: file, line, language, marks, text, expected output
+sub find_blocks
+{
+	my ($file) = @_;
+	my (@blocks, $block, $last);
+	my $line = 0;
+
+	foreach my $text (split /\n/, $content{$file})
+	{
+		$line++;
+		if (defined $block && $text =~ /^```\s*$/)
+		{
+			if ($block->{language} eq 'text' && defined $last)
+			{
+				$last->{expected} = $block->{text};
+			}
+			$last = $block->{language} eq 'sql' ? $block : undef;
+			push @blocks, $block if $block->{language} eq 'sql';
+			undef $block;
+		}
+		elsif (defined $block)
+		{
+			$block->{text} .= "$text\n";
+		}
+		elsif ($text =~ /^```(\w+)\s*(.*?)\s*$/)
+		{
+			$block = {
+				name => "$file line $line",
+				language => $1,
+				marks => { map { /(\w+)=?(.*)/ } split ' ', $2 },
+				text => ''
+			};
+		}
+		elsif ($text =~ /\S/)
+		{
+			undef $last;
+		}
+	}
+	ok(!defined $block, "$file: every block is closed");
+	return @blocks;
+}
+
+# What is compared of the output of psql
+sub essence
+{
+	my ($output) = @_;
+
+	return join "\n", grep { /\S/ && !/^\(\d+ rows?\)$/ }
+	  map { s/\s+$//r } split /\n/, $output;
+}
+
+# Run blocks in one session; of each, the output and the last SQLSTATE
+sub run_blocks
+{
+	my ($database, @blocks) = @_;
+	my $script = '';
+	my ($stdout, $stderr) = ('', '');
+	my $mark = '@@ end of block';
+
+	foreach my $block (@blocks)
+	{
+		$script .= "\\set LAST_ERROR_SQLSTATE 00000\n"
+		  . $block->{text}
+		  . "\n\\echo $mark :LAST_ERROR_SQLSTATE\n";
+	}
+	# A reader's psql, so neither the settings of $node->psql() nor a .psqlrc
+	IPC::Run::run(
+		[
+			$node->installed_command('psql'), '-X', '-q',
+			'-v', 'VERBOSITY=verbose', '-d', $node->connstr($database)
+		],
+		'<', \$script, '>', \$stdout, '2>', \$stderr);
+	note($stderr) if $stderr ne '';
+
+	my @output = split /^\Q$mark\E (\w{5})\n/m, $stdout;
+	foreach my $block (@blocks)
+	{
+		$block->{output} = shift @output;
+		$block->{sqlstate} = shift(@output) // 'none';
+	}
+	return;
+}
+
+my @blocks = map { find_blocks($_) } @files;
+my @scratch = grep { exists $_->{marks}{scratch} } @blocks;
+my @end = grep { exists $_->{marks}{end} } @blocks;
+my @common =
+  grep { !exists $_->{marks}{scratch} && !exists $_->{marks}{end} } @blocks;
+
+cmp_ok(scalar(@common), '>', 20, 'there are blocks of SQL');
+run_blocks('scratch', @scratch);
+run_blocks('reader', @common);
+
+sub check_blocks
+{
+	foreach my $block (@_)
+	{
+		is( $block->{sqlstate},
+			$block->{marks}{error} // '00000',
+			"$block->{name}: " . (exists $block->{marks}{error}
+				? 'fails as it says' : 'runs'));
+		is(essence($block->{output}), essence($block->{expected}),
+			"$block->{name}: output")
+		  if defined $block->{expected};
+	}
+	return;
+}
+
+check_blocks(@scratch, @common);
+
+#
+# Tables
+#
+
+# The cells of the table under a heading, without its head; code marks gone
+sub table_under
+{
+	my ($heading, $n) = @_;
+	my ($section) = $readme =~ /^##+ \Q$heading\E\n(.*?)(?=^##? |\z)/ms
+	  or die "README.md has no section $heading";
+	my @tables = $section =~ /((?:^\|.*\n)+)/mg;
+	my @rows = split /\n/, $tables[ $n // 0 ] // '';
+
+	return map {
+		s/^\|\s*|\s*\|$//gr
+	} splice(@rows, 2);
+}
+
+sub cells
+{
+	return map { s/^\s+|\s+$//gr } split /\s*\|\s*/, $_[0], -1;
+}
+
+sub reader
+{
+	my ($sql) = @_;
+
+	return $node->safe_psql('reader',
+		"SET search_path = idempotency, public; $sql");
+}
+
+# Functions: those in the table, and those that the extension has.
+# Overloads by type of response stand in one line, that of text.
+my %described;
+foreach my $row (table_under('Functions'))
+{
+	my ($signature) = $row =~ /^`([^`]+)`/ or die "no signature: $row";
+
+	$described{$signature} = 1;
+	if ($signature =~ /response text DEFAULT NULL/)
+	{
+		foreach my $type ('json', 'jsonb', 'bytea')
+		{
+			$described{ $signature =~
+				  s/response text DEFAULT NULL/response $type/r } = 1;
+		}
+	}
+}
+my $existing = reader(
+	q{
+SELECT regexp_replace(format('%s(%s)%s', p.proname,
+         replace(pg_get_function_arguments(p.oid), 'IN max_duration', 'max_duration'),
+         ' RETURNS ' || replace(pg_get_function_result(p.oid), 'TABLE(', 'TABLE (')),
+       '(NULL|''[a-z]+'')::[a-z0-9 ]+', '\1', 'g')
+FROM pg_proc p
+JOIN pg_depend d ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid
+     AND d.deptype = 'e'
+JOIN pg_extension e ON d.refclassid = 'pg_extension'::regclass
+     AND d.refobjid = e.oid AND e.extname = 'idempotency'});
+$existing =~ s/\btimestamp with time zone\b/timestamptz/g;
+my %existing = map { $_ => 1 } split /\n/, $existing;
+is(join("\n", sort grep { !$existing{$_} } keys %described),
+	'', 'every function in the table is one of the extension');
+is(join("\n", sort grep { !$described{$_} } keys %existing),
+	'', 'every function of the extension is in the table');
+
+# Columns of the composite types are named in their order
+foreach my $type ('idem_result', 'idem_response')
+{
+	my $columns = reader(
+		qq{SELECT string_agg('`' || attname || '`', ', ' ORDER BY attnum)
+FROM pg_attribute WHERE attrelid = '$type'::regclass AND attnum > 0});
+
+	like($readme =~ s/\s+/ /gr, qr/`$type` has (the columns )?\Q$columns\E[.;]/,
+		"columns of $type");
+}
+
+# Settings
+my @settings = map { join '|', (map { s/`//gr } cells($_))[ 0 .. 3 ] }
+  table_under('Settings');
+is( join("\n", sort @settings),
+	$node->safe_psql(
+		'reader', q{
+SET search_path = idempotency, public;
+DO $$ BEGIN PERFORM idem_health(); END $$;
+SELECT name, current_setting(name), coalesce(unit, ''), context
+FROM pg_settings WHERE name LIKE 'idempotency.%' ORDER BY name COLLATE "C"}),
+	'the table of settings is that of pg_settings');
+
+# Policies: each column, in its order, with its default
+my @policy_rows = map { [ map { s/`//gr } (cells($_))[ 0, 1 ] ] }
+  table_under('Policies');
+is( join(',', map { $_->[0] } @policy_rows),
+	reader(
+		q{SELECT string_agg(attname, ',' ORDER BY attnum) FROM pg_attribute
+WHERE attrelid = 'idem_policy_list'::regclass AND attnum > 1}),
+	'the table of policies has the columns of idem_policy_list');
+foreach my $policy (@policy_rows)
+{
+	my ($column, $default) = @$policy;
+
+	is( reader(
+			"SELECT ${column}::text FROM idem_policy_list WHERE name = 'default'"),
+		reader(
+			"SELECT (NULLIF('$default', '')::"
+			  . reader(
+				"SELECT format_type(atttypid, atttypmod) FROM pg_attribute
+WHERE attrelid = 'idem_policy_list'::regclass AND attname = '$column'")
+			  . ')::text'),
+		"default of $column");
+}
+
+# Errors of the class of our own
+my $header = slurp_file("$top/src/idem.h");
+my %codes;
+while ($header =~ /MAKE_SQLSTATE\(('.', ?'.', ?'.', ?'.', ?'.')\)/g)
+{
+	$codes{ $1 =~ s/[', ]//gr } = 1;
+}
+my $errors = join "\n", map { (cells($_))[0] } table_under('Errors');
+is( join(' ', sort $errors =~ /`(ID\w{3})`/g),
+	join(' ', sort keys %codes),
+	'the table of errors has the codes of src/idem.h');
+
+# Levels: what the table says is what idem_grant gives
+foreach my $row (table_under('Security'))
+{
+	my ($level, $functions, $relations) = cells($row);
+
+	$level =~ s/`//g;
+	is( join(' ', sort "$functions $relations" =~ /`(\w+)`/g),
+		reader(
+			qq{BEGIN;
+CREATE ROLE probe; SET client_min_messages = warning;
+SELECT FROM idem_grant('probe', '$level') WHERE false;
+DO \$\$ BEGIN PERFORM idem_grant('probe', '$level'); END \$\$;
+SELECT string_agg(name, ' ' ORDER BY name COLLATE "C") FROM (
+SELECT DISTINCT p.proname::text AS name FROM pg_proc p, aclexplode(p.proacl) a
+WHERE a.grantee = 'probe'::regrole AND p.proname <> 'idem_policy_values'
+UNION SELECT c.relname FROM pg_class c, aclexplode(c.relacl) a
+WHERE a.grantee = 'probe'::regrole) granted;
+ROLLBACK}),
+		"level $level");
+}
+
+# Checks: pg_cron is not here
+my $checks = join ' ', map { (cells($_))[0] } table_under('Monitoring');
+is( join(' ', sort grep { $_ ne 'pg_cron' } $checks =~ /`(\w+)`/g),
+	reader(
+		q{SELECT string_agg(check_name, ' ' ORDER BY check_name COLLATE "C")
+FROM idem_health()}),
+	'the table of checks is that of idem_health');
+
+# Outcomes
+is( join(' ', sort map { (cells($_))[0] =~ s/`//gr } table_under('How it works')),
+	reader(
+		q{SELECT string_agg(o::text, ' ' ORDER BY o::text COLLATE "C")
+FROM unnest(enum_range(NULL::idem_outcome)) o}),
+	'the table of outcomes is idem_outcome');
+
+# Every name of a function of ours in the text is one
+my %known = map { /^(\w+)/ => 1 } keys %described;
+foreach my $file (@files)
+{
+	my %unknown = map { $_ => 1 } grep {
+		!$known{$_} && !/^idem_(outcome|result|response|policy_list)$/
+	} $content{$file} =~ /\b(idem_[a-z_]+)\b/g;
+
+	is(join(' ', sort keys %unknown), '', "$file names only what there is");
+}
+
+# Links between files, and to headings of the same file
+foreach my $file (@files)
+{
+	my %headings = map { lc(s/[^\w\s-]//gr) =~ s/ /-/gr => 1 }
+	  $content{$file} =~ /^#+ (.*)$/mg;
+
+	foreach my $link ($content{$file} =~ /\]\(([^)\s]+)\)/g)
+	{
+		next if $link =~ /^\w+:/;
+		ok($link =~ /^#(.*)/
+			? $headings{$1}
+			: -e "$top/" . dirname($file) . '/' . $link,
+			"$file: link to $link");
+	}
+}
+
+run_blocks('reader', @end);
+check_blocks(@end);
+
+$node->stop;
+
+done_testing();
