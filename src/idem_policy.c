@@ -184,8 +184,13 @@ idem_policy(PG_FUNCTION_ARGS)
 		nulls[i] = false;
 	}
 	idem_policy_values_apply(&policy, values, nulls, true);
-	if (NameStr(policy.owner_role)[0] != '\0')
-		(void) get_role_oid(NameStr(policy.owner_role), false);
+	if (NameStr(policy.owner_role)[0] != '\0' &&
+		!OidIsValid(get_role_oid(NameStr(policy.owner_role), true)))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("role \"%s\" does not exist",
+						NameStr(policy.owner_role)),
+				 errhint("Create the role that is to own the keys, or leave \"owner_role\" empty.")));
 	idem_store_policy_write(values, nulls);
 	PG_RETURN_VOID();
 }

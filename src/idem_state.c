@@ -45,7 +45,7 @@ idem_state_equal(IdemBytes a, IdemBytes b)
 int64
 idem_state_add(int64 when, int64 duration)
 {
-	if (when == DT_NOEND || duration >= DT_NOEND - when)
+	if (when == DT_NOEND || (when > 0 && duration >= DT_NOEND - when))
 		return DT_NOEND;
 	return when + duration;
 }
