@@ -44,13 +44,26 @@ PG_CPPFLAGS = -I$(srcdir) -I$(srcdir)/src \
 	-DPGDLLEXPORT='__attribute__((visibility("default")))'
 
 REGRESS = \
-	canonical
+	canonical \
+	claim \
+	finish \
+	run \
+	dedupe \
+	lookup \
+	policy \
+	audit \
+	helpers \
+	sweep \
+	settings \
+	members \
+	errors
 REGRESS_OPTS = --encoding=UTF8
 TAP_TESTS = 1
 
 # Programs without a server.
 UNIT = \
-	test/unit/canonical
+	test/unit/canonical \
+	test/unit/state
 
 EXTRA_CLEAN = $(UNIT)
 

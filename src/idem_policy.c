@@ -15,6 +15,7 @@
  */
 #include "postgres.h"
 
+#include "access/xact.h"
 #include "commands/trigger.h"
 #include "fmgr.h"
 #include "funcapi.h"
@@ -85,8 +86,9 @@ load(const char *name, IdemPolicy *policy)
 
 /*
  * Find a policy in the cache, or load it.  A policy read while the table
- * changed is used, as a query would have used it, but not kept.  Unknown
- * names are not kept either: their number is up to the callers.
+ * changed, or with the snapshot of a parallel plan, is used, as a query would
+ * have used it, but not kept.  Unknown names are not kept either: their
+ * number is up to the callers.
  */
 static bool
 find(const char *name, IdemPolicy *policy)
@@ -109,7 +111,7 @@ find(const char *name, IdemPolicy *policy)
 	changes = cache_changes;
 	if (!load(name, policy))
 		return false;
-	if (cache_valid && changes == cache_changes)
+	if (cache_valid && changes == cache_changes && !IsInParallelMode())
 	{
 		entry = hash_search(cache, name, HASH_ENTER, NULL);
 		*entry = *policy;

@@ -173,6 +173,8 @@ idem_result_form(IdemOutcome outcome, const IdemRow *row, int mismatch_status,
 			put_progress(values, nulls, row);
 			break;
 		case IDEM_OUTCOME_IN_PROGRESS:
+			if (row != NULL)
+				put_progress(values, nulls, row);
 			put_interval(values, nulls, RESULT_RETRY_AFTER,
 						 row == NULL ? RETRY_AFTER_UNSEEN :
 						 Max(row->lease_until - now, 0));

@@ -87,7 +87,7 @@ idem_store_policy_read(const char *name, Datum *values, bool *nulls)
 	uint64		rows;
 
 	idem_store_spi_begin(&saved);
-	PushActiveSnapshot(GetLatestSnapshot());
+	PushActiveSnapshot(idem_store_spi_latest());
 	rows = idem_store_spi_execute(&read_plan, &arg, NULL, true, 0);
 	PopActiveSnapshot();
 	if (rows > 0)
@@ -116,7 +116,7 @@ idem_store_policy_names(void)
 	uint64		i;
 
 	idem_store_spi_begin(&saved);
-	PushActiveSnapshot(GetLatestSnapshot());
+	PushActiveSnapshot(idem_store_spi_latest());
 	rows = idem_store_spi_execute(&names_plan, NULL, NULL, true, 0);
 	PopActiveSnapshot();
 	old = MemoryContextSwitchTo(context);

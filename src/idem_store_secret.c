@@ -23,6 +23,7 @@
 
 #include "idem_catalog.h"
 #include "idem_store.h"
+#include "idem_store_spi.h"
 
 typedef enum SecretColumn
 {
@@ -43,7 +44,7 @@ find_newest(Relation table, const char *purpose)
 {
 	Oid			indexid = idem_catalog()->secrets_pkey;
 	Relation	index = index_open(indexid, AccessShareLock);
-	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	Snapshot	snapshot = RegisterSnapshot(idem_store_spi_latest());
 	HeapTuple	result = NULL;
 	SysScanDesc scan;
 	HeapTuple	tuple;

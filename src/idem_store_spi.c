@@ -14,10 +14,12 @@
  */
 #include "postgres.h"
 
+#include "access/xact.h"
 #include "nodes/parsenodes.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/plancache.h"
+#include "utils/snapmgr.h"
 
 #include "idem_catalog.h"
 #include "idem_store_spi.h"
@@ -30,6 +32,17 @@
  * level only, where nobody can be in the middle of it.
  */
 static int	executing = 0;
+
+/*
+ * idem_store_spi_latest
+ *		The latest snapshot; that of the statement where a parallel plan runs,
+ *		in which no other may be taken.
+ */
+Snapshot
+idem_store_spi_latest(void)
+{
+	return IsInParallelMode() ? GetActiveSnapshot() : GetLatestSnapshot();
+}
 
 /*
  * idem_store_spi_begin, idem_store_spi_end

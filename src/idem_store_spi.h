@@ -9,6 +9,7 @@
 #define IDEM_STORE_SPI_H
 
 #include "executor/spi.h"
+#include "utils/snapshot.h"
 
 #include "idem_secctx.h"
 
@@ -25,6 +26,7 @@ typedef struct IdemPlan
 	uint64		generation;		/* of idem_catalog(), that the text is from */
 } IdemPlan;
 
+extern Snapshot idem_store_spi_latest(void);
 extern void idem_store_spi_begin(IdemSecctx *saved);
 extern void idem_store_spi_end(const IdemSecctx *saved);
 extern uint64 idem_store_spi_execute(IdemPlan *plan, Datum *values,

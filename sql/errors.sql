@@ -1,0 +1,301 @@
+--
+-- Misuse: each call gets its SQLSTATE and a hint, changes nothing, and its
+-- message shows nothing of the key.
+--
+SET client_min_messages = warning;
+CREATE EXTENSION IF NOT EXISTS idempotency CASCADE;
+RESET client_min_messages;
+
+CREATE SCHEMA regress_errors;
+CREATE FUNCTION regress_errors.handler(request jsonb) RETURNS json LANGUAGE sql AS
+$$ SELECT '{}'::json $$;
+CREATE FUNCTION regress_errors.strict_handler(request jsonb) RETURNS json STRICT LANGUAGE sql AS
+$$ SELECT '{}'::json $$;
+CREATE FUNCTION regress_errors.no_handler(request jsonb) RETURNS integer LANGUAGE sql AS
+$$ SELECT 1 $$;
+
+-- Keys to do wrong things to: a claim of another transaction, an answer, a
+-- failure for good, and one of another role.
+SELECT outcome FROM idem_claim('errors', 'canary-running', '{"a": 1}', context => '\x01');
+SELECT outcome FROM idem_claim('errors', 'canary-done', '{"a": 1}');
+SELECT idem_complete('errors', 'canary-done', '{"secret": "canary"}', token => token) IS NOT NULL AS done
+FROM idempotency_keys WHERE scope = 'errors' AND key = 'canary-done';
+SELECT idem_policy('errors-once', on_repeat => 'reject');
+SELECT idem_policy('errors-gone', on_expiry => 'reject', tombstone => '400 days');
+SELECT idem_policy('errors-uuid', key_format => 'uuid', require_fingerprint => true);
+SELECT idem_policy('errors-full', max_live_keys => 1);
+SELECT outcome FROM idem_claim('errors', 'canary-once', policy => 'errors-once');
+SELECT idem_complete('errors', 'canary-once', token => token) IS NOT NULL AS done
+FROM idempotency_keys WHERE scope = 'errors' AND key = 'canary-once';
+SELECT outcome FROM idem_claim('errors', 'canary-gone', policy => 'errors-gone', ttl => '1 us');
+UPDATE idempotency_keys SET expires_at = created_at WHERE scope = 'errors' AND key = 'canary-gone';
+
+CREATE TEMP TABLE calls (id serial, state text, call text);
+INSERT INTO calls (state, call) VALUES
+	-- nulls
+	('22004', 'idem_claim(NULL, ''canary'')'),
+	('22004', 'idem_claim(''errors'', NULL)'),
+	('22004', 'idem_claim(''errors'', ''canary'', policy => NULL)'),
+	('22004', 'idem_require(NULL, ''canary'')'),
+	('22004', 'idem_require(''errors'', NULL)'),
+	('22004', 'idem_require(''errors'', ''canary'', policy => NULL)'),
+	('22004', 'idem_run(NULL, ''errors'', ''canary'')'),
+	('22004', 'idem_run(''regress_errors.handler(jsonb)'', NULL, ''canary'')'),
+	('22004', 'idem_run(''regress_errors.handler(jsonb)'', ''errors'', NULL)'),
+	('22004', 'idem_run(''regress_errors.handler(jsonb)'', ''errors'', ''canary'', policy => NULL)'),
+	('22004', 'idem_run(''regress_errors.handler(jsonb)'', ''errors'', ''canary'', on_error => NULL)'),
+	('22004', 'idem_run(''regress_errors.strict_handler(jsonb)'', ''errors'', ''canary'')'),
+	('22004', 'idem_dedupe(NULL, ''{canary}'')'),
+	('22004', 'idem_dedupe(''errors'', NULL)'),
+	('22004', 'idem_dedupe(''errors'', ''{canary,NULL}'')'),
+	('22004', 'idem_dedupe(''errors'', ''{canary}'', NULL)'),
+	('22004', 'idem_lookup(NULL, ''canary'')'),
+	('22004', 'idem_lookup(''errors'', NULL)'),
+	('22004', 'idem_complete(NULL, ''canary'')'),
+	('22004', 'idem_complete(''errors'', NULL)'),
+	('22004', 'idem_complete(''errors'', ''canary-running'', status_code => NULL)'),
+	('22004', 'idem_complete(''errors'', NULL, ''{}''::json)'),
+	('22004', 'idem_complete(''errors'', NULL, ''{}''::jsonb)'),
+	('22004', 'idem_complete(''errors'', NULL, ''{}''::bytea)'),
+	('22004', 'idem_fail(NULL, ''canary'')'),
+	('22004', 'idem_fail(''errors'', NULL)'),
+	('22004', 'idem_fail(''errors'', ''canary-running'', status_code => NULL)'),
+	('22004', 'idem_fail(''errors'', ''canary-running'', retryable => NULL)'),
+	('22004', 'idem_fail(''errors'', NULL, ''{}''::json)'),
+	('22004', 'idem_fail(''errors'', NULL, ''{}''::jsonb)'),
+	('22004', 'idem_fail(''errors'', NULL, ''{}''::bytea)'),
+	('22004', 'idem_extend(NULL, ''canary'', 1, ''1 s'')'),
+	('22004', 'idem_extend(''errors'', NULL, 1, ''1 s'')'),
+	('22004', 'idem_extend(''errors'', ''canary-running'', NULL, ''1 s'')'),
+	('22004', 'idem_extend(''errors'', ''canary-running'', 1, NULL)'),
+	('22004', 'idem_checkpoint(NULL, ''canary'', 1, ''p'')'),
+	('22004', 'idem_checkpoint(''errors'', NULL, 1, ''p'')'),
+	('22004', 'idem_checkpoint(''errors'', ''canary-running'', NULL, ''p'')'),
+	('22004', 'idem_checkpoint(''errors'', ''canary-running'', 1, NULL)'),
+	('22004', 'idem_release(NULL, ''canary'')'),
+	('22004', 'idem_release(''errors'', NULL)'),
+	('22004', 'idem_forget(NULL, ''canary'')'),
+	('22004', 'idem_forget(''errors'', NULL)'),
+	('22004', 'idem_policy(NULL)'),
+	('22004', 'idem_policy_drop(NULL)'),
+	('22004', 'idem_audit(NULL, ''order'', ''canary'')'),
+	('22004', 'idem_audit(''sold'', NULL, ''canary'')'),
+	('22004', 'idem_audit(''sold'', ''order'', NULL)'),
+	('22004', 'idem_scope(VARIADIC NULL::text[])'),
+	('22004', 'idem_scope(''canary'', NULL)'),
+	('22004', 'idem_context(VARIADIC NULL::text[])'),
+	('22004', 'idem_context(''canary'', NULL)'),
+	('22004', 'idem_secret(NULL, ''canary canary canary'')'),
+	('22004', 'idem_secret(''context'', NULL)'),
+	('22004', 'idem_key(NULL)'),
+	('22004', 'idem_respond(NULL, ''{}'')'),
+	('22004', 'idem_grant(NULL, ''app'')'),
+	('22004', 'idem_grant(current_user::regrole, NULL)'),
+	-- of these a null is no misuse
+	('none', 'idem_sweep(NULL)'),
+	('none', 'idem_canonical(NULL)'),
+	('none', 'idem_fingerprint(NULL)'),
+	('none', 'idem_log_id(NULL)'),
+	('none', 'idem_json(NULL)'),
+	('none', 'idem_respond(200, NULL, NULL)'),
+	-- scopes and keys
+	('22023', 'idem_claim('''', ''canary'')'),
+	('22023', 'idem_claim(''errors'', '''')'),
+	('22023', 'idem_claim(repeat(''s'', 1025), ''canary'')'),
+	('22023', 'idem_claim(''errors'', repeat(''canary'', 50))'),
+	('22023', 'idem_require(''errors'', '''')'),
+	('22023', 'idem_run(''regress_errors.handler(jsonb)'', ''errors'', '''')'),
+	('22023', 'idem_dedupe(''errors'', ARRAY[''canary'', ''''])'),
+	('22023', 'idem_dedupe(''errors'', ARRAY[''canary'', repeat(''k'', 256)])'),
+	('22023', 'idem_lookup(''errors'', '''')'),
+	('22023', 'idem_lookup(repeat(''s'', 1025), ''canary'')'),
+	('22023', 'idem_lookup(''errors'', repeat(''k'', 1025))'),
+	('22023', 'idem_complete(''errors'', '''')'),
+	('22023', 'idem_fail('''', ''canary'')'),
+	('22023', 'idem_extend(''errors'', '''', 1, ''1 s'')'),
+	('22023', 'idem_checkpoint(''errors'', '''', 1, ''p'')'),
+	('22023', 'idem_release(''errors'', '''')'),
+	('22023', 'idem_forget(''errors'', '''')'),
+	('22023', 'idem_claim(''errors'', ''canary-no-uuid'', ''{}'', policy => ''errors-uuid'')'),
+	('22023', 'idem_dedupe(''errors'', ''{canary-no-uuid}'', ''errors-uuid'')'),
+	('22023', 'idem_run(''regress_errors.handler(jsonb)'', ''errors'', ''canary-no-uuid'', ''{}'', ''errors-uuid'')'),
+	-- fingerprints and contexts
+	('22023', 'idem_claim(''errors'', ''11111111-1111-4111-8111-111111111111'', policy => ''errors-uuid'')'),
+	('22023', 'idem_run(''regress_errors.handler(jsonb)'', ''errors'', ''11111111-1111-4111-8111-111111111111'', policy => ''errors-uuid'')'),
+	('22023', 'idem_claim(''errors'', ''canary'', ''{}'', ''\x01'')'),
+	('22023', 'idem_claim(''errors'', ''canary'', fingerprint => '''')'),
+	('22023', 'idem_claim(''errors'', ''canary'', context => '''')'),
+	('22023', 'idem_claim(''errors'', ''canary'', context => convert_to(repeat(''c'', 1025), ''UTF8''))'),
+	-- intervals
+	('22023', 'idem_claim(''errors'', ''canary'', wait => ''-1 s'')'),
+	('22023', 'idem_claim(''errors'', ''canary'', lease => ''-1 s'')'),
+	('22023', 'idem_claim(''errors'', ''canary'', ttl => ''-1 s'')'),
+	('22023', 'idem_claim(''errors'', ''canary'', ttl => ''1 month'')'),
+	('22023', 'idem_claim(''errors'', ''canary'', ttl => ''401 days'')'),
+	('22023', 'idem_require(''errors'', ''canary'', lease => ''25 hours'')'),
+	('22023', 'idem_run(''regress_errors.handler(jsonb)'', ''errors'', ''canary'', wait => ''-1 s'')'),
+	('22023', 'idem_run(''regress_errors.handler(jsonb)'', ''errors'', ''canary'', wait => ''2 min'')'),
+	('22023', 'idem_extend(''errors'', ''canary-running'', 1, ''-1 s'')'),
+	-- policies
+	('42704', 'idem_claim(''errors'', ''canary'', policy => ''errors-unknown'')'),
+	('42704', 'idem_claim(''errors'', ''canary'', policy => '''')'),
+	('42704', 'idem_claim(''errors'', ''canary'', policy => repeat(''p'', 100))'),
+	('42704', 'idem_require(''errors'', ''canary'', policy => ''errors-unknown'')'),
+	('42704', 'idem_run(''regress_errors.handler(jsonb)'', ''errors'', ''canary'', policy => ''errors-unknown'')'),
+	('42704', 'idem_dedupe(''errors'', ''{canary}'', ''errors-unknown'')'),
+	('22023', 'idem_policy('''')'),
+	('22023', 'idem_policy(repeat(''p'', 64))'),
+	-- handlers
+	('22023', 'idem_run(''regress_errors.no_handler(jsonb)'', ''errors'', ''canary'')'),
+	('22023', 'idem_run(''regress_errors.handler(jsonb)'', ''errors'', ''canary'', on_error => ''canary'')'),
+	-- answers
+	('22P02', 'idem_complete(''errors'', ''canary-running'', ''{canary'')'),
+	('22P02', 'idem_fail(''errors'', ''canary-running'', ''{canary'')'),
+	('22023', 'idem_complete(''errors'', ''canary-running'', headers => ''"canary"'')'),
+	('22023', 'idem_complete(''errors'', ''canary-running'', headers => ''null'')'),
+	('22023', 'idem_complete(''errors'', ''canary-running'', ''{}'', content_type => '''')'),
+	('22023', 'idem_complete(''errors'', ''canary-running'', status_code => 99)'),
+	('22023', 'idem_respond(1000, ''{}'')'),
+	('22023', 'idem_respond(200, ''{}'', ''1'')'),
+	-- tokens
+	('ID001', 'idem_complete(''errors'', ''canary'')'),
+	('ID001', 'idem_extend(''errors'', ''canary'', 1, ''1 s'')'),
+	('ID002', 'idem_complete(''errors'', ''canary-running'')'),
+	('ID002', 'idem_complete(''errors'', ''canary-running'', token => 1)'),
+	('ID002', 'idem_release(''errors'', ''canary-running'')'),
+	('ID002', 'idem_complete(''errors'', ''canary-done'')'),
+	('ID003', 'idem_complete(''errors'', ''canary-done'', ''{"canary": 2}'', token => (SELECT token FROM idempotency_keys WHERE scope = ''errors'' AND key = ''canary-done''))'),
+	('ID001', 'idem_release(''errors'', ''canary-done'', (SELECT token FROM idempotency_keys WHERE scope = ''errors'' AND key = ''canary-done''))'),
+	('ID008', 'idem_complete(''errors'', ''canary-running'', repeat(''c'', 2097152), content_type => ''text/plain'', token => (SELECT token FROM idempotency_keys WHERE scope = ''errors'' AND key = ''canary-running''))'),
+	('ID008', 'idem_complete(''errors'', ''canary-running'', headers => to_json(ARRAY[repeat(''canary'', 20000)]))'),
+	-- outcomes as errors
+	('ID003', 'idem_require(''errors'', ''canary-done'', ''{"a": 1}'')'),
+	('ID004', 'idem_require(''errors'', ''canary-running'', ''{"a": 1}'', context => ''\x01'')'),
+	('ID005', 'idem_require(''errors'', ''canary-done'', ''{"canary": 2}'')'),
+	('ID005', 'idem_require(''errors'', ''canary-running'', ''{"a": 1}'', context => ''\x02'')'),
+	('ID006', 'idem_require(''errors'', ''canary-gone'')'),
+	('ID007', 'idem_require(''errors'', ''canary-once'')'),
+	('ID009', 'idem_claim(''errors'', ''canary'', policy => ''errors-full'')'),
+	('ID009', 'idem_run(''regress_errors.handler(jsonb)'', ''errors'', ''canary'', policy => ''errors-full'')'),
+	('ID009', 'idem_dedupe(''errors'', ''{canary}'', ''errors-full'')'),
+	-- the rest
+	('22023', 'idem_checkpoint(''errors'', ''canary-running'', 1, '''')'),
+	('22023', 'idem_checkpoint(''errors'', ''canary-running'', 1, ''p'', to_jsonb(repeat(''canary'', 1000000)))'),
+	('22023', 'idem_audit('''', ''order'', ''canary'')'),
+	('22023', 'idem_audit(''sold'', ''idempotency_key'', ''canary'')'),
+	('22023', 'idem_audit(repeat(''canary'', 200), ''order'', ''1'')'),
+	('22023', 'idem_sweep(0)'),
+	('22023', 'idem_sweep(-1)'),
+	('22023', 'idem_scope(VARIADIC ''{}''::text[])'),
+	('22023', 'idem_scope(''canary'', '''')'),
+	('22023', 'idem_scope(E''canary\u001e'')'),
+	('22023', 'idem_key(''"canary'')'),
+	('22023', 'idem_secret(''canary'', ''0123456789012345'')'),
+	('22023', 'idem_secret(''context'', ''canary'')'),
+	('22023', 'idem_grant(current_user::regrole, ''canary'')');
+
+-- Runs a call and undoes it.  "leak": something of a key, an answer or a
+-- secret is in the text of the error.
+CREATE FUNCTION pg_temp.try(call text, OUT state text, OUT hint boolean, OUT leak boolean)
+LANGUAGE plpgsql AS $$
+DECLARE
+	message text;
+	detail text;
+	advice text;
+	rest text;
+	texts text;
+BEGIN
+	BEGIN
+		EXECUTE 'SELECT ' || call;
+		RAISE EXCEPTION USING ERRCODE = 'P9999';
+	EXCEPTION WHEN OTHERS THEN
+		GET STACKED DIAGNOSTICS message = MESSAGE_TEXT, detail = PG_EXCEPTION_DETAIL,
+			advice = PG_EXCEPTION_HINT, rest = CONSTRAINT_NAME;
+		texts := concat_ws(' ', message, detail, advice, rest);
+		state := CASE SQLSTATE WHEN 'P9999' THEN 'none' ELSE SQLSTATE END;
+		hint := advice <> '';
+		leak := texts ILIKE '%canary%' OR texts LIKE '%scope errors%';
+	END;
+END
+$$;
+
+CREATE TEMP TABLE before AS
+SELECT (SELECT count(*) FROM idempotency_keys) AS keys, (SELECT sum(token) FROM idempotency_keys) AS tokens,
+	(SELECT count(*) FROM idempotency_policies) AS policies, (SELECT count(*) FROM idempotency_audit_log) AS audit,
+	(SELECT count(*) FROM idempotency_secrets) AS secrets,
+	(SELECT md5(string_agg(k::text, ',' ORDER BY key)) FROM idempotency_keys k WHERE scope = 'errors') AS digest;
+
+SELECT c.call, c.state AS must_be, t.state AS is, t.hint, t.leak
+FROM calls c, LATERAL pg_temp.try(c.call) t
+WHERE c.state <> t.state OR (c.state <> 'none' AND NOT t.hint) OR t.leak ORDER BY id;
+SELECT state, count(*) AS calls FROM calls GROUP BY state ORDER BY state COLLATE "C";
+
+-- Nothing is changed; the same by each call in a transaction of its own.
+SELECT format('SELECT FROM %s', call) FROM calls WHERE state <> 'none' ORDER BY id
+\set ECHO none
+\set VERBOSITY sqlstate
+\gexec
+\set VERBOSITY default
+\set ECHO all
+SELECT b.keys = (SELECT count(*) FROM idempotency_keys) AS keys, b.tokens = (SELECT sum(token) FROM idempotency_keys) AS tokens,
+	b.policies = (SELECT count(*) FROM idempotency_policies) AS policies, b.audit = (SELECT count(*) FROM idempotency_audit_log) AS audit,
+	b.secrets = (SELECT count(*) FROM idempotency_secrets) AS secrets,
+	b.digest = (SELECT md5(string_agg(k::text, ',' ORDER BY key)) FROM idempotency_keys k WHERE scope = 'errors') AS rows
+FROM before b;
+SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid();
+
+-- Every function of the extension that can raise is in the list.
+SELECT p.oid::regprocedure AS not_tried
+FROM pg_depend d JOIN pg_proc p ON p.oid = d.objid
+WHERE d.classid = 'pg_proc'::regclass AND d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e'
+	AND d.refobjid = (SELECT oid FROM pg_extension WHERE extname = 'idempotency')
+	AND p.prorettype <> 'trigger'::regtype
+	AND p.proname NOT IN ('idem_health', 'idem_policy_values', 'idem_sweep_all')
+	AND NOT EXISTS (SELECT FROM calls WHERE call LIKE p.proname || '(%')
+ORDER BY 1;
+
+--
+-- The keys of another role: 42501 of every function that names a key.
+--
+CREATE ROLE regress_idem_stranger;
+SELECT idem_grant('regress_idem_stranger', 'app'), idem_grant('regress_idem_stranger', 'operator');
+GRANT USAGE ON SCHEMA regress_errors TO regress_idem_stranger;
+SET ROLE regress_idem_stranger;
+SELECT call, t.state, t.hint, t.leak
+FROM unnest(ARRAY[
+	'idem_claim(''errors'', ''canary-done'', ''{"a": 1}'')', 'idem_require(''errors'', ''canary-done'', ''{"a": 1}'')',
+	'idem_run(''regress_errors.handler(jsonb)'', ''errors'', ''canary-done'', ''{"a": 1}'')',
+	'idem_dedupe(''errors'', ''{canary-done}'')', 'idem_dedupe(''errors'', ''{canary-running}'')',
+	'idem_lookup(''errors'', ''canary-done'')', 'idem_lookup(''errors'', ''canary-gone'')',
+	'idem_complete(''errors'', ''canary-running'', token => 1)', 'idem_complete(''errors'', ''canary-running'', NULL::json, token => 1)',
+	'idem_complete(''errors'', ''canary-running'', NULL::jsonb, token => 1)', 'idem_complete(''errors'', ''canary-running'', NULL::bytea, token => 1)',
+	'idem_fail(''errors'', ''canary-running'', token => 1)', 'idem_fail(''errors'', ''canary-running'', NULL::json, token => 1)',
+	'idem_fail(''errors'', ''canary-running'', NULL::jsonb, token => 1)', 'idem_fail(''errors'', ''canary-running'', NULL::bytea, token => 1)',
+	'idem_extend(''errors'', ''canary-running'', 1, ''1 s'')', 'idem_checkpoint(''errors'', ''canary-running'', 1, ''p'')',
+	'idem_release(''errors'', ''canary-running'', 1)', 'idem_forget(''errors'', ''canary-done'')']) call,
+	LATERAL pg_temp.try(call) t;
+-- and what only a superuser or an owner may do
+SELECT call, t.state FROM unnest(ARRAY[
+	'idem_secret(''context'', ''0123456789012345'')', 'idem_grant(''regress_idem_stranger'', ''app'')',
+	'count(*) FROM idempotency_keys', 'count(*) FROM idempotency_policies',
+	'count(*) FROM idempotency_audit_log', 'count(*) FROM idempotency_secrets']) call,
+	LATERAL pg_temp.try(call) t;
+RESET ROLE;
+
+-- What no one has: two rows for one key, found in spite of the primary key.
+BEGIN;
+ALTER TABLE idempotency_keys DROP CONSTRAINT idempotency_keys_pkey;
+INSERT INTO idempotency_keys SELECT * FROM idempotency_keys WHERE scope = 'errors' AND key = 'canary-done';
+SELECT call, t.state, t.hint, t.leak FROM unnest(ARRAY[
+	'idem_claim(''errors'', ''canary-done'', ''{"a": 1}'')', 'idem_lookup(''errors'', ''canary-done'')',
+	'idem_complete(''errors'', ''canary-done'', token => 1)', 'idem_forget(''errors'', ''canary-done'')',
+	'idem_claim(''errors'', ''canary-new'')', 'idem_dedupe(''errors'', ''{canary-new}'')']) call,
+	LATERAL pg_temp.try(call) t;
+ROLLBACK;
+
+DROP OWNED BY regress_idem_stranger;
+DROP ROLE regress_idem_stranger;
+SET client_min_messages = warning;
+DROP SCHEMA regress_errors CASCADE;
+RESET client_min_messages;
+SELECT count(idem_policy_drop(name)) AS dropped FROM idem_policy_list WHERE name LIKE 'errors-%';

@@ -1,0 +1,37 @@
+--
+-- The settings: the table of the README is checked against this one.
+--
+SET client_min_messages = warning;
+CREATE EXTENSION IF NOT EXISTS idempotency CASCADE;
+RESET client_min_messages;
+-- the library is loaded by the first call
+SELECT idem_log_id('a') IS NOT NULL AS loaded;
+
+SELECT name, boot_val, unit, min_val, max_val, enumvals, context, vartype
+FROM pg_settings WHERE name LIKE 'idempotency.%' ORDER BY name COLLATE "C";
+SELECT name, short_desc FROM pg_settings WHERE name LIKE 'idempotency.%' ORDER BY name COLLATE "C";
+
+-- A superuser may change them, within bounds and in units.
+SET idempotency.max_ttl = '2 d';
+SHOW idempotency.max_ttl;
+SET idempotency.max_lease = '90 min';
+SHOW idempotency.max_lease;
+SET idempotency.max_wait = '2 s';
+SHOW idempotency.max_wait;
+RESET idempotency.max_ttl;
+RESET idempotency.max_lease;
+RESET idempotency.max_wait;
+\set VERBOSITY sqlstate
+SELECT format('SET %s = %L', name, (CASE i WHEN 1 THEN min_val::bigint - 1 ELSE max_val::bigint + 1 END)::text)
+FROM pg_settings, generate_series(1, 2) i WHERE name LIKE 'idempotency.%' AND vartype = 'integer' ORDER BY name COLLATE "C", i \gexec
+-- there are no others
+SET idempotency.nonsense = 1;
+SET idempotency.max_ttll = 1;
+
+-- An ordinary role can change none of them.
+CREATE ROLE regress_idem_user;
+SET ROLE regress_idem_user;
+SELECT format('SET %s = %L', name, boot_val) FROM pg_settings WHERE name LIKE 'idempotency.%' ORDER BY name COLLATE "C" \gexec
+RESET ROLE;
+\set VERBOSITY default
+DROP ROLE regress_idem_user;
