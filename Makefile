@@ -56,6 +56,7 @@ REGRESS = \
 	sweep \
 	settings \
 	members \
+	shop \
 	errors
 REGRESS_OPTS = --encoding=UTF8
 TAP_TESTS = 1

@@ -1,0 +1,151 @@
+-- A furniture shop on distributed edge nodes: no purchase runs twice, however
+-- often and wherever it is repeated.
+--
+-- To be run once, by a superuser, in an empty database:
+--
+--     psql --set ON_ERROR_STOP=1 --single-transaction --file schema.sql shop
+--
+-- Roles, none of which has rights that it does not need:
+--
+--     idempotency_owner  owns the extension; its functions run as this role
+--     shop_owner         owns the shop; its functions run as this role
+--     shop_keys          owns the keys of both ways to buy, and nothing else
+--     shop_web           the edge nodes: may call shop.buy(), no more
+--     shop_backend       a trusted server, which writes its own transactions
+
+CREATE ROLE idempotency_owner NOLOGIN;
+CREATE ROLE shop_owner NOLOGIN;
+CREATE ROLE shop_keys NOLOGIN;
+CREATE ROLE shop_web LOGIN;
+CREATE ROLE shop_backend LOGIN;
+GRANT shop_keys TO shop_owner, shop_backend;
+
+-- Only a superuser can create the extension, and whoever creates it owns it
+-- for ever.  So its owner is one for as long as that takes; in a single
+-- transaction nobody ever sees it as one.
+CREATE SCHEMA idempotency AUTHORIZATION idempotency_owner;
+ALTER ROLE idempotency_owner SUPERUSER;
+SET ROLE idempotency_owner;
+CREATE EXTENSION idempotency SCHEMA idempotency CASCADE;
+RESET ROLE;
+ALTER ROLE idempotency_owner NOSUPERUSER;
+
+-- A key is valid for 60 seconds.  For a day after that a repeat is refused, an
+-- attacker's late one too; only then could the key be used again.
+SELECT idempotency.idem_policy('furnitureops',
+	completed_ttl => '60 s',
+	on_expiry => 'reject',
+	tombstone => '24 h',
+	require_fingerprint => true,
+	mismatch_status => 409,
+	owner_role => 'shop_keys',
+	audit => true);
+
+CREATE SCHEMA shop AUTHORIZATION shop_owner;
+SELECT idempotency.idem_grant('shop_owner', 'app');
+SET ROLE shop_owner;
+
+CREATE TABLE shop.stock (
+	sku text PRIMARY KEY,
+	quantity integer NOT NULL CHECK (quantity >= 0),
+	sold integer NOT NULL DEFAULT 0 CHECK (sold >= 0)
+);
+
+-- Nothing is unique here but the id: what keeps a purchase from being sold
+-- twice is its idempotency key alone.
+CREATE TABLE shop.sales (
+	id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+	sku text NOT NULL REFERENCES shop.stock,
+	quantity integer NOT NULL CHECK (quantity > 0),
+	reference text,
+	sold_at timestamptz NOT NULL DEFAULT current_timestamp
+);
+
+INSERT INTO shop.stock (sku, quantity) VALUES
+	('armchair', 40), ('bookcase', 25), ('sofa', 3);
+
+-- The work of a purchase; request is {"sku": …, "quantity": …, "reference": …}.
+-- A handler of idem_run.  Stock, sale and audit row change together or not at
+-- all; an error frees the key.
+--
+--     SHP01  not enough in stock
+--     SHP02  no such article
+--     SHP03  the request is no purchase
+CREATE FUNCTION shop.decrement_stock_atomic(request jsonb)
+RETURNS idempotency.idem_response
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = shop, idempotency, pg_temp
+AS $$
+DECLARE
+	wanted_sku text := request ->> 'sku';
+	wanted integer;
+	available integer;
+	sale bigint;
+BEGIN
+	IF wanted_sku IS NULL OR
+		coalesce(request ->> 'quantity', '') !~ '^[1-9][0-9]{0,4}$'
+	THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'SHP03',
+			MESSAGE = 'this is no purchase',
+			HINT = 'Send {"sku": "…", "quantity": n} with n from 1 to 99999.';
+	END IF;
+	wanted := request ->> 'quantity';
+
+	-- The lock comes before the decision: of two buyers of the last sofa, the
+	-- second sees what the first has left.
+	SELECT quantity INTO available
+		FROM stock WHERE sku = wanted_sku FOR UPDATE;
+	IF NOT FOUND THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'SHP02',
+			MESSAGE = format('there is no article "%s"', wanted_sku);
+	END IF;
+	IF available < wanted THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'SHP01',
+			MESSAGE = format('article "%s" is sold out', wanted_sku),
+			DETAIL = format('%s wanted, %s in stock.', wanted, available);
+	END IF;
+
+	UPDATE stock
+		SET quantity = quantity - wanted, sold = sold + wanted
+		WHERE sku = wanted_sku;
+	INSERT INTO sales (sku, quantity, reference)
+		VALUES (wanted_sku, wanted, request ->> 'reference')
+		RETURNING id INTO sale;
+	PERFORM idem_audit('sale', 'stock', wanted_sku,
+		jsonb_build_object('sale', sale, 'quantity', wanted));
+
+	RETURN idem_respond(201,
+		json_build_object('sale', sale, 'sku', wanted_sku,
+			'quantity', wanted, 'left', available - wanted),
+		json_build_array(json_build_object('Location', '/sales/' || sale)));
+END
+$$;
+
+-- What the edge nodes call.  The scope is made here: EXECUTE on idem_run is
+-- power over every scope, and edge nodes are to have no power over the keys of
+-- anything else.  The node is not part of it, since a customer whose node has
+-- died repeats the request at another one.
+CREATE FUNCTION shop.buy(customer text, key text, request jsonb)
+RETURNS idempotency.idem_result
+LANGUAGE sql VOLATILE SECURITY DEFINER
+SET search_path = shop, idempotency, pg_temp
+BEGIN ATOMIC
+	SELECT idempotency.idem_run('shop.decrement_stock_atomic(jsonb)',
+		idempotency.idem_scope('furnitureops', 'buy', customer), key, request,
+		'furnitureops');
+END;
+
+REVOKE ALL ON FUNCTION shop.decrement_stock_atomic(jsonb),
+	shop.buy(text, text, jsonb) FROM PUBLIC;
+GRANT USAGE ON SCHEMA shop TO shop_web, shop_backend;
+GRANT EXECUTE ON FUNCTION shop.buy(text, text, jsonb) TO shop_web;
+GRANT EXECUTE ON FUNCTION shop.decrement_stock_atomic(jsonb) TO shop_backend;
+RESET ROLE;
+
+-- Of the extension, the edge nodes get only what PUBLIC may call, such as
+-- idem_key() for the Idempotency-Key header.
+GRANT USAGE ON SCHEMA idempotency TO shop_web;
+SELECT idempotency.idem_grant('shop_backend', 'app');

@@ -1,0 +1,296 @@
+
+=pod
+
+=head1 NAME
+
+IdemTest - what the TAP tests of the extension share
+
+=head1 DESCRIPTION
+
+A thin layer over PostgreSQL::Test::Cluster that is the same on every major:
+nodes with the extension in them, errors as SQLSTATEs, sessions whose
+statements can be sent without waiting for the answer, and crashes.
+
+Nothing here sleeps to synchronise.  poll() looks again and again, and ends
+the test after the time-out of PostgreSQL::Test.
+
+=cut
+
+package IdemTest;
+
+use strict;
+use warnings;
+
+use Exporter 'import';
+use IPC::Run;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+use Time::HiRes qw(usleep);
+
+our @EXPORT = qw(
+  crash install new_node pgbench_acknowledged poll restart_after_crash
+  run_psql session sqlstate start_pgbench
+);
+
+# A started node with the extension in database "postgres".  Options: name,
+# conf (text for postgresql.conf), streaming, schema, extension (false: none).
+sub new_node
+{
+	my ($name, %options) = @_;
+	my $node = PostgreSQL::Test::Cluster->new($name);
+
+	$node->init(
+		allows_streaming => $options{streaming} || 0,
+		extra => [ '--encoding=UTF8', '--locale=C' ]);
+	# the statements of a test are of no use in its log, and are many
+	$node->append_conf('postgresql.conf',
+		"log_statement = none\nautovacuum = off\n");
+	$node->append_conf('postgresql.conf', $options{conf})
+	  if defined $options{conf};
+	$node->start;
+	install($node) if $options{extension} // 1;
+	return $node;
+}
+
+sub install
+{
+	my ($node, $database) = @_;
+
+	$node->safe_psql($database // 'postgres',
+		    'SET client_min_messages = warning;'
+		  . 'CREATE EXTENSION idempotency CASCADE');
+	return;
+}
+
+# Run a script to its first error.  Returns stdout and the SQLSTATE of the
+# error, '' when there was none.  Options: user, database, params.
+sub run_psql
+{
+	my ($node, $sql, %options) = @_;
+	my @params = ('-v', 'VERBOSITY=sqlstate', @{ $options{params} || [] });
+	my ($stdout, $stderr) = ('', '');
+
+	push @params, '-U', $options{user} if defined $options{user};
+	my $status = $node->psql(
+		$options{database} // 'postgres', $sql,
+		stdout => \$stdout,
+		stderr => \$stderr,
+		extra_params => \@params);
+	my ($state) = $stderr =~ /(?:ERROR|FATAL|PANIC):\s+(\w{5})\b/;
+	die "psql failed: $stderr" if $status != 0 && !defined $state;
+	return ($stdout, $state // '');
+}
+
+# The SQLSTATE of the first error of a script, '' when there is none.
+sub sqlstate
+{
+	my ($node, $sql, %options) = @_;
+	my (undef, $state) = run_psql($node, $sql, %options);
+
+	return $state;
+}
+
+# Until the condition holds.
+sub poll
+{
+	my ($what, $condition) = @_;
+	my $tries = 20 * $PostgreSQL::Test::Utils::timeout_default;
+
+	for (1 .. $tries)
+	{
+		return 1 if $condition->();
+		usleep(50_000);
+	}
+	die "gave up waiting: $what\n";
+}
+
+# Kill the postmaster with SIGKILL.  Its children end when they notice.
+sub crash
+{
+	my ($node) = @_;
+	my ($pid) = slurp_file($node->data_dir . '/postmaster.pid') =~ /^(\d+)/;
+
+	$node->kill9;
+	poll('end of the postmaster', sub { !kill(0, $pid) });
+	return;
+}
+
+# Start a node whose postmaster was killed.  While one of its old children
+# lives, its shared memory is in use and a start is refused.
+sub restart_after_crash
+{
+	my ($node) = @_;
+
+	poll('start after a crash', sub { $node->start(fail_ok => 1) });
+	return;
+}
+
+# pgbench as a child.  Options: clients, scripts (texts), folder, params.
+# Finish it with finish() of what this returns.
+sub start_pgbench
+{
+	my ($node, %options) = @_;
+	my $folder = $options{folder} // PostgreSQL::Test::Utils::tempdir;
+	my @command = (
+		'pgbench', '-n', '-c', $options{clients}, '-j', 2,
+		@{ $options{params} || [] });
+	my $n = 0;
+
+	foreach my $script (@{ $options{scripts} })
+	{
+		my $file = "$folder/script" . $n++ . '.sql';
+
+		unlink $file;
+		append_to_file($file, $script);
+		push @command, '-f', $file;
+	}
+	push @command, 'postgres';
+
+	my $run = { out => '', err => '' };
+	local $ENV{PGHOST} = $options{host} // $node->host;
+	local $ENV{PGPORT} = $options{port} // $node->port;
+	local $ENV{PGUSER} = $options{user} if defined $options{user};
+	$run->{handle} = IPC::Run::start(
+		\@command, '<', \'', '>', \$run->{out}, '2>', \$run->{err},
+		IPC::Run::timeout($PostgreSQL::Test::Utils::timeout_default));
+	return $run;
+}
+
+# How many transactions of each client pgbench knows to be committed, by its
+# log files with this prefix (params -l and --log-prefix).
+sub pgbench_acknowledged
+{
+	my ($prefix) = @_;
+	my %count;
+
+	foreach my $file (glob "$prefix.*")
+	{
+		foreach my $line (split /\n/, slurp_file($file))
+		{
+			# a line that was cut off has fewer fields
+			$count{$1}++ if $line =~ /^(\d+) \d+ \d+ \d+ \d+ \d+/;
+		}
+	}
+	return \%count;
+}
+
+# A psql session of its own.
+sub session
+{
+	my ($node, %options) = @_;
+
+	return IdemTest::Session->new($node, %options);
+}
+
+package IdemTest::Session;
+
+use IPC::Run;
+
+# Options: user, database, params.
+sub new
+{
+	my ($class, $node, %options) = @_;
+	my $self = bless {
+		in => '',
+		out => '',
+		err => '',
+		sent => 0,
+		received => 0
+	}, $class;
+	my @command = (
+		$node->installed_command('psql'), '-XAtq',
+		'-v', 'VERBOSITY=sqlstate',
+		'-d', $node->connstr($options{database} // 'postgres'),
+		@{ $options{params} || [] });
+
+	push @command, '-U', $options{user} if defined $options{user};
+	$self->{timeout} =
+	  IPC::Run::timeout($PostgreSQL::Test::Utils::timeout_default);
+	$self->{run} = IPC::Run::start(
+		[ @command, '-f', '-' ],
+		'<', \$self->{in}, '>', \$self->{out}, '2>', \$self->{err},
+		$self->{timeout});
+	$self->{pid} = $self->query('SELECT pg_backend_pid()');
+	return $self;
+}
+
+# Process id of its server process.
+sub pid
+{
+	my ($self) = @_;
+
+	return $self->{pid};
+}
+
+# Send statements and do not wait.
+sub send
+{
+	my ($self, $sql) = @_;
+	my $mark = '--answer-' . ++$self->{sent} . '--';
+
+	$self->{in} .= "$sql\n;\n\\echo $mark\n\\warn $mark\n";
+	# the pipe may be gone with the server
+	eval { $self->{run}->pump_nb; };
+	return;
+}
+
+# What the oldest statements without an answer have printed; their first
+# error is in state(), all that was said about it in {last_error}.
+sub receive
+{
+	my ($self) = @_;
+	my $mark = '--answer-' . ++$self->{received} . '--';
+
+	$self->{timeout}->start($PostgreSQL::Test::Utils::timeout_default);
+	until ($self->{out} =~ /^$mark$/m && $self->{err} =~ /$mark/)
+	{
+		last if !eval { $self->{run}->pump; 1 };
+	}
+	die "session timed out\n" if $self->{timeout}->is_expired;
+
+	my ($out, $err) = ($self->{out}, $self->{err});
+	if ($out =~ s/^$mark\n(.*)//ms)
+	{
+		$self->{out} = $1;
+		$err =~ s/$mark\n(.*)//s;
+		$self->{err} = $1 // '';
+	}
+	($self->{state}) = $err =~ /(?:ERROR|FATAL|PANIC):\s+(\w{5})\b/;
+	$self->{state} //= $err =~ /connection to server was lost|terminat/
+	  ? 'lost' : '';
+	$self->{last_error} = $err;
+	chomp $out;
+	return $out;
+}
+
+# Both at once.
+sub query
+{
+	my ($self, $sql) = @_;
+
+	$self->send($sql);
+	return $self->receive;
+}
+
+# The SQLSTATE of the first error in the last answer: '' when there was none,
+# 'lost' when the connection broke without a word.
+sub state
+{
+	my ($self) = @_;
+
+	return $self->{state};
+}
+
+sub quit
+{
+	my ($self) = @_;
+
+	eval {
+		$self->{in} .= "\\q\n";
+		$self->{run}->finish;
+	};
+	return;
+}
+
+1;
