@@ -59,6 +59,29 @@ REGRESS = \
 	shop \
 	errors
 REGRESS_OPTS = --encoding=UTF8
+ISOLATION = \
+	claim-two \
+	claim-two-ends \
+	claim-sweep \
+	sweep-open \
+	claim-takeover \
+	claim-isolation \
+	claim-skew \
+	claim-wait \
+	claim-own \
+	claim-dedupe \
+	finish-savepoint \
+	finish-prepared \
+	run-two \
+	run-claim \
+	run-nested \
+	run-dedupe \
+	dedupe-order \
+	dedupe-sweep \
+	release-claim \
+	policy-change \
+	lock-timeout
+ISOLATION_OPTS = --load-extension=pgcrypto --load-extension=idempotency
 TAP_TESTS = 1
 
 # Programs without a server.

@@ -3,11 +3,12 @@
  * idem_dedupe.c
  *	  The inbox of a message consumer: many keys in one call.
  *
- * Takes no key lock.  Keys are written in one global order, that of their
- * bytes: first all new ones are inserted, then expired ones are claimed
- * afresh, each in order.  A call in its first part waits for rivals in
- * either, one in its second only for rivals in their second, so two calls
- * cannot wait for one another.  Spec: dedupe-order.
+ * Takes no key lock.  Keys are settled in one global order, that of their
+ * bytes, each before the next: runs of new ones are inserted by one statement
+ * in that order, and one whose time is over is claimed afresh when it comes to
+ * it.  A call never waits for a key below one that it has written, so two
+ * calls cannot wait for one another; a key that would need it is 40001.
+ * Specs: dedupe-order, dedupe-sweep.
  *
  *-------------------------------------------------------------------------
  */
@@ -32,13 +33,19 @@
 #include "idem_store.h"
 #include "idem_xact.h"
 
+typedef enum DedupeState
+{
+	DEDUPE_NEW,					/* has no row, as far as we have seen */
+	DEDUPE_FREE,				/* has a row whose time is over */
+	DEDUPE_SETTLED				/* decided */
+} DedupeState;
+
 /* A key of the call; of equal ones only the first is worked on. */
 typedef struct DedupeKey
 {
 	text	   *key;			/* in the form of the policy */
 	int			ord;			/* place in the array, from 0 */
-	bool		pending;		/* not yet decided */
-	bool		free;			/* pending, and its row seems to be free */
+	DedupeState state;
 	bool		first;
 } DedupeKey;
 
@@ -84,7 +91,20 @@ check_key(const IdemDedupe *dedupe, Datum value, bool isnull)
 	return key;
 }
 
-/* The keys of the call, sorted, each distinct one pending once. */
+static IdemKey
+id_of(const IdemDedupe *dedupe, const DedupeKey *key)
+{
+	IdemKey		id;
+
+	id.scope = dedupe->claim.id.scope;
+	id.key = key->key;
+	return id;
+}
+
+/*
+ * The keys of the call, sorted.  A repeated one is settled from the start, as
+ * is the key of an idem_run in whose handler we are.
+ */
 static void
 read_keys(IdemDedupe *dedupe, ArrayType *array)
 {
@@ -99,33 +119,32 @@ read_keys(IdemDedupe *dedupe, ArrayType *array)
 	{
 		dedupe->keys[i].key = check_key(dedupe, values[i], nulls[i]);
 		dedupe->keys[i].ord = i;
-		dedupe->keys[i].free = false;
 		dedupe->keys[i].first = false;
 	}
 	qsort(dedupe->keys, dedupe->nkeys, sizeof(DedupeKey), compare_keys);
 	for (i = 0; i < dedupe->nkeys; i++)
 	{
-		IdemKey		id;
+		DedupeKey  *key = &dedupe->keys[i];
+		IdemKey		id = id_of(dedupe, key);
+		bool		repeated = i > 0 &&
+		compare_text(key->key, dedupe->keys[i - 1].key) == 0;
 
-		id.scope = dedupe->claim.id.scope;
-		id.key = dedupe->keys[i].key;
-		dedupe->keys[i].pending =
-			(i == 0 || compare_text(id.key, dedupe->keys[i - 1].key) != 0) &&
-			!idem_xact_is_running(&id);
+		key->state = repeated || idem_xact_is_running(&id) ?
+			DEDUPE_SETTLED : DEDUPE_NEW;
 	}
 }
 
-/* The pending keys as an array, in order; how many. */
+/* The new ones of some keys, in order, as an array; how many. */
 static int
-pending_keys(const IdemDedupe *dedupe, ArrayType **array)
+new_keys(const DedupeKey *keys, int nkeys, ArrayType **array)
 {
-	Datum	   *values = palloc(sizeof(Datum) * Max(dedupe->nkeys, 1));
+	Datum	   *values = palloc(sizeof(Datum) * Max(nkeys, 1));
 	int			count = 0;
 	int			i;
 
-	for (i = 0; i < dedupe->nkeys; i++)
-		if (dedupe->keys[i].pending)
-			values[count++] = PointerGetDatum(dedupe->keys[i].key);
+	for (i = 0; i < nkeys; i++)
+		if (keys[i].state == DEDUPE_NEW)
+			values[count++] = PointerGetDatum(keys[i].key);
 	*array = construct_array(values, count, TEXTOID, -1, false, TYPALIGN_INT);
 	pfree(values);
 	return count;
@@ -153,19 +172,24 @@ find_key(const IdemDedupe *dedupe, text *key)
 }
 
 static void
-decide_first(IdemDedupe *dedupe, DedupeKey *key, bool first)
+settle(IdemDedupe *dedupe, DedupeKey *key, bool first)
 {
-	key->pending = false;
-	key->free = false;
+	key->state = DEDUPE_SETTLED;
 	key->first = first;
 	if (first && dedupe->claim.row_policy.audit)
 	{
-		IdemKey		id;
+		IdemKey		id = id_of(dedupe, key);
 
-		id.scope = dedupe->claim.id.scope;
-		id.key = key->key;
 		idem_audit_transition("completed", &id, &dedupe->claim.row);
 	}
+}
+
+static void
+raise_kept_changing(const IdemDedupe *dedupe, const DedupeKey *key)
+{
+	IdemKey		id = id_of(dedupe, key);
+
+	idem_claim_too_many_tries(&id);
 }
 
 /* Soft, as for idem_claim: the keys of the call that turned out new. */
@@ -185,103 +209,146 @@ check_live_keys(const IdemDedupe *dedupe, int inserted)
 				 errhint("Wait until keys expire, or raise \"max_live_keys\" of the policy.")));
 }
 
-/* First part: insert all that are new. */
-static void
-insert_new(IdemDedupe *dedupe, ArrayType *pending, int count)
-{
-	text	  **inserted = palloc(sizeof(text *) * count);
-	int			ninserted;
-	int			i;
-
-	ninserted = idem_store_insert_many(dedupe->claim.id.scope, pending,
-									   &dedupe->claim.row, inserted);
-	check_live_keys(dedupe, ninserted);
-	for (i = 0; i < ninserted; i++)
-		decide_first(dedupe, find_key(dedupe, inserted[i]), true);
-	pfree(inserted);
-}
-
 /* Whether a key that has a row is free: released, or expired for good. */
 static bool
-is_free(const IdemStoreBrief *brief, TimestampTz now)
+is_free(IdemState state, TimestampTz expires_at, TimestampTz purge_at,
+		const text *policy_name)
 {
 	IdemPolicy	policy;
 	IdemFound	found;
 	IdemAsked	asked;
 
-	idem_policy_get_stored(brief->policy, &policy);
+	idem_policy_get_stored(policy_name, &policy);
 	memset(&found, 0, sizeof(found));
 	memset(&asked, 0, sizeof(asked));
 	found.exists = true;
-	found.state = brief->state;
+	found.state = state;
 	found.lease_until = DT_NOEND;	/* an ended lease frees no message */
-	found.expires_at = brief->expires_at;
-	found.purge_at = brief->purge_at;
+	found.expires_at = expires_at;
+	found.purge_at = purge_at;
 	found.reject_expired = policy.reject_expired;
 	found.tombstone = policy.tombstone;
-	asked.now = now;
+	asked.now = idem_xact_now();
 	return idem_state_decide(&found, &asked).verdict == IDEM_CLAIM_FRESH;
 }
 
-/* Second part: a key whose time is over is first again, if it still is. */
+/* Look at the rows of the new ones of some keys: those are not new. */
 static void
-renew(IdemDedupe *dedupe, DedupeKey *key)
+look(IdemDedupe *dedupe, const DedupeKey *keys, int nkeys)
 {
-	IdemKey		id;
-	IdemRow		old;
-	IdemRow		row = dedupe->claim.row;
-	IdemStoreBrief brief;
-
-	id.scope = dedupe->claim.id.scope;
-	id.key = key->key;
-	key->free = false;
-	if (!idem_store_lock(&id, &old))
-		return;					/* swept: insert it in the next round */
-	brief.state = old.state;
-	brief.expires_at = old.expires_at;
-	brief.purge_at = old.purge_at;
-	brief.policy = old.policy;
-	if (is_free(&brief, idem_xact_now()))
-	{
-		row.token = idem_xact_token(dedupe->claim.now, old.token);
-		idem_store_update(&id, &row);
-		decide_first(dedupe, key, true);
-		return;
-	}
-	idem_role_require(&id, old.claimed_by);
-	decide_first(dedupe, key, false);
-}
-
-/* Look at the rows that were in the way of the first part. */
-static void
-look_at_rest(IdemDedupe *dedupe)
-{
-	ArrayType  *pending;
-	int			count = pending_keys(dedupe, &pending);
-	IdemStoreBrief *found;
+	ArrayType  *array;
+	int			count = new_keys(keys, nkeys, &array);
+	IdemStoreBrief *found = palloc(sizeof(IdemStoreBrief) * Max(count, 1));
 	int			i;
 
-	if (count == 0)
-		return;
-	found = palloc(sizeof(IdemStoreBrief) * count);
-	count = idem_store_read_many(dedupe->claim.id.scope, pending, found);
+	if (count > 0)
+		count = idem_store_read_many(dedupe->claim.id.scope, array, found);
 	for (i = 0; i < count; i++)
 	{
-		DedupeKey  *key = find_key(dedupe, found[i].key);
-		IdemKey		id;
+		const IdemStoreBrief *brief = &found[i];
+		DedupeKey  *key = find_key(dedupe, brief->key);
+		IdemKey		id = id_of(dedupe, key);
 
-		key->free = is_free(&found[i], idem_xact_now());
-		if (key->free)
+		if (is_free(brief->state, brief->expires_at, brief->purge_at,
+					brief->policy))
+		{
+			key->state = DEDUPE_FREE;
 			continue;
-		id.scope = dedupe->claim.id.scope;
-		id.key = key->key;
-		idem_role_require(&id, found[i].claimed_by);
-		decide_first(dedupe, key, false);
+		}
+		idem_role_require(&id, brief->claimed_by);
+		settle(dedupe, key, false);
 	}
-	for (i = 0; i < dedupe->nkeys; i++)
-		if (dedupe->keys[i].free)
-			renew(dedupe, &dedupe->keys[i]);
 	pfree(found);
+}
+
+/* Insert the new ones of some keys; the others of them stay as they are. */
+static void
+insert_new(IdemDedupe *dedupe, const DedupeKey *keys, int nkeys)
+{
+	ArrayType  *array;
+	int			count = new_keys(keys, nkeys, &array);
+	text	  **inserted = palloc(sizeof(text *) * count);
+	int			i;
+
+	count = idem_store_insert_many(dedupe->claim.id.scope, array,
+								   &dedupe->claim.row, inserted);
+	check_live_keys(dedupe, count);
+	for (i = 0; i < count; i++)
+		settle(dedupe, find_key(dedupe, inserted[i]), true);
+	pfree(inserted);
+}
+
+/*
+ * Settle a run of new keys.  Those that a rival was faster with have a row
+ * now.  Should one be gone or free again already, it could only be written
+ * out of order.
+ */
+static void
+settle_new(IdemDedupe *dedupe, DedupeKey *keys, int nkeys)
+{
+	int			i;
+
+	insert_new(dedupe, keys, nkeys);
+	look(dedupe, keys, nkeys);
+	for (i = 0; i < nkeys; i++)
+		if (keys[i].state != DEDUPE_SETTLED)
+			raise_kept_changing(dedupe, &keys[i]);
+}
+
+/* Settle a key whose row seemed to be free: it may be taken, or swept. */
+static void
+settle_free(IdemDedupe *dedupe, DedupeKey *key)
+{
+	IdemKey		id = id_of(dedupe, key);
+	int			tries;
+
+	for (tries = 0; tries < IDEM_MAX_TRIES; tries++)
+	{
+		IdemRow		row = dedupe->claim.row;
+		IdemRow		old;
+
+		if (!idem_store_lock(&id, &old))
+		{
+			key->state = DEDUPE_NEW;
+			insert_new(dedupe, key, 1);
+			if (key->state == DEDUPE_SETTLED)
+				return;
+			continue;
+		}
+		if (!is_free(old.state, old.expires_at, old.purge_at, old.policy))
+		{
+			idem_role_require(&id, old.claimed_by);
+			settle(dedupe, key, false);
+			return;
+		}
+		row.token = idem_xact_token(dedupe->claim.now, old.token);
+		idem_store_update(&id, &row);
+		settle(dedupe, key, true);
+		return;
+	}
+	raise_kept_changing(dedupe, key);
+}
+
+static void
+settle_all(IdemDedupe *dedupe)
+{
+	DedupeKey  *keys = dedupe->keys;
+	int			i = 0;
+
+	look(dedupe, keys, dedupe->nkeys);
+	while (i < dedupe->nkeys)
+	{
+		int			begin = i;
+		bool		any = false;
+
+		/* a run of new keys ends before the next one that is free */
+		for (; i < dedupe->nkeys && keys[i].state != DEDUPE_FREE; i++)
+			any = any || keys[i].state == DEDUPE_NEW;
+		if (any)
+			settle_new(dedupe, &keys[begin], i - begin);
+		if (i < dedupe->nkeys)
+			settle_free(dedupe, &keys[i++]);
+	}
 }
 
 /* The row that every first key gets: done, with no answer. */
@@ -343,9 +410,6 @@ Datum
 idem_dedupe(PG_FUNCTION_ARGS)
 {
 	IdemDedupe	dedupe;
-	ArrayType  *pending;
-	int			count;
-	int			tries;
 
 	idem_xact_require_writable();
 	memset(&dedupe, 0, sizeof(dedupe));
@@ -354,16 +418,7 @@ idem_dedupe(PG_FUNCTION_ARGS)
 	idem_args_require(fcinfo, 1, "keys");
 	read_keys(&dedupe, PG_GETARG_ARRAYTYPE_P(1));
 	make_row(&dedupe);
-	for (tries = 0; (count = pending_keys(&dedupe, &pending)) > 0; tries++)
-	{
-		if (tries == IDEM_MAX_TRIES)
-		{
-			dedupe.claim.id.key = dedupe.keys[0].key;
-			idem_claim_too_many_tries(&dedupe.claim.id);
-		}
-		insert_new(&dedupe, pending, count);
-		look_at_rest(&dedupe);
-	}
+	settle_all(&dedupe);
 	put_result(fcinfo, &dedupe);
 	return (Datum) 0;
 }

@@ -24,7 +24,8 @@
 #include "idem_catalog.h"
 #include "idem_store_spi.h"
 
-#define PRIMARY_KEY_NAME "idempotency_keys_pkey"
+#define KEY_TABLE "idempotency_keys"
+#define KEY_COLUMNS "(scope, key)=("
 
 /*
  * Statements of ours that are being executed, one in another (a trigger that
@@ -91,11 +92,14 @@ prepare(IdemPlan *plan)
 }
 
 /*
- * A unique violation of the primary key means that another transaction wrote
- * the key: where a row must not exist, or from the second index that is there
- * while REINDEX CONCURRENTLY works on the first, which ON CONFLICT does not
- * name.  Nothing has been decided then, so it is a serialization failure; its
- * own detail would have the key in clear.
+ * A unique violation of (scope, key) means that another transaction wrote the
+ * key: where a row must not exist, or from a second index that is there while
+ * the first is being rebuilt, which ON CONFLICT does not name.  Nothing has
+ * been decided then, so it is a serialization failure.  Any other comes from
+ * an index of a user's.  Both would have the key in clear in their detail.
+ *
+ * No catalog can be asked here, so it is the detail, too, that tells the
+ * columns of the index; that part of it is not translated.
  */
 static void
 rethrow(MemoryContext context)
@@ -105,15 +109,20 @@ rethrow(MemoryContext context)
 	MemoryContextSwitchTo(context);
 	error = CopyErrorData();
 	if (error->sqlerrcode != ERRCODE_UNIQUE_VIOLATION ||
-		error->constraint_name == NULL ||
-		strncmp(error->constraint_name, PRIMARY_KEY_NAME,
-				strlen(PRIMARY_KEY_NAME)) != 0)
+		error->table_name == NULL || strcmp(error->table_name, KEY_TABLE) != 0)
 		PG_RE_THROW();
 	FlushErrorState();
+	if (error->detail != NULL && strstr(error->detail, KEY_COLUMNS) != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg("could not serialize access due to a concurrent write of the same key"),
+				 errhint("Repeat the whole transaction with the same key.")));
 	ereport(ERROR,
-			(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
-			 errmsg("could not serialize access due to a concurrent write of the same key"),
-			 errhint("Repeat the whole transaction with the same key.")));
+			(errcode(ERRCODE_UNIQUE_VIOLATION),
+			 errmsg("a unique index \"%s\" that was added to table \"%s\" forbids this key",
+					error->constraint_name ? error->constraint_name : "",
+					KEY_TABLE),
+			 errhint("Drop the index, or create it without UNIQUE.")));
 }
 
 /*
