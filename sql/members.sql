@@ -10,7 +10,11 @@ CREATE TEMP VIEW members AS
 SELECT classid, objid, i.type, i.identity
 FROM pg_depend d, LATERAL pg_identify_object(classid, objid, objsubid) i
 WHERE refclassid = 'pg_extension'::regclass AND deptype = 'e'
-	AND refobjid = (SELECT oid FROM pg_extension WHERE extname = 'idempotency');
+	AND refobjid = (SELECT oid FROM pg_extension WHERE extname = 'idempotency')
+	-- since 16 the array and row types that come by themselves are members, too
+	AND (classid <> 'pg_type'::regclass OR NOT EXISTS (
+		SELECT FROM pg_type t LEFT JOIN pg_class c ON c.oid = t.typrelid
+		WHERE t.oid = objid AND (t.typcategory = 'A' OR c.relkind <> 'c')));
 
 SELECT extname, extrelocatable, extversion, r.requires, r.superuser, r.trusted, r.relocatable
 FROM pg_extension e JOIN pg_available_extension_versions r ON r.name = e.extname AND r.version = e.extversion

@@ -90,6 +90,8 @@ my $parent = $$;
 my $proxy = fork // die "could not fork: $!";
 if ($proxy == 0)
 {
+	# not the handler of the test, which would stop its server
+	$SIG{TERM} = $SIG{INT} = 'DEFAULT';
 	local $SIG{CHLD} = 'IGNORE';
 	local $SIG{PIPE} = 'IGNORE';
 
