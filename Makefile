@@ -68,6 +68,7 @@ ISOLATION = \
 	claim-isolation \
 	claim-skew \
 	claim-wait \
+	claim-cap \
 	claim-own \
 	claim-dedupe \
 	finish-savepoint \
@@ -80,6 +81,7 @@ ISOLATION = \
 	dedupe-sweep \
 	release-claim \
 	policy-change \
+	policy-create \
 	lock-timeout
 ISOLATION_OPTS = --load-extension=pgcrypto --load-extension=idempotency
 TAP_TESTS = 1

@@ -228,13 +228,23 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION @extschema@.idem_policy_changed() IS
 'trigger: tells every backend that policies have changed';
 
+-- for each row: a subscriber of logical replication fires no others
 CREATE TRIGGER idempotency_policies_changed
-	AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE
+	AFTER INSERT OR UPDATE OR DELETE
+	ON @extschema@.idempotency_policies
+	FOR EACH ROW EXECUTE FUNCTION @extschema@.idem_policy_changed();
+CREATE TRIGGER idempotency_policies_truncated
+	AFTER TRUNCATE
 	ON @extschema@.idempotency_policies
 	FOR EACH STATEMENT EXECUTE FUNCTION @extschema@.idem_policy_changed();
 ALTER TABLE @extschema@.idempotency_policies
 	ENABLE ALWAYS TRIGGER idempotency_policies_changed;
+ALTER TABLE @extschema@.idempotency_policies
+	ENABLE ALWAYS TRIGGER idempotency_policies_truncated;
 COMMENT ON TRIGGER idempotency_policies_changed
+	ON @extschema@.idempotency_policies IS
+'tells every backend that policies have changed';
+COMMENT ON TRIGGER idempotency_policies_truncated
 	ON @extschema@.idempotency_policies IS
 'tells every backend that policies have changed';
 

@@ -118,3 +118,13 @@ SELECT claimed_by FROM idempotency_keys WHERE scope = 'dedupe' AND key = 'm2';
 DROP OWNED BY regress_idem_consumer;
 DROP ROLE regress_idem_consumer;
 SELECT count(idem_policy_drop(name)) AS dropped FROM idem_policy_list WHERE name LIKE 'dedupe-%';
+
+-- A key whose time is over counts against the cap when it is first again.
+SELECT idem_policy('dedupe-cap', max_live_keys => 1);
+SELECT key, first FROM idem_dedupe('dedupe-cap', '{b}', 'dedupe-cap');
+UPDATE idempotency_keys SET expires_at = expires_at - interval '1 week', purge_at = purge_at - interval '1 week' WHERE scope = 'dedupe-cap';
+SELECT key, first FROM idem_dedupe('dedupe-cap', '{a}', 'dedupe-cap');
+\set VERBOSITY sqlstate
+SELECT key, first FROM idem_dedupe('dedupe-cap', '{b}', 'dedupe-cap');
+\set VERBOSITY default
+SELECT idem_policy_drop('dedupe-cap');

@@ -430,3 +430,12 @@ WHERE entity_id LIKE idem_log_id('finish') || '/' || idem_log_id(key) ORDER BY i
 SELECT outcome, attempt FROM idem_claim('finish', 'twice');
 
 SELECT count(idem_policy_drop(name)) AS dropped FROM idem_policy_list WHERE name LIKE 'finish-%';
+
+-- No token is below zero: -1 is a wrong one, not none.
+SET client_min_messages = warning;
+BEGIN;
+SELECT outcome FROM idem_claim('finish-negative', 'k');
+\set VERBOSITY sqlstate
+SELECT idem_complete('finish-negative', 'k', token => -1);
+ROLLBACK;
+\set VERBOSITY default

@@ -134,3 +134,19 @@ CALL idem_sweep_all();
 SELECT check_name FROM idem_health() WHERE NOT ok AND check_name NOT IN ('worker', 'pg_cron', 'server_version');
 SELECT name AS not_checked FROM unnest(ARRAY['schema_safe', 'primary_key', 'storage', 'worker', 'sweep_lag', 'triggers', 'server_version', 'pgcrypto']) name
 WHERE name NOT IN (SELECT check_name FROM idem_health());
+
+-- It sees a trigger of ours that is gone, and one that is not ours.
+BEGIN;
+DROP TRIGGER idempotency_audit_guard_row ON idempotency_audit_log;
+SELECT ok, detail FROM idem_health() WHERE check_name = 'triggers';
+ROLLBACK;
+BEGIN;
+CREATE TRIGGER foreign_one BEFORE INSERT ON idempotency_keys FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger();
+SELECT ok, detail FROM idem_health() WHERE check_name = 'triggers';
+ROLLBACK;
+
+-- Two secrets set by one statement have two key ids.
+BEGIN;
+SELECT a < b AS in_order FROM (SELECT idem_secret('context', convert_to(repeat('c', 16), 'UTF8')) AS a,
+	idem_secret('audit', convert_to(repeat('a', 16), 'UTF8')) AS b) s;
+ROLLBACK;

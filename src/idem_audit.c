@@ -88,22 +88,41 @@ idem_audit(PG_FUNCTION_ARGS)
 	PG_RETURN_INT64(idem_store_audit(&audit));
 }
 
+/* A column of a row as text; empty for a null. */
+static const char *
+get_text(HeapTuple tuple, TupleDesc desc, const char *column)
+{
+	char	   *value = SPI_getvalue(tuple, desc, SPI_fnumber(desc, column));
+
+	return value != NULL ? value : "";
+}
+
+/* A number; 0 for a null. */
+static int64
+get_number(HeapTuple tuple, TupleDesc desc, const char *column)
+{
+	return strtoll(get_text(tuple, desc, column), NULL, 10);
+}
+
 /* Whether the row to be inserted is the one that we are writing. */
 static bool
 is_own_row(TriggerData *trigdata)
 {
 	TupleDesc	desc = RelationGetDescr(trigdata->tg_relation);
 	HeapTuple	tuple = trigdata->tg_trigtuple;
-	char	   *action;
-	char	   *entity_id;
+	IdemStoreAudit row;
 
 	if (!TRIGGER_FIRED_BY_INSERT(trigdata->tg_event) ||
 		!TRIGGER_FIRED_FOR_ROW(trigdata->tg_event))
 		return false;
-	action = SPI_getvalue(tuple, desc, SPI_fnumber(desc, "action"));
-	entity_id = SPI_getvalue(tuple, desc, SPI_fnumber(desc, "entity_id"));
-	return action != NULL && entity_id != NULL &&
-		idem_store_audit_passes(action, entity_id);
+	memset(&row, 0, sizeof(row));
+	row.action = get_text(tuple, desc, "action");
+	row.entity = get_text(tuple, desc, "entity");
+	row.entity_id = get_text(tuple, desc, "entity_id");
+	row.attempt = (int32) get_number(tuple, desc, "attempt");
+	row.token = get_number(tuple, desc, "token");
+	row.effective_role = get_text(tuple, desc, "effective_role");
+	return idem_store_audit_passes(&row);
 }
 
 IDEM_FUNCTION(idem_audit_guard);
@@ -112,7 +131,7 @@ IDEM_FUNCTION(idem_audit_guard);
  * idem_audit_guard() RETURNS trigger
  *		Before INSERT, UPDATE, DELETE and TRUNCATE of the log; 42501 unless it
  *		is our own row or a superuser's doing (who restores a dump, and could
- *		drop the trigger anyway).
+ *		drop the trigger anyway).  39P01 when called by itself.
  */
 Datum
 idem_audit_guard(PG_FUNCTION_ARGS)

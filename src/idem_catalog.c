@@ -45,6 +45,8 @@ static const char *const outcome_labels[IDEM_NUM_OUTCOMES] = {
 	"expired"
 };
 
+#define MAX_LOOKUPS 10
+
 static IdemCatalog cached;
 static bool cached_valid = false;
 static uint64 generation = 0;	/* of what "cached" says */
@@ -211,11 +213,16 @@ look_up(IdemCatalog *catalog)
 const IdemCatalog *
 idem_catalog(void)
 {
-	while (!cached_valid)
+	int			tries = 0;
+
+	while (!cached_valid && tries++ < MAX_LOOKUPS)
 	{
 		IdemCatalog found;
 
-		/* an invalidation during the look-up makes it be repeated */
+		/*
+		 * An invalidation during the look-up makes it be repeated; not for
+		 * ever, since debug_discard_caches invalidates all the time.
+		 */
 		cached_valid = true;
 		PG_TRY();
 		{

@@ -30,7 +30,6 @@
 #include "access/transam.h"
 #include "access/xact.h"
 #include "miscadmin.h"
-#include "pgstat.h"
 #include "storage/latch.h"
 #include "utils/builtins.h"
 #include "utils/snapmgr.h"
@@ -76,7 +75,7 @@ idem_claim_too_many_tries(const IdemKey *id)
 			 errmsg("could not decide on key %s in scope %s: its row kept changing",
 					idem_digest_log_id(id->key),
 					idem_digest_log_id(id->scope)),
-			 errhint("Repeat the whole transaction with the same key.")));
+			 errhint("Repeat the whole transaction with the same key; if it happens again and again, see idem_health().")));
 }
 
 /*
@@ -281,12 +280,13 @@ idem_claim_decide(IdemClaim *claim, bool check_new)
 			idem_claim_too_many_tries(&claim->id);
 	}
 	if (claim->decision.verdict == IDEM_FORBIDDEN)
-		idem_role_require(&claim->id, claim->row.claimed_by);
+		idem_role_refuse(&claim->id);
 }
 
 /*
  * Soft under concurrency: rivals that have not committed are not counted.
- * Reads up to max_live_keys index entries of the scope, for a new key only.
+ * Reads max_live_keys live rows of the scope at most, and what has expired and
+ * is not yet swept on the way; for a new key only.
  */
 static void
 check_live_keys(const IdemClaim *claim)
@@ -452,7 +452,8 @@ make_claim(IdemClaim *claim)
 
 	for (tries = 0; tries < IDEM_MAX_TRIES; tries++)
 	{
-		idem_claim_decide(claim, false);
+		/* what is counted against a cap must be known to be new */
+		idem_claim_decide(claim, claim->policy.max_live_keys > 0);
 		if (!idem_claim_granted(claim))
 			return claim->decision.outcome;
 		idem_claim_start(claim);
@@ -479,7 +480,7 @@ IDEM_FUNCTION(idem_claim);
  * Intervals are microseconds with a day of 24 hours.  Raises 22004, 22023,
  * 25006, 40001, 42501, 42704, ID009, XX001.  A claim that is granted holds
  * the key lock and the row to the end of the transaction; any other outcome
- * holds nothing.
+ * holds nothing, unless the row changed under our eyes and is locked for it.
  */
 Datum
 idem_claim(PG_FUNCTION_ARGS)

@@ -35,7 +35,12 @@
 #define idem_compat_may_execute(proc, role) \
 	(object_aclcheck(ProcedureRelationId, (proc), (role), ACL_EXECUTE) == \
 	 ACLCHECK_OK)
+#define idem_compat_may_use_schema(schema, role) \
+	(object_aclcheck(NamespaceRelationId, (schema), (role), ACL_USAGE) == \
+	 ACLCHECK_OK)
 #else
+#define idem_compat_may_use_schema(schema, role) \
+	(pg_namespace_aclcheck((schema), (role), ACL_USAGE) == ACLCHECK_OK)
 #define idem_compat_may_execute(proc, role) \
 	(pg_proc_aclcheck((proc), (role), ACL_EXECUTE) == ACLCHECK_OK)
 #endif

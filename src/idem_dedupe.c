@@ -171,16 +171,17 @@ find_key(const IdemDedupe *dedupe, text *key)
 	return &dedupe->keys[low];
 }
 
+/* Settle a key: first, with the row that was written, or not, with NULL. */
 static void
-settle(IdemDedupe *dedupe, DedupeKey *key, bool first)
+settle(IdemDedupe *dedupe, DedupeKey *key, const IdemRow *row)
 {
 	key->state = DEDUPE_SETTLED;
-	key->first = first;
-	if (first && dedupe->claim.row_policy.audit)
+	key->first = row != NULL;
+	if (row != NULL && dedupe->claim.row_policy.audit)
 	{
 		IdemKey		id = id_of(dedupe, key);
 
-		idem_audit_transition("completed", &id, &dedupe->claim.row);
+		idem_audit_transition("completed", &id, row);
 	}
 }
 
@@ -209,27 +210,33 @@ check_live_keys(const IdemDedupe *dedupe, int inserted)
 				 errhint("Wait until keys expire, or raise \"max_live_keys\" of the policy.")));
 }
 
-/* Whether a key that has a row is free: released, or expired for good. */
-static bool
-is_free(IdemState state, TimestampTz expires_at, TimestampTz purge_at,
-		const text *policy_name)
+/*
+ * The attempt that a key with a row would have; 0 when it is not free, that is
+ * neither released nor expired for good.
+ */
+static int32
+free_attempt(IdemState state, int32 attempt, TimestampTz expires_at,
+			 TimestampTz purge_at, const text *policy_name)
 {
 	IdemPolicy	policy;
 	IdemFound	found;
 	IdemAsked	asked;
+	IdemDecision decision;
 
 	idem_policy_get_stored(policy_name, &policy);
 	memset(&found, 0, sizeof(found));
 	memset(&asked, 0, sizeof(asked));
 	found.exists = true;
 	found.state = state;
+	found.attempt = attempt;
 	found.lease_until = DT_NOEND;	/* an ended lease frees no message */
 	found.expires_at = expires_at;
 	found.purge_at = purge_at;
 	found.reject_expired = policy.reject_expired;
 	found.tombstone = policy.tombstone;
 	asked.now = idem_xact_now();
-	return idem_state_decide(&found, &asked).verdict == IDEM_CLAIM_FRESH;
+	decision = idem_state_decide(&found, &asked);
+	return decision.verdict == IDEM_CLAIM_FRESH ? decision.attempt : 0;
 }
 
 /* Look at the rows of the new ones of some keys: those are not new. */
@@ -249,14 +256,14 @@ look(IdemDedupe *dedupe, const DedupeKey *keys, int nkeys)
 		DedupeKey  *key = find_key(dedupe, brief->key);
 		IdemKey		id = id_of(dedupe, key);
 
-		if (is_free(brief->state, brief->expires_at, brief->purge_at,
-					brief->policy))
+		if (free_attempt(brief->state, 0, brief->expires_at, brief->purge_at,
+						 brief->policy) > 0)
 		{
 			key->state = DEDUPE_FREE;
 			continue;
 		}
 		idem_role_require(&id, brief->claimed_by);
-		settle(dedupe, key, false);
+		settle(dedupe, key, NULL);
 	}
 	pfree(found);
 }
@@ -274,7 +281,7 @@ insert_new(IdemDedupe *dedupe, const DedupeKey *keys, int nkeys)
 								   &dedupe->claim.row, inserted);
 	check_live_keys(dedupe, count);
 	for (i = 0; i < count; i++)
-		settle(dedupe, find_key(dedupe, inserted[i]), true);
+		settle(dedupe, find_key(dedupe, inserted[i]), &dedupe->claim.row);
 	pfree(inserted);
 }
 
@@ -315,15 +322,18 @@ settle_free(IdemDedupe *dedupe, DedupeKey *key)
 				return;
 			continue;
 		}
-		if (!is_free(old.state, old.expires_at, old.purge_at, old.policy))
+		row.attempt = free_attempt(old.state, old.attempt, old.expires_at,
+								   old.purge_at, old.policy);
+		if (row.attempt == 0)
 		{
 			idem_role_require(&id, old.claimed_by);
-			settle(dedupe, key, false);
+			settle(dedupe, key, NULL);
 			return;
 		}
 		row.token = idem_xact_token(dedupe->claim.now, old.token);
 		idem_store_update(&id, &row);
-		settle(dedupe, key, true);
+		check_live_keys(dedupe, 1);
+		settle(dedupe, key, &row);
 		return;
 	}
 	raise_kept_changing(dedupe, key);

@@ -3,8 +3,9 @@
  * idem_finish.c
  *	  What the holder of a claim does with it, and the operator with any key.
  *
- * Every function takes the key lock and then the row FOR UPDATE, and waits
- * for both: nothing is decided on a row that may still change.  The token is
+ * Every function but idem_lookup takes the key lock and then the row FOR
+ * UPDATE, and waits for both: nothing is decided on a row that may still
+ * change.  A finished one does not: repeating its finish takes neither.  The token is
  * compared before anything else is, so that a holder whose lease was taken
  * over can neither finish nor learn.
  *
@@ -142,11 +143,11 @@ raise_no_claim(const IdemHeld *held)
 			 errhint("Claim the key first; a rolled-back transaction or savepoint takes its claim with it.")));
 }
 
-/* The token of the call, or NO_TOKEN. */
+/* The token of the call, or NO_TOKEN; no token of ours is below zero. */
 static int64
 read_token(FunctionCallInfo fcinfo, int argno)
 {
-	return PG_ARGISNULL(argno) ? NO_TOKEN : PG_GETARG_INT64(argno);
+	return PG_ARGISNULL(argno) ? NO_TOKEN : Max(PG_GETARG_INT64(argno), 0);
 }
 
 /* The caller must be the holder; ID002. */
@@ -352,7 +353,7 @@ idem_extend(PG_FUNCTION_ARGS)
 	idem_args_require(fcinfo, 3, "lease");
 	lease = idem_policy_lease_usec("lease",
 								   idem_args_usec("lease", PG_GETARG_DATUM(3)));
-	require_claim(fcinfo, &held, PG_GETARG_INT64(2));
+	require_claim(fcinfo, &held, read_token(fcinfo, 2));
 	held.row.lease_until = idem_state_add(idem_xact_now(), lease);
 	held.row.expires_at = idem_policy_expiry(&held.policy, &held.row, false,
 											 held.row.lease_until);
@@ -392,7 +393,7 @@ idem_checkpoint(PG_FUNCTION_ARGS)
 					 errhint("Give at most %d bytes; store the rest elsewhere and refer to it.",
 							 IDEM_MAX_DETAIL_BYTES)));
 	}
-	require_claim(fcinfo, &held, PG_GETARG_INT64(2));
+	require_claim(fcinfo, &held, read_token(fcinfo, 2));
 	held.row.recovery_point = recovery_point;
 	held.row.checkpoint = data;
 	write_claim(&held, NULL);

@@ -91,7 +91,8 @@ IDEM_FUNCTION(idem_health);
 
 /*
  * idem_health() RETURNS TABLE (check_name text, ok boolean, detail text)
- *		What is right with the installation and what is not.
+ *		What is right with the installation and what is not.  Raises nothing of
+ *		its own; takes ACCESS SHARE on what it looks at.
  */
 Datum
 idem_health(PG_FUNCTION_ARGS)

@@ -32,6 +32,13 @@
 #include "idem_store.h"
 #include "idem_xact.h"
 
+typedef struct PolicyEntry
+{
+	NameData	name;			/* the hash key */
+	bool		missing;		/* nobody has set it */
+	IdemPolicy	policy;
+}			PolicyEntry;
+
 static HTAB *cache = NULL;
 static MemoryContext cache_context = NULL;
 static bool cache_valid = false;
@@ -63,7 +70,7 @@ reset_cache(void)
 	policies_relid = idem_catalog()->policies;
 	memset(&ctl, 0, sizeof(ctl));
 	ctl.keysize = NAMEDATALEN;
-	ctl.entrysize = sizeof(IdemPolicy);
+	ctl.entrysize = sizeof(PolicyEntry);
 	ctl.hcxt = cache_context;
 	cache = hash_create("idempotency policies", 16, &ctl,
 						HASH_ELEM | HASH_STRINGS | HASH_CONTEXT);
@@ -87,14 +94,15 @@ load(const char *name, IdemPolicy *policy)
 /*
  * Find a policy in the cache, or load it.  A policy read while the table
  * changed, or with the snapshot of a parallel plan, is used, as a query would
- * have used it, but not kept.  Unknown names are not kept either: their
- * number is up to the callers.
+ * have used it, but not kept.  That a name is unknown is kept for those that
+ * stand in rows; the number of others is up to the callers.
  */
 static bool
-find(const char *name, IdemPolicy *policy)
+find(const char *name, IdemPolicy *policy, bool stored)
 {
-	IdemPolicy *entry;
+	PolicyEntry *entry;
 	uint64		changes;
+	bool		known;
 
 	if (strlen(name) >= NAMEDATALEN)
 		return false;
@@ -104,19 +112,20 @@ find(const char *name, IdemPolicy *policy)
 	entry = hash_search(cache, name, HASH_FIND, NULL);
 	if (entry != NULL)
 	{
-		*policy = *entry;
-		return true;
+		*policy = entry->policy;
+		return !entry->missing;
 	}
 
 	changes = cache_changes;
-	if (!load(name, policy))
-		return false;
-	if (cache_valid && changes == cache_changes && !IsInParallelMode())
+	known = load(name, policy);
+	if ((known || stored) && cache_valid && changes == cache_changes &&
+		!IsInParallelMode())
 	{
 		entry = hash_search(cache, name, HASH_ENTER, NULL);
-		*entry = *policy;
+		entry->missing = !known;
+		entry->policy = *policy;
 	}
-	return true;
+	return known;
 }
 
 /*
@@ -126,7 +135,7 @@ find(const char *name, IdemPolicy *policy)
 void
 idem_policy_get(const char *name, IdemPolicy *policy)
 {
-	if (!find(name, policy))
+	if (!find(name, policy, false))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("idempotency policy \"%s\" does not exist", name),
@@ -142,7 +151,8 @@ idem_policy_get_stored(const text *name, IdemPolicy *policy)
 {
 	char	   *cstring = text_to_cstring(name);
 
-	if (!find(cstring, policy) && !find(IDEM_POLICY_DEFAULT, policy))
+	if (!find(cstring, policy, true) &&
+		!find(IDEM_POLICY_DEFAULT, policy, true))
 		elog(ERROR, "no idempotency policy \"%s\"", IDEM_POLICY_DEFAULT);
 	pfree(cstring);
 }
@@ -154,7 +164,7 @@ IDEM_FUNCTION(idem_policy);
  *		Create or change a policy.  The arguments are the columns of the table;
  *		one left out, or null, keeps its value.
  *
- * Raises 22004, 22023, 25006, 42704 (no such owner_role).  Holds SHARE ROW
+ * Raises 22004, 22023, 25006, 40001, 42704 (no such owner_role).  Holds SHARE ROW
  * EXCLUSIVE on the policies table to the end of the transaction, so that two
  * changes which are right each for itself cannot make a wrong policy.
  */
@@ -166,6 +176,7 @@ idem_policy(PG_FUNCTION_ARGS)
 	Datum		values[IDEM_POLICY_COLUMNS];
 	bool		nulls[IDEM_POLICY_COLUMNS];
 	IdemPolicy	policy;
+	bool		exists;
 	int			i;
 
 	idem_xact_require_writable();
@@ -176,7 +187,8 @@ idem_policy(PG_FUNCTION_ARGS)
 				 errhint("Name the policy, such as 'payments'; calls without one use 'default'.")));
 	idem_store_policy_lock();
 	idem_policy_values_ship(&policy, "");
-	if (!idem_store_policy_read(cname, values, nulls))
+	exists = idem_store_policy_read(cname, values, nulls);
+	if (!exists)
 		memset(nulls, true, sizeof(nulls));
 	for (i = 0; i < IDEM_POLICY_COLUMNS; i++)
 	{
@@ -193,7 +205,7 @@ idem_policy(PG_FUNCTION_ARGS)
 				 errmsg("role \"%s\" does not exist",
 						NameStr(policy.owner_role)),
 				 errhint("Create the role that is to own the keys, or leave \"owner_role\" empty.")));
-	idem_store_policy_write(values, nulls);
+	idem_store_policy_write(values, nulls, exists);
 	PG_RETURN_VOID();
 }
 
@@ -229,7 +241,8 @@ IDEM_FUNCTION(idem_policy_values);
 
 /*
  * idem_policy_values() RETURNS TABLE (name text, ...)
- *		Every policy with its values in force, "default" included.
+ *		Every policy with its values in force, "default" included.  Raises
+ *		nothing of its own; takes ACCESS SHARE on the policies table.
  */
 Datum
 idem_policy_values(PG_FUNCTION_ARGS)
@@ -264,6 +277,7 @@ IDEM_FUNCTION(idem_policy_changed);
  * idem_policy_changed() RETURNS trigger
  *		After a change of the policies table: every backend, this one with its
  *		next command and the others at commit, forgets what it has cached.
+ *		Raises 39P01.
  */
 Datum
 idem_policy_changed(PG_FUNCTION_ARGS)

@@ -48,7 +48,7 @@ typedef enum IdemKeyFormat
 /* A policy in force.  Values only, so that it can be copied. */
 typedef struct IdemPolicy
 {
-	NameData	name;			/* first: the hash key of the cache */
+	NameData	name;
 	int64		completed_ttl;	/* all durations in microseconds */
 	int64		failed_ttl;
 	int64		lease;

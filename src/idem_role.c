@@ -34,20 +34,30 @@ idem_role_permits(const text *claimed_by)
 }
 
 /*
+ * idem_role_refuse
+ *		Raise 42501: the key is another role's.
+ */
+void
+idem_role_refuse(const IdemKey *id)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+			 errmsg("permission denied for key %s in scope %s",
+					idem_digest_log_id(id->key),
+					idem_digest_log_id(id->scope)),
+			 errdetail("It was claimed under a role whose rights the current user does not have."),
+			 errhint("Use another scope, become a member of that role, or set \"owner_role\" of the policy for roles that rotate.")));
+}
+
+/*
  * idem_role_require
- *		The same as an error, 42501.
+ *		Refuse unless idem_role_permits().
  */
 void
 idem_role_require(const IdemKey *id, const text *claimed_by)
 {
 	if (!idem_role_permits(claimed_by))
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("permission denied for key %s in scope %s",
-						idem_digest_log_id(id->key),
-						idem_digest_log_id(id->scope)),
-				 errdetail("It was claimed under a role whose rights the current user does not have."),
-				 errhint("Use another scope, become a member of that role, or set \"owner_role\" of the policy for roles that rotate.")));
+		idem_role_refuse(id);
 }
 
 /*

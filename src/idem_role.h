@@ -8,9 +8,11 @@
 #ifndef IDEM_ROLE_H
 #define IDEM_ROLE_H
 
+#include "idem_compat.h"
 #include "idem_policy.h"
 
 extern bool idem_role_permits(const text *claimed_by);
+IDEM_COMPAT_NORETURN extern void idem_role_refuse(const IdemKey *id);
 extern void idem_role_require(const IdemKey *id, const text *claimed_by);
 extern text *idem_role_owner(const IdemPolicy *policy);
 

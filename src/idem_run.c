@@ -24,6 +24,7 @@
 
 #include "access/htup_details.h"
 #include "access/xact.h"
+#include "catalog/objectaccess.h"
 #include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
 #include "fmgr.h"
@@ -109,6 +110,7 @@ prepare_handler(IdemRun *run, Oid oid)
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("permission denied for function %s", NameStr(proc->proname)),
 				 errhint("The caller of idem_run() needs EXECUTE on the handler.")));
+	InvokeFunctionExecuteHook(oid);
 	if (proc->proisstrict && run->request.isnull)
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),

@@ -20,6 +20,7 @@
 #include "catalog/namespace.h"
 #include "miscadmin.h"
 #include "utils/guc.h"
+#include "utils/plancache.h"
 
 #include "idem_catalog.h"
 #include "idem_secctx.h"
@@ -43,6 +44,12 @@ idem_secctx_enter(IdemSecctx *saved)
 	saved->guc_level = NewGUCNestLevel();
 	if (strcmp(namespace_search_path, PINNED_SEARCH_PATH) != 0)
 		(void) set_config_option("search_path", PINNED_SEARCH_PATH,
+								 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE,
+								 true, 0, false);
+
+	/* a plan for each call would be made without what idem_store_spi pins */
+	if (plan_cache_mode == PLAN_CACHE_MODE_FORCE_CUSTOM_PLAN)
+		(void) set_config_option("plan_cache_mode", "auto",
 								 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE,
 								 true, 0, false);
 }

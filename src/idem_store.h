@@ -3,8 +3,8 @@
  * idem_store.h
  *	  The one door to our tables.
  *
- * Every function here runs as the owner of the key table and is the caller
- * again when it returns.  A row is handed out in the memory context of the
+ * Every function that executes a statement does so as the owner of the key
+ * table and is the caller again when it returns.  A row is handed out in the memory context of the
  * caller.
  *
  *-------------------------------------------------------------------------
@@ -64,13 +64,14 @@ extern int	idem_store_read_many(const text *scope, ArrayType *keys,
 extern bool idem_store_policy_read(const char *name, Datum *values,
 								   bool *nulls);
 extern void idem_store_policy_lock(void);
-extern void idem_store_policy_write(const Datum *values, const bool *nulls);
+extern void idem_store_policy_write(const Datum *values, const bool *nulls,
+									bool exists);
 extern bool idem_store_policy_delete(const text *name);
 extern List *idem_store_policy_names(void);
 
 /* idem_store_audit.c */
 extern int64 idem_store_audit(const IdemStoreAudit *audit);
-extern bool idem_store_audit_passes(const char *action, const char *entity_id);
+extern bool idem_store_audit_passes(const IdemStoreAudit *row);
 
 /* idem_store_secret.c */
 extern int32 idem_store_secret_add(const text *purpose, const bytea *secret);

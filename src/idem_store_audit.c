@@ -103,12 +103,15 @@ idem_store_audit(const IdemStoreAudit *audit)
  *		Whether this is the row being inserted; the pass is spent with it.
  */
 bool
-idem_store_audit_passes(const char *action, const char *entity_id)
+idem_store_audit_passes(const IdemStoreAudit *row)
 {
-	bool		passes = expected != NULL &&
-	strcmp(action, expected->action) == 0 &&
-	strcmp(entity_id, expected->entity_id) == 0;
+	const IdemStoreAudit *pass = expected;
 
 	expected = NULL;
-	return passes;
+	return pass != NULL &&
+		strcmp(row->action, pass->action) == 0 &&
+		strcmp(row->entity, pass->entity) == 0 &&
+		strcmp(row->entity_id, pass->entity_id) == 0 &&
+		strcmp(row->effective_role, pass->effective_role) == 0 &&
+		row->attempt == pass->attempt && row->token == pass->token;
 }

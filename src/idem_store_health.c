@@ -10,20 +10,25 @@
  */
 #include "postgres.h"
 
+#include "catalog/namespace.h"
 #include "catalog/pg_type.h"
 #include "commands/extension.h"
 #include "executor/spi.h"
+#include "miscadmin.h"
+#include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/lsyscache.h"
 
 #include "idem_catalog.h"
+#include "idem_compat.h"
 #include "idem_store_health.h"
 #include "idem_store_spi.h"
 
 typedef struct HealthQuery
 {
 	const char *name;
-	const char *extension;		/* asked only where this one is there */
+	const char *extension;		/* that it is about; NULL: ours */
 	const char *sql;			/* %1$s is our schema */
 } HealthQuery;
 
@@ -40,12 +45,28 @@ static const HealthQuery queries[] = {
 	},
 	{
 		"triggers", NULL,
-		"SELECT count(*) = 0, CASE WHEN count(*) = 0 THEN 'only our own, all enabled'"
-		" ELSE string_agg(format('%%I on %%s', t.tgname, t.tgrelid::regclass), ', ') END"
-		" FROM pg_trigger t WHERE t.tgrelid = ANY ($1)"
-		" AND NOT t.tgisinternal AND (t.tgdeferrable OR t.tgenabled <> 'A'"
-		" OR t.tgname NOT IN ('idempotency_policies_changed',"
-		" 'idempotency_audit_guard_row', 'idempotency_audit_guard_truncate'))"
+		"SELECT count(*) = 0, CASE WHEN count(*) = 0 THEN 'exactly our own, all enabled'"
+		" ELSE string_agg(format('%%s on %%s', name, relation), ', ') END"
+		" FROM (SELECT coalesce(t.relname, o.relname) AS relation,"
+		" coalesce(t.tgname, 'without ' || o.tgname) AS name FROM"
+		" (SELECT c.relname::text, t.tgname::text, p.proname::text"
+		" FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid"
+		" LEFT JOIN pg_proc p ON p.oid = t.tgfoid AND p.pronamespace = c.relnamespace"
+		" AND t.tgenabled = 'A' AND NOT t.tgdeferrable AND t.tgqual IS NULL"
+		" WHERE c.oid = ANY ($1) AND NOT t.tgisinternal) t FULL JOIN (VALUES"
+		" ('idempotency_policies', 'idempotency_policies_changed', 'idem_policy_changed'),"
+		" ('idempotency_policies', 'idempotency_policies_truncated', 'idem_policy_changed'),"
+		" ('idempotency_audit_log', 'idempotency_audit_guard_row', 'idem_audit_guard'),"
+		" ('idempotency_audit_log', 'idempotency_audit_guard_truncate', 'idem_audit_guard'))"
+		" o (relname, tgname, proname) ON (t.relname, t.tgname, t.proname)"
+		" = (o.relname, o.tgname, o.proname)"
+		" WHERE t.relname IS NULL OR o.relname IS NULL) d"
+	},
+	{
+		"row_security", NULL,
+		"SELECT relrowsecurity, CASE WHEN relrowsecurity THEN 'on for the audit log'"
+		" ELSE 'off for the audit log' END"
+		" FROM pg_class WHERE oid = ANY ($1) AND relname = 'idempotency_audit_log'"
 	},
 	{
 		"rules", NULL,
@@ -82,13 +103,6 @@ static const HealthQuery queries[] = {
 		" WHERE purge_at < clock_timestamp() - interval '10 minutes') AS late) w"
 	},
 	{
-		"pg_cron", "pg_cron",
-		"SELECT count(*) > 0, CASE WHEN count(*) > 0 THEN 'job ' || string_agg(jobid::text, ', ')"
-		" ELSE 'no job of this role calls idem_sweep()' END"
-		" FROM cron.job WHERE command LIKE '%%idem_sweep%%' AND active"
-		" AND database = current_database()"
-	},
-	{
 		"sweep_lag", NULL,
 		"SELECT coalesce(lag < '10 minutes', true),"
 		" coalesce('oldest key is due for ' || lag, 'no key is due')"
@@ -105,6 +119,18 @@ static const HealthQuery queries[] = {
 		" WHEN 17 THEN 12 WHEN 18 THEN 6 ELSE 0 END AS fixed"
 		" FROM (SELECT current_setting('server_version_num')::integer AS num) v) w"
 	},
+};
+
+/*
+ * Asked as the caller, since a role sees only its own jobs, and only if it
+ * may look there at all.
+ */
+static const HealthQuery cron_query = {
+	"pg_cron", "pg_cron",
+	"SELECT count(*) > 0, CASE WHEN count(*) > 0 THEN 'job ' || string_agg(jobid::text, ', ')"
+	" ELSE 'no job of this role calls idem_sweep()' END"
+	" FROM cron.job WHERE command LIKE '%%idem_sweep%%' AND active"
+	" AND database = current_database()"
 };
 
 static Datum
@@ -143,6 +169,28 @@ run_query(const HealthQuery *query, IdemHealthSink sink, void *arg)
 	sink(arg, query->name, ok, detail);
 }
 
+static void
+run_cron_query(IdemHealthSink sink, void *arg)
+{
+	Oid			schema = get_namespace_oid("cron", true);
+	Oid			job;
+
+	if (!OidIsValid(get_extension_oid(cron_query.extension, true)) ||
+		!OidIsValid(schema))
+		return;
+	job = get_relname_relid("job", schema);
+	if (!idem_compat_may_use_schema(schema, GetUserId()) ||
+		!OidIsValid(job) ||
+		pg_class_aclcheck(job, GetUserId(), ACL_SELECT) != ACLCHECK_OK)
+	{
+		sink(arg, cron_query.name, false, "this role cannot see cron.job");
+		return;
+	}
+	SPI_connect();
+	run_query(&cron_query, sink, arg);
+	SPI_finish();
+}
+
 /*
  * idem_store_health
  *		Ask all the questions; each answer goes to the sink.
@@ -155,8 +203,7 @@ idem_store_health(IdemHealthSink sink, void *arg)
 
 	idem_store_spi_begin(&saved);
 	for (i = 0; i < lengthof(queries); i++)
-		if (queries[i].extension == NULL ||
-			OidIsValid(get_extension_oid(queries[i].extension, true)))
-			run_query(&queries[i], sink, arg);
+		run_query(&queries[i], sink, arg);
 	idem_store_spi_end(&saved);
+	run_cron_query(sink, arg);
 }

@@ -75,7 +75,7 @@ idem_store_policy_lock(void)
 
 /*
  * idem_store_policy_read
- *		The columns of one policy, detoasted; false when it is not there.
+ *		The columns of one policy; false when it is not there.
  */
 bool
 idem_store_policy_read(const char *name, Datum *values, bool *nulls)
@@ -135,22 +135,27 @@ idem_store_policy_names(void)
 
 /*
  * idem_store_policy_write
- *		Insert or overwrite a policy, under idem_store_policy_lock.
+ *		Insert or overwrite a policy, under idem_store_policy_lock; 40001 when
+ *		the snapshot of the transaction is older than the one that exists.
  */
 void
-idem_store_policy_write(const Datum *values, const bool *nulls)
+idem_store_policy_write(const Datum *values, const bool *nulls, bool exists)
 {
 	char		sql_nulls[IDEM_POLICY_COLUMNS];
 	IdemSecctx	saved;
+	uint64		rows;
 	int			i;
 
 	for (i = 0; i < IDEM_POLICY_COLUMNS; i++)
 		sql_nulls[i] = nulls[i] ? 'n' : ' ';
 	idem_store_spi_begin(&saved);
-	if (idem_store_spi_execute(&update_plan, (Datum *) values, sql_nulls,
-							   false, 0) == 0)
-		(void) idem_store_spi_execute(&insert_plan, (Datum *) values,
-									  sql_nulls, false, 0);
+	rows = idem_store_spi_execute(exists ? &update_plan : &insert_plan,
+								  (Datum *) values, sql_nulls, false, 0);
+	if (rows == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg("could not serialize access due to a concurrent change of policies"),
+				 errhint("Repeat the whole transaction.")));
 	idem_store_spi_end(&saved);
 }
 

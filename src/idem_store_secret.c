@@ -15,6 +15,7 @@
 #include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/table.h"
+#include "access/xact.h"
 #include "catalog/indexing.h"
 #include "utils/builtins.h"
 #include "utils/rel.h"
@@ -101,6 +102,7 @@ idem_store_secret_add(const text *purpose, const bytea *secret)
 	values[SECRET_CREATED_AT] = TimestampTzGetDatum(GetCurrentTimestamp());
 	CatalogTupleInsert(table, heap_form_tuple(RelationGetDescr(table),
 											  values, nulls));
+	CommandCounterIncrement();	/* the next one in this statement sees it */
 	table_close(table, NoLock);
 	return key_id;
 }

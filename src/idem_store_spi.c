@@ -26,6 +26,7 @@
 
 #define KEY_TABLE "idempotency_keys"
 #define KEY_COLUMNS "(scope, key)=("
+#define QUOTED_KEY_COLUMNS "(\"scope\", \"key\")=(" /* quote_all_identifiers */
 
 /*
  * Statements of ours that are being executed, one in another (a trigger that
@@ -112,7 +113,9 @@ rethrow(MemoryContext context)
 		error->table_name == NULL || strcmp(error->table_name, KEY_TABLE) != 0)
 		PG_RE_THROW();
 	FlushErrorState();
-	if (error->detail != NULL && strstr(error->detail, KEY_COLUMNS) != NULL)
+	if (error->detail != NULL &&
+		(strstr(error->detail, KEY_COLUMNS) != NULL ||
+		 strstr(error->detail, QUOTED_KEY_COLUMNS) != NULL))
 		ereport(ERROR,
 				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
 				 errmsg("could not serialize access due to a concurrent write of the same key"),
@@ -133,12 +136,19 @@ rethrow(MemoryContext context)
 static int
 pin_planner(void)
 {
+	static const char *const pinned[][2] = {
+		{"enable_seqscan", "off"},
+		{"enable_bitmapscan", "off"},
+		{"enable_indexscan", "on"},
+		{"enable_tidscan", "on"}
+	};
 	int			guc_level = NewGUCNestLevel();
+	int			i;
 
-	(void) set_config_option("enable_seqscan", "off", PGC_USERSET,
-							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
-	(void) set_config_option("enable_bitmapscan", "off", PGC_USERSET,
-							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	for (i = 0; i < lengthof(pinned); i++)
+		(void) set_config_option(pinned[i][0], pinned[i][1], PGC_USERSET,
+								 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0,
+								 false);
 	return guc_level;
 }
 
