@@ -17,7 +17,6 @@
 #include "funcapi.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
-#include "utils/jsonb.h"
 #include "utils/typcache.h"
 
 #include "idem_answer.h"

@@ -12,7 +12,6 @@
 
 #include "common/int.h"
 #include "utils/builtins.h"
-#include "utils/timestamp.h"
 
 #include "idem_args.h"
 #include "idem_compat.h"

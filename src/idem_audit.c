@@ -142,7 +142,9 @@ idem_audit_guard(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 				 errmsg("function \"%s\" was not called by trigger manager",
-						"idem_audit_guard")));
+						"idem_audit_guard"),
+				 errhint("It is for the triggers of \"%s\" only.",
+						 "idempotency_audit_log")));
 	if (!is_own_row(trigdata) && !superuser())
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),

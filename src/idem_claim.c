@@ -33,7 +33,6 @@
 #include "storage/latch.h"
 #include "utils/builtins.h"
 #include "utils/snapmgr.h"
-#include "utils/timestamp.h"
 #include "utils/wait_event.h"
 
 #include "idem_args.h"

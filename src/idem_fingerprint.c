@@ -30,12 +30,13 @@
 #include "utils/memutils.h"
 #include "utils/numeric.h"
 
+#include "idem.h"
 #include "idem_canonical.h"
 #include "idem_digest.h"
 #include "idem_fingerprint.h"
 
-PG_FUNCTION_INFO_V1(idem_canonical);
-PG_FUNCTION_INFO_V1(idem_fingerprint);
+IDEM_FUNCTION(idem_canonical);
+IDEM_FUNCTION(idem_fingerprint);
 
 /*
  * A key of an object: as jsonb has it, to find the value, and in UTF-8, to

@@ -13,7 +13,4 @@
 
 extern bytea *idem_fingerprint_of(Jsonb *request);
 
-extern PGDLLEXPORT Datum idem_canonical(PG_FUNCTION_ARGS);
-extern PGDLLEXPORT Datum idem_fingerprint(PG_FUNCTION_ARGS);
-
 #endif							/* IDEM_FINGERPRINT_H */

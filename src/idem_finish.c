@@ -5,9 +5,9 @@
  *
  * Every function but idem_lookup takes the key lock and then the row FOR
  * UPDATE, and waits for both: nothing is decided on a row that may still
- * change.  A finished one does not: repeating its finish takes neither.  The token is
- * compared before anything else is, so that a holder whose lease was taken
- * over can neither finish nor learn.
+ * change.  A finished one does not: repeating its finish takes neither.  The
+ * token is compared before anything else is, so that a holder whose lease was
+ * taken over can neither finish nor learn.
  *
  * Specs: claim-takeover, finish-savepoint, finish-prepared.
  *
@@ -18,7 +18,6 @@
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "fmgr.h"
-#include "utils/builtins.h"
 #include "utils/timestamp.h"
 
 #include "idem_answer.h"

@@ -164,9 +164,9 @@ IDEM_FUNCTION(idem_policy);
  *		Create or change a policy.  The arguments are the columns of the table;
  *		one left out, or null, keeps its value.
  *
- * Raises 22004, 22023, 25006, 40001, 42704 (no such owner_role).  Holds SHARE ROW
- * EXCLUSIVE on the policies table to the end of the transaction, so that two
- * changes which are right each for itself cannot make a wrong policy.
+ * Raises 22004, 22023, 25006, 40001, 42704 (no such owner_role).  Holds SHARE
+ * ROW EXCLUSIVE on the policies table to the end of the transaction, so that
+ * two changes which are right each for itself cannot make a wrong policy.
  */
 Datum
 idem_policy(PG_FUNCTION_ARGS)
@@ -288,7 +288,9 @@ idem_policy_changed(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 				 errmsg("function \"%s\" was not called by trigger manager",
-						"idem_policy_changed")));
+						"idem_policy_changed"),
+				 errhint("It is for the triggers of \"%s\" only.",
+						 "idempotency_policies")));
 	CacheInvalidateRelcache(trigdata->tg_relation);
 	return PointerGetDatum(NULL);
 }

@@ -232,8 +232,9 @@ set_value(IdemPolicy *policy, IdemPolicyColumn column, Datum value,
 			check_name("name", value, &policy->name);
 			break;
 		case IDEM_POLICY_COMPLETED_TTL:
-			policy->completed_ttl = check_duration("completed_ttl", value,
-												   idem_policy_ttl_usec, strict);
+			policy->completed_ttl =
+				check_duration("completed_ttl", value, idem_policy_ttl_usec,
+							   strict);
 			break;
 		case IDEM_POLICY_FAILED_TTL:
 			policy->failed_ttl = check_duration("failed_ttl", value,

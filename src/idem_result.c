@@ -14,7 +14,6 @@
 #include "executor/executor.h"
 #include "funcapi.h"
 #include "utils/builtins.h"
-#include "utils/json.h"
 #include "utils/timestamp.h"
 #include "utils/typcache.h"
 
@@ -192,7 +191,7 @@ idem_result_form(IdemOutcome outcome, const IdemRow *row, int mismatch_status,
 	return form_tuple(values, nulls);
 }
 
-/* An attribute of the composite argument of idem_json. */
+/* The body of an idem_result; NULL: none. */
 static bytea *
 get_body(HeapTupleHeader result)
 {

@@ -4,8 +4,8 @@
  *	  The one door to our tables.
  *
  * Every function that executes a statement does so as the owner of the key
- * table and is the caller again when it returns.  A row is handed out in the memory context of the
- * caller.
+ * table and is the caller again when it returns.  A row is handed out in the
+ * memory context of the caller.
  *
  *-------------------------------------------------------------------------
  */

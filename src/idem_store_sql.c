@@ -3,8 +3,9 @@
  * idem_store_sql.c
  *	  The SQL way to the key table.
  *
- * Owns the statements on idempotency_keys, each but the sweep pinned to the
- * full primary key, with values as parameters and no volatile function.  It
+ * Owns the statements on idempotency_keys: those on one key are pinned to the
+ * full primary key, those on many to its scope, all but the sweep.  Values are
+ * parameters, and no function in them is volatile.  It
  * is right for every kind of table, whatever triggers, policies or planner
  * hooks are on it.  Nothing is decided here.
  *
@@ -15,7 +16,6 @@
 #include "access/htup_details.h"
 #include "catalog/pg_type.h"
 #include "storage/lmgr.h"
-#include "utils/builtins.h"
 #include "utils/datum.h"
 
 #include "idem_catalog.h"

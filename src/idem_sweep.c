@@ -10,7 +10,6 @@
  */
 #include "postgres.h"
 
-#include "access/xact.h"
 #include "executor/spi.h"
 #include "fmgr.h"
 #include "miscadmin.h"
@@ -57,7 +56,8 @@ IDEM_FUNCTION(idem_sweep_all);
  *		Procedure: remove batch after batch, each in a transaction of its own,
  *		until nothing is left or the time is over.
  *
- * Raises 22023, 25006, and 2D000 where CALL may not commit.
+ * Raises 22023, 25006, and 2D000 where CALL may not commit.  Holds between two
+ * commits what one idem_sweep() holds.
  */
 Datum
 idem_sweep_all(PG_FUNCTION_ARGS)
