@@ -69,6 +69,7 @@ ISOLATION = \
 	claim-skew \
 	claim-wait \
 	claim-cap \
+	claim-order \
 	claim-own \
 	claim-dedupe \
 	finish-savepoint \

@@ -92,6 +92,27 @@ idem_args_digest(FunctionCallInfo fcinfo, int argno, const char *name)
 }
 
 /*
+ * idem_args_detail
+ *		A jsonb of bounded size, detoasted, or NULL.
+ */
+struct varlena *
+idem_args_detail(FunctionCallInfo fcinfo, int argno, const char *name)
+{
+	struct varlena *value;
+
+	if (PG_ARGISNULL(argno))
+		return NULL;
+	value = PG_DETOAST_DATUM(PG_GETARG_DATUM(argno));
+	if (VARSIZE(value) > IDEM_MAX_DETAIL_BYTES)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("argument \"%s\" is too long", name),
+				 errhint("Give at most %d bytes; store the rest elsewhere and refer to it.",
+						 IDEM_MAX_DETAIL_BYTES)));
+	return value;
+}
+
+/*
  * idem_args_usec
  *		An interval as microseconds, where a day is 24 hours and a month has
  *		no length; 22023 for months, for infinity and below zero.

@@ -21,6 +21,8 @@ extern text *idem_args_label(FunctionCallInfo fcinfo, int argno,
 							 const char *name);
 extern bytea *idem_args_digest(FunctionCallInfo fcinfo, int argno,
 							   const char *name);
+extern struct varlena *idem_args_detail(FunctionCallInfo fcinfo, int argno,
+										const char *name);
 extern int64 idem_args_usec(const char *what, Datum interval);
 extern int64 idem_args_check_max(const char *what, int64 usec, int64 max,
 								 const char *setting);

@@ -72,18 +72,7 @@ idem_audit(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("entity \"%s\" is reserved", KEY_ENTITY),
 				 errhint("Rows about keys are written by the extension itself, under a policy with \"audit\".")));
-	if (!PG_ARGISNULL(3))
-	{
-		struct varlena *detail = PG_DETOAST_DATUM(PG_GETARG_DATUM(3));
-
-		if (VARSIZE(detail) > IDEM_MAX_DETAIL_BYTES)
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("argument \"%s\" is too long", "detail"),
-					 errhint("Give at most %d bytes; store the rest elsewhere and refer to it.",
-							 IDEM_MAX_DETAIL_BYTES)));
-		audit.detail = PointerGetDatum(detail);
-	}
+	audit.detail = PointerGetDatum(idem_args_detail(fcinfo, 3, "detail"));
 	audit.effective_role = GetUserNameFromId(GetUserId(), false);
 	PG_RETURN_INT64(idem_store_audit(&audit));
 }

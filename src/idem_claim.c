@@ -283,17 +283,20 @@ idem_claim_decide(IdemClaim *claim, bool check_new)
 }
 
 /*
+ * idem_claim_check_cap
+ *		Whether the scope has room for that many more live keys; ID009.
+ *
  * Soft under concurrency: rivals that have not committed are not counted.
  * Reads max_live_keys live rows of the scope at most, and what has expired and
- * is not yet swept on the way; for a new key only.
+ * is not yet swept on the way; for new keys only.
  */
-static void
-check_live_keys(const IdemClaim *claim)
+void
+idem_claim_check_cap(const IdemClaim *claim, int more)
 {
 	int64		limit = claim->policy.max_live_keys;
 
 	if (limit > 0 &&
-		idem_store_count_live(claim->id.scope, claim->now, limit) >= limit)
+		idem_store_count_live(claim->id.scope, claim->now, limit + 1) + more > limit)
 		ereport(ERROR,
 				(errcode(ERRCODE_IDEM_TOO_MANY_KEYS),
 				 errmsg("scope %s holds as many live keys as policy \"%s\" allows",
@@ -358,7 +361,7 @@ void
 idem_claim_start(IdemClaim *claim)
 {
 	if (claim->decision.verdict == IDEM_CLAIM_FRESH)
-		check_live_keys(claim);
+		idem_claim_check_cap(claim, 1);
 	idem_claim_fill(claim);
 }
 

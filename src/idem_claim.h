@@ -40,6 +40,7 @@ extern void idem_claim_begin(IdemClaim *claim, text *scope,
 extern void idem_claim_require_fingerprint(const IdemClaim *claim);
 extern void idem_claim_decide(IdemClaim *claim, bool check_new);
 extern bool idem_claim_granted(const IdemClaim *claim);
+extern void idem_claim_check_cap(const IdemClaim *claim, int more);
 extern void idem_claim_fill(IdemClaim *claim);
 extern void idem_claim_start(IdemClaim *claim);
 extern Datum idem_claim_result(const IdemClaim *claim, IdemOutcome outcome);

@@ -24,7 +24,6 @@
 #include "idem_args.h"
 #include "idem_audit.h"
 #include "idem_claim.h"
-#include "idem_digest.h"
 #include "idem_role.h"
 #include "idem_store.h"
 #include "idem_xact.h"
@@ -189,23 +188,6 @@ raise_kept_changing(const IdemDedupe *dedupe, const DedupeKey *key)
 	idem_claim_too_many_tries(&id);
 }
 
-/* Soft, as for idem_claim: the keys of the call that turned out new. */
-static void
-check_live_keys(const IdemDedupe *dedupe, int inserted)
-{
-	const IdemClaim *claim = &dedupe->claim;
-	int64		limit = claim->policy.max_live_keys;
-
-	if (limit > 0 && inserted > 0 &&
-		idem_store_count_live(claim->id.scope, claim->now, limit + 1) > limit)
-		ereport(ERROR,
-				(errcode(ERRCODE_IDEM_TOO_MANY_KEYS),
-				 errmsg("scope %s holds as many live keys as policy \"%s\" allows",
-						idem_digest_log_id(claim->id.scope),
-						NameStr(claim->policy.name)),
-				 errhint("Wait until keys expire, or raise \"max_live_keys\" of the policy.")));
-}
-
 /*
  * The attempt that a key with a row would have; 0 when it is not free, that is
  * neither released nor expired for good.
@@ -275,7 +257,8 @@ insert_new(IdemDedupe *dedupe, const DedupeKey *keys, int nkeys)
 
 	count = idem_store_insert_many(dedupe->claim.id.scope, array,
 								   &dedupe->claim.row, inserted);
-	check_live_keys(dedupe, count);
+	if (count > 0)
+		idem_claim_check_cap(&dedupe->claim, 0);
 	for (i = 0; i < count; i++)
 		settle(dedupe, find_key(dedupe, inserted[i]), &dedupe->claim.row);
 	pfree(inserted);
@@ -328,7 +311,7 @@ settle_free(IdemDedupe *dedupe, DedupeKey *key)
 		}
 		row.token = idem_xact_token(dedupe->claim.now, old.token);
 		idem_store_update(&id, &row);
-		check_live_keys(dedupe, 1);
+		idem_claim_check_cap(&dedupe->claim, 0);
 		settle(dedupe, key, &row);
 		return;
 	}

@@ -378,20 +378,11 @@ idem_checkpoint(PG_FUNCTION_ARGS)
 {
 	IdemHeld	held;
 	text	   *recovery_point;
-	struct varlena *data = NULL;
+	struct varlena *data;
 
 	idem_args_require(fcinfo, 2, "token");
 	recovery_point = idem_args_label(fcinfo, 3, "recovery_point");
-	if (!PG_ARGISNULL(4))
-	{
-		data = PG_DETOAST_DATUM(PG_GETARG_DATUM(4));
-		if (VARSIZE(data) > IDEM_MAX_DETAIL_BYTES)
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("argument \"%s\" is too long", "data"),
-					 errhint("Give at most %d bytes; store the rest elsewhere and refer to it.",
-							 IDEM_MAX_DETAIL_BYTES)));
-	}
+	data = idem_args_detail(fcinfo, 4, "data");
 	require_claim(fcinfo, &held, read_token(fcinfo, 2));
 	held.row.recovery_point = recovery_point;
 	held.row.checkpoint = data;

@@ -28,23 +28,22 @@
 typedef struct HealthQuery
 {
 	const char *name;
-	const char *extension;		/* that it is about; NULL: ours */
 	const char *sql;			/* %1$s is our schema */
 } HealthQuery;
 
 static const HealthQuery queries[] = {
 	{
-		"tables_logged", NULL,
+		"tables_logged",
 		"SELECT count(*) = 0, CASE WHEN count(*) = 0 THEN 'all tables survive a crash'"
 		" ELSE 'not logged: ' || string_agg(c.relname, ', ') END"
 		" FROM pg_class c WHERE c.oid = ANY ($1) AND c.relpersistence <> 'p'"
 	},
 	{
-		"storage", NULL,
+		"storage",
 		"SELECT true, 'sql: statements through SPI, right for every kind of table'"
 	},
 	{
-		"triggers", NULL,
+		"triggers",
 		"SELECT count(*) = 0, CASE WHEN count(*) = 0 THEN 'exactly our own, all enabled'"
 		" ELSE string_agg(format('%%s on %%s', name, relation), ', ') END"
 		" FROM (SELECT coalesce(t.relname, o.relname) AS relation,"
@@ -63,19 +62,19 @@ static const HealthQuery queries[] = {
 		" WHERE t.relname IS NULL OR o.relname IS NULL) d"
 	},
 	{
-		"row_security", NULL,
+		"row_security",
 		"SELECT relrowsecurity, CASE WHEN relrowsecurity THEN 'on for the audit log'"
 		" ELSE 'off for the audit log' END"
 		" FROM pg_class WHERE oid = ANY ($1) AND relname = 'idempotency_audit_log'"
 	},
 	{
-		"rules", NULL,
+		"rules",
 		"SELECT count(*) = 0, CASE WHEN count(*) = 0 THEN 'none'"
 		" ELSE string_agg(format('%%I on %%s', r.rulename, r.ev_class::regclass), ', ') END"
 		" FROM pg_rewrite r WHERE r.ev_class = ANY ($1)"
 	},
 	{
-		"owner", NULL,
+		"owner",
 		"SELECT count(DISTINCT c.relowner) = 1,"
 		" CASE WHEN count(DISTINCT c.relowner) > 1 THEN 'give all tables to one role: '"
 		" || string_agg(format('%%s of %%I', c.relname, r.rolname), ', ')"
@@ -85,7 +84,7 @@ static const HealthQuery queries[] = {
 		" WHERE c.oid = ANY ($1) AND c.relname <> 'idempotency_secrets'"
 	},
 	{
-		"publications", NULL,
+		"publications",
 		"SELECT count(*) = 0, CASE WHEN count(*) = 0 THEN 'no publication has the secrets'"
 		" ELSE 'the secrets are published: ' || string_agg(p.pubname, ', ') END"
 		" FROM pg_publication_tables p JOIN pg_class c ON c.relname = p.tablename"
@@ -93,7 +92,7 @@ static const HealthQuery queries[] = {
 		" WHERE c.oid = ANY ($1) AND c.relname = 'idempotency_secrets'"
 	},
 	{
-		"worker", NULL,
+		"worker",
 		"SELECT running OR NOT late, CASE WHEN running THEN 'running'"
 		" WHEN late THEN 'none, and nobody calls idem_sweep() instead'"
 		" ELSE 'none; no key is long due' END"
@@ -103,14 +102,14 @@ static const HealthQuery queries[] = {
 		" WHERE purge_at < clock_timestamp() - interval '10 minutes') AS late) w"
 	},
 	{
-		"sweep_lag", NULL,
+		"sweep_lag",
 		"SELECT coalesce(lag < '10 minutes', true),"
 		" coalesce('oldest key is due for ' || lag, 'no key is due')"
 		" FROM (SELECT clock_timestamp() - min(purge_at) AS lag"
 		" FROM %1$s.idempotency_keys WHERE purge_at <= clock_timestamp()) due"
 	},
 	{
-		"server_version", NULL,
+		"server_version",
 		"SELECT fixed, version || CASE WHEN fixed THEN ''"
 		" ELSE ': SERIALIZABLE may miss conflicts of ON CONFLICT; update to the"
 		" minor release of November 2026 or later' END"
@@ -126,7 +125,7 @@ static const HealthQuery queries[] = {
  * may look there at all.
  */
 static const HealthQuery cron_query = {
-	"pg_cron", "pg_cron",
+	"pg_cron",
 	"SELECT count(*) > 0, CASE WHEN count(*) > 0 THEN 'job ' || string_agg(jobid::text, ', ')"
 	" ELSE 'no job of this role calls idem_sweep()' END"
 	" FROM cron.job WHERE command LIKE '%%idem_sweep%%' AND active"
@@ -175,7 +174,7 @@ run_cron_query(IdemHealthSink sink, void *arg)
 	Oid			schema = get_namespace_oid("cron", true);
 	Oid			job;
 
-	if (!OidIsValid(get_extension_oid(cron_query.extension, true)) ||
+	if (!OidIsValid(get_extension_oid("pg_cron", true)) ||
 		!OidIsValid(schema))
 		return;
 	job = get_relname_relid("job", schema);

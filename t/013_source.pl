@@ -1,0 +1,70 @@
+# Rules that the source keeps, so that nobody has to remember them.
+#
+# Scenario: the tree itself is read.  The install script replaces nothing that
+# is there already, quotes no @extschema@ and names no object of PostgreSQL's
+# without its schema where a planted one could be bound; the version of the
+# server is named in one file; user and search_path are switched in one room;
+# SQL text is in the rooms of the store and in idem_grant, none of it put
+# together from values; subtransactions are in idem_run alone; every ERROR has
+# a SQLSTATE.
+
+use strict;
+use warnings;
+
+use FindBin;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $top = "$FindBin::RealBin/..";
+my %source = map { s/^\Q$top\E\///r => slurp_file($_) }
+  glob "$top/idempotency.c $top/src/*.c $top/src/*.h";
+
+# The files in which a pattern occurs, comments left out
+sub files_with
+{
+	my ($pattern) = @_;
+
+	return join ' ', sort grep {
+		(my $code = $source{$_}) =~ s{/\*.*?\*/}{}gs;
+		$code =~ $pattern;
+	} keys %source;
+}
+
+my $script = slurp_file("$top/idempotency--1.0.sql");
+$script =~ s/--[^\n]*//g;
+unlike($script, qr/\bOR\s+REPLACE\b|\bIF\s+NOT\s+EXISTS\b/i,
+	'the script takes over no object that is there');
+unlike($script, qr/['"]\@extschema\@|\@extschema\@['"]/,
+	'the schema is in no quotes');
+unlike(
+	$script,
+	qr/\bCREATE\s+(?:FUNCTION|PROCEDURE|TYPE|TABLE|VIEW)\s+(?!\@extschema\@\.)/,
+	'every object is created in the schema of the extension');
+
+is(files_with(qr/PG_VERSION_NUM/),
+	'src/idem_compat.h', 'one file knows the version of the server');
+is(files_with(qr/SetUserIdAndSecContext/),
+	'src/idem_secctx.c', 'one room switches the user');
+is(files_with(qr/"search_path"/),
+	'src/idem_secctx.c', 'and the search_path');
+is(files_with(qr/InternalSubTransaction/),
+	'src/idem_run.c', 'one room has subtransactions: on_error = record');
+is( files_with(qr/"(?:SELECT|INSERT|UPDATE|DELETE|GRANT)\b/),
+	'src/idem_grant.c src/idem_store_audit.c src/idem_store_health.c '
+	  . 'src/idem_store_policy.c src/idem_store_sql.c',
+	'SQL text is where it belongs');
+is(files_with(qr/SPI_execute\(/),
+	'src/idem_grant.c', 'and has values as parameters');
+
+foreach my $file (sort keys %source)
+{
+	my $without = 0;
+
+	while ($source{$file} =~ /ereport\((ERROR|FATAL|PANIC|WARNING),\s*(.{10})/gs)
+	{
+		$without++ if $2 !~ /^\(?errcode/;
+	}
+	is($without, 0, "$file: every report has a SQLSTATE") if $file =~ /\.c$/;
+}
+
+done_testing();
