@@ -295,8 +295,8 @@ idem_claim_check_cap(const IdemClaim *claim, int more)
 {
 	int64		limit = claim->policy.max_live_keys;
 
-	if (limit > 0 &&
-		idem_store_count_live(claim->id.scope, claim->now, limit + 1) + more > limit)
+	if (limit > 0 && limit <
+		idem_store_count_live(claim->id.scope, claim->now, limit + 1) + more)
 		ereport(ERROR,
 				(errcode(ERRCODE_IDEM_TOO_MANY_KEYS),
 				 errmsg("scope %s holds as many live keys as policy \"%s\" allows",
