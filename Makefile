@@ -23,13 +23,17 @@ OBJS = \
 	src/idem_secctx.o \
 	src/idem_secret.o \
 	src/idem_state.o \
+	src/idem_store.o \
 	src/idem_store_audit.o \
+	src/idem_store_direct.o \
 	src/idem_store_health.o \
 	src/idem_store_lock.o \
 	src/idem_store_policy.o \
+	src/idem_store_row.o \
 	src/idem_store_secret.o \
 	src/idem_store_spi.o \
 	src/idem_store_sql.o \
+	src/idem_store_way.o \
 	src/idem_sweep.o \
 	src/idem_text.o \
 	src/idem_xact.o
@@ -64,6 +68,7 @@ ISOLATION = \
 	claim-two-ends \
 	claim-sweep \
 	sweep-open \
+	sweep-open-direct \
 	claim-takeover \
 	claim-isolation \
 	claim-skew \
@@ -72,14 +77,17 @@ ISOLATION = \
 	claim-order \
 	claim-own \
 	claim-dedupe \
+	claim-direct \
 	finish-savepoint \
 	finish-prepared \
+	finish-unseen \
 	run-two \
 	run-claim \
 	run-nested \
 	run-dedupe \
 	dedupe-order \
 	dedupe-sweep \
+	ways-mixed \
 	release-claim \
 	policy-change \
 	policy-create \

@@ -42,6 +42,7 @@
 #include "src/idem_compat.h"
 #include "src/idem_policy.h"
 #include "src/idem_policy_values.h"
+#include "src/idem_store_way.h"
 #include "src/idem_sweep.h"
 #include "src/idem_xact.h"
 
@@ -65,5 +66,6 @@ _PG_init(void)
 	idem_sweep_init();
 	idem_catalog_init();
 	idem_xact_init();
+	idem_store_way_init();
 	MarkGUCPrefixReserved("idempotency");
 }

@@ -9,6 +9,8 @@
 #   PG_MAJOR     the major to use; else that of PG_CONFIG, else the newest
 #                server installed, else Debian's default
 #   PG_CONFIG    a pg_config, also one outside Debian's folders
+#   STORAGE      auto, or sql: the way to the key table in the clusters of
+#                tests, see idempotency.storage; auto unless told
 #   SKIP_INSTALL set to 1: install no package, take the machine as it is
 #   KEEP         set to 1: leave the temporary folder and its clusters
 #
@@ -50,6 +52,11 @@ die() {
 	printf '%s: %s\n' "${0##*/}" "$*" >&2
 	exit 1
 }
+
+# The server would take any word: it does not know the setting until our
+# library is loaded.
+export STORAGE=${STORAGE:-auto}
+[[ $STORAGE == auto || $STORAGE == sql ]] || die "STORAGE is auto or sql, not $STORAGE"
 
 # Run a command, quietly unless it fails: quietly LOG COMMAND...  What matters
 # in a long log is its begin, for a compiler, or its end, for others.
@@ -265,14 +272,15 @@ start_cluster() {
 	export PGHOST=$socket PGPORT=5432 PGUSER=postgres
 }
 
-# The same for tests: with the settings of test/postgresql.conf, if there is one.
+# The same for tests: with the settings of test/postgresql.conf, if there is
+# one, and the way to the key table that STORAGE names.
 start_test_cluster() {
 	local settings=()
 
 	if [[ -e $WORK/src/test/postgresql.conf ]]; then
 		mapfile -t settings <"$WORK/src/test/postgresql.conf"
 	fi
-	start_cluster "$@" 'fsync = off' "${settings[@]}"
+	start_cluster "$@" 'fsync = off' "idempotency.storage = $STORAGE" "${settings[@]}"
 }
 
 # Stop a cluster: stop_cluster NAME [MODE], fast unless told.  pg_ctl finds the

@@ -372,6 +372,25 @@ SELECT pg_current_xact_id_if_assigned() IS NULL AS no_xid,
 COMMIT;
 
 --
+-- What a claim holds besides its row, whether that is new or one whose time is
+-- over: in the SQL way a key lock, in the direct way nothing.
+--
+SELECT outcome FROM idem_claim('claim', 'over');
+SELECT pg_temp.age('claim', 'over', '1 week');
+BEGIN;
+SET LOCAL idempotency.storage = 'sql';
+SELECT outcome, count(*) AS claims
+FROM unnest(ARRAY['over', 'held 1', 'held 2']) k, LATERAL idem_claim('claim', k) GROUP BY outcome;
+SELECT count(*) AS key_locks FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid();
+ROLLBACK;
+BEGIN;
+SET LOCAL idempotency.storage = 'auto';
+SELECT outcome, count(*) AS claims
+FROM unnest(ARRAY['over', 'held 1', 'held 2']) k, LATERAL idem_claim('claim', k) GROUP BY outcome;
+SELECT count(*) AS key_locks FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid();
+ROLLBACK;
+
+--
 -- Savepoints and FROM.
 --
 BEGIN;

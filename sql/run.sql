@@ -339,6 +339,27 @@ SELECT outcome, attempt FROM idem_run('regress_run.work(jsonb)', 'run', 'one rec
 SELECT inserted - :i AS inserted, updated - :u AS updated, deleted - :d AS deleted FROM written;
 COMMIT;
 
+--
+-- The key lock: while the handler runs there is one, and afterwards to the end
+-- of the transaction in the SQL way, none in the direct way.
+--
+CREATE VIEW regress_run.key_locks AS
+SELECT count(*) AS key_locks FROM pg_locks
+WHERE locktype = 'advisory' AND objsubid = 478 AND pid = pg_backend_pid();
+CREATE FUNCTION regress_run.count_locks(request jsonb) RETURNS text LANGUAGE sql AS
+$$ SELECT key_locks::text FROM regress_run.key_locks $$;
+BEGIN;
+SET LOCAL idempotency.storage = 'sql';
+SELECT outcome, idem_json(r) AS key_locks FROM idem_run('regress_run.count_locks(jsonb)', 'run', 'locks') r;
+SELECT key_locks FROM regress_run.key_locks;
+COMMIT;
+SELECT key_locks FROM regress_run.key_locks;
+BEGIN;
+SET LOCAL idempotency.storage = 'auto';
+SELECT outcome, idem_json(r) AS key_locks FROM idem_run('regress_run.count_locks(jsonb)', 'run', 'locks too') r;
+SELECT key_locks FROM regress_run.key_locks;
+COMMIT;
+
 DROP OWNED BY regress_idem_runner;
 DROP ROLE regress_idem_runner;
 SET client_min_messages = warning;

@@ -21,9 +21,19 @@ SHOW idempotency.max_wait;
 RESET idempotency.max_ttl;
 RESET idempotency.max_lease;
 RESET idempotency.max_wait;
+-- The way to the key table, and what is said of it.
+SET idempotency.storage = 'sql';
+SHOW idempotency.storage;
+SELECT ok, detail FROM idem_health() WHERE check_name = 'storage';
+SET idempotency.storage = 'auto';
+SHOW idempotency.storage;
+SELECT ok, detail FROM idem_health() WHERE check_name = 'storage';
+RESET idempotency.storage;
 \set VERBOSITY sqlstate
 SELECT format('SET %s = %L', name, (CASE i WHEN 1 THEN min_val::bigint - 1 ELSE max_val::bigint + 1 END)::text)
 FROM pg_settings, generate_series(1, 2) i WHERE name LIKE 'idempotency.%' AND vartype = 'integer' ORDER BY name COLLATE "C", i \gexec
+SET idempotency.storage = 'direct';
+SET idempotency.storage = '';
 -- there are no others
 SET idempotency.nonsense = 1;
 SET idempotency.max_ttll = 1;

@@ -7,16 +7,16 @@
  * upon by a plain read where the outcome writes nothing, and under FOR
  * UPDATE where it does.  Who may run when:
  *
- *	- Two claimers of a new key: the first has the key lock, the second finds
- *	  it taken and waits or answers in_progress without touching the index.
+ *	- Two claimers of a new key: the first has the key lock or, in the direct
+ *	  way, an uncommitted row; the second finds that and waits or answers
+ *	  in_progress without writing anything.
  *	- A rival without a key lock (idem_dedupe) inserts between our read and our
- *	  insert: ON CONFLICT DO NOTHING says so, and the loop reads again with a
- *	  new snapshot, which sees the row if its writer has committed.
- *	- The sweep removes the row between our read and our lock: the locking
- *	  read finds nothing, and the claim is fresh.
- *	- REPEATABLE READ and above: what the snapshot cannot see makes the
- *	  executor raise 40001, in the insert or in the locking read; nothing here
- *	  catches it.
+ *	  insert: that says so, and the loop reads again with a new snapshot, which
+ *	  sees the row if its writer has committed.
+ *	- The sweep removes the row between our read and our lock: the claim is
+ *	  fresh.
+ *	- REPEATABLE READ and above: what the snapshot cannot see is 40001, in the
+ *	  insert or in the locking read; nothing here catches it.
  *
  * Specs: claim-two, claim-sweep, claim-takeover, claim-isolation, claim-wait.
  *
@@ -32,7 +32,6 @@
 #include "miscadmin.h"
 #include "storage/latch.h"
 #include "utils/builtins.h"
-#include "utils/snapmgr.h"
 #include "utils/wait_event.h"
 
 #include "idem_args.h"
@@ -201,45 +200,36 @@ idem_claim_granted(const IdemClaim *claim)
 }
 
 /*
- * How many transactions with changes had ended when the snapshot that a
- * statement would use now was taken.  The number grows before an ending
- * transaction gives its locks up.
+ * Make the key ours to write, as it was decided, and decide again on a row
+ * that is locked now, or gone.
  */
-static uint64
-ended_transactions(void)
+static IdemStoreTaken
+take(IdemClaim *claim, bool check_new)
 {
-	return GetTransactionSnapshot()->snapXactCompletionCount;
-}
+	IdemStoreTaken taken = idem_store_take(&claim->grip, &claim->id,
+										   claim->found, check_new,
+										   &claim->row);
 
-/*
- * With the key lock held, take the row, if there is one, FOR UPDATE.  A key
- * that had no row is looked at again only if it must not turn out later, and
- * if a transaction has ended since the first look, ours to see: it may have
- * been a rival that had the lock.  Returns false when the look has to be
- * repeated.
- */
-static bool
-take(IdemClaim *claim, bool check_new, uint64 ended)
-{
-	if (claim->found || (check_new && ended != ended_transactions()))
+	if (taken == IDEM_STORE_BUSY || taken == IDEM_STORE_CHANGED)
+		return taken;
+	if (claim->found || taken == IDEM_STORE_ROW)
 	{
-		claim->found = idem_store_lock(&claim->id, &claim->row);
+		claim->found = taken == IDEM_STORE_ROW;
 		decide(claim);
 	}
 	if (idem_claim_granted(claim))
-		return true;
-	idem_store_unlock_key(&claim->id);
-	return claim->decision.verdict != IDEM_WAIT;
+		return taken;
+	idem_store_drop(&claim->grip);
+	return claim->decision.verdict == IDEM_WAIT ? IDEM_STORE_CHANGED : taken;
 }
 
 /*
  * idem_claim_decide
  *		Find out what the caller gets, waiting as long as it wants to.
  *
- * When the claim is granted, the key lock is held and its row, if there is
- * one, is locked.  With check_new it is certain that there was no row when
- * the lock was taken; without, the insertion will tell, which is cheaper.
- * Raises 42501 and 40001.
+ * When the claim is granted, its row is locked, or nobody else may insert one.
+ * With check_new it is certain that there was no row; without, the insertion
+ * may tell otherwise, which is cheaper.  Raises 42501, 40001.
  */
 void
 idem_claim_decide(IdemClaim *claim, bool check_new)
@@ -249,14 +239,15 @@ idem_claim_decide(IdemClaim *claim, bool check_new)
 
 	for (;;)
 	{
-		uint64		ended = ended_transactions();
+		IdemStoreTaken taken;
 
 		if (idem_xact_is_running(&claim->id))
 		{
 			decide_unseen(claim);
 			break;
 		}
-		claim->found = idem_store_read(&claim->id, &claim->row);
+		claim->found = idem_store_look(&claim->grip, &claim->id, check_new,
+									   &claim->row);
 		decide(claim);
 		if (claim->decision.verdict == IDEM_WAIT)
 		{
@@ -266,14 +257,15 @@ idem_claim_decide(IdemClaim *claim, bool check_new)
 		}
 		if (!idem_claim_granted(claim))
 			break;
-		if (!idem_store_lock_key(&claim->id, false))
+		taken = take(claim, check_new);
+		if (taken == IDEM_STORE_BUSY)
 		{
 			if (wait_a_little(claim, &delay))
 				continue;
 			decide_unseen(claim);
 			break;
 		}
-		if (take(claim, check_new, ended))
+		if (taken != IDEM_STORE_CHANGED)
 			break;
 		if (++tries == IDEM_MAX_TRIES)
 			idem_claim_too_many_tries(&claim->id);
@@ -436,12 +428,12 @@ read_arguments(FunctionCallInfo fcinfo, IdemClaim *claim)
 										  idem_args_usec("ttl", PG_GETARG_DATUM(ARG_TTL)));
 }
 
-/* Write the row; false when a rival without a key lock was first. */
+/* Write the row; false when a rival without the key lock was first. */
 static bool
-write_claim(const IdemClaim *claim)
+write_claim(IdemClaim *claim)
 {
 	if (!claim->found)
-		return idem_store_insert(&claim->id, &claim->row);
+		return idem_store_insert(&claim->grip, &claim->id, &claim->row);
 	idem_store_update(&claim->id, &claim->row);
 	return true;
 }
@@ -467,7 +459,7 @@ make_claim(IdemClaim *claim)
 									  &claim->id, &claim->row);
 			return IDEM_OUTCOME_CLAIMED;
 		}
-		idem_store_unlock_key(&claim->id);
+		idem_store_drop(&claim->grip);
 	}
 	idem_claim_too_many_tries(&claim->id);
 }

@@ -13,6 +13,7 @@
 #include "idem_compat.h"
 #include "idem_policy.h"
 #include "idem_state.h"
+#include "idem_store.h"
 
 /* A claim being made: what was asked, then what was found and decided. */
 typedef struct IdemClaim
@@ -28,6 +29,7 @@ typedef struct IdemClaim
 	int64		ttl;			/* -1: the policy's; 0: for ever */
 	instr_time	started;
 
+	IdemStoreGrip grip;
 	TimestampTz now;			/* of the decision */
 	bool		found;			/* row and row_policy are set */
 	IdemRow		row;

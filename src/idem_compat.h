@@ -11,6 +11,8 @@
 #ifndef IDEM_COMPAT_H
 #define IDEM_COMPAT_H
 
+#include "access/genam.h"
+#include "access/tableam.h"
 #include "catalog/pg_namespace.h"
 #include "catalog/pg_proc.h"
 #include "common/jsonapi.h"
@@ -71,6 +73,57 @@ idem_compat_json_is_valid(char *json, int len, int encoding)
 #endif
 	return valid;
 }
+
+/* What an update asks of the indexes; 16 set BRIN and its like apart. */
+typedef enum IdemCompatIndexes
+{
+	IDEM_COMPAT_INDEXES_NONE,	/* HOT */
+	IDEM_COMPAT_INDEXES_SUMMARIZING,
+	IDEM_COMPAT_INDEXES_ALL
+} IdemCompatIndexes;
+
+static inline TM_Result
+idem_compat_update(Relation relation, ItemPointer tid, TupleTableSlot *slot,
+				   CommandId cid, Snapshot snapshot,
+				   IdemCompatIndexes *indexes)
+{
+	TM_FailureData failure;
+	LockTupleMode mode;
+	TM_Result	result;
+#if PG_VERSION_NUM >= 160000
+	TU_UpdateIndexes update = TU_None;
+
+	result = table_tuple_update(relation, tid, slot, cid, snapshot,
+								InvalidSnapshot, true, &failure, &mode,
+								&update);
+	*indexes = update == TU_All ? IDEM_COMPAT_INDEXES_ALL :
+		update == TU_Summarizing ? IDEM_COMPAT_INDEXES_SUMMARIZING :
+		IDEM_COMPAT_INDEXES_NONE;
+#else
+	bool		update = false;
+
+	result = table_tuple_update(relation, tid, slot, cid, snapshot,
+								InvalidSnapshot, true, &failure, &mode,
+								&update);
+	*indexes = update ? IDEM_COMPAT_INDEXES_ALL : IDEM_COMPAT_INDEXES_NONE;
+#endif
+	return result;
+}
+
+#if PG_VERSION_NUM >= 160000
+#define idem_compat_is_summarizing(info) ((info)->ii_Summarizing)
+#else
+#define idem_compat_is_summarizing(info) false
+#endif
+
+/* 18 counts the searches of an index scan for EXPLAIN. */
+#if PG_VERSION_NUM >= 180000
+#define idem_compat_index_beginscan(heap, index, snapshot, nkeys) \
+	index_beginscan((heap), (index), (snapshot), NULL, (nkeys), 0)
+#else
+#define idem_compat_index_beginscan(heap, index, snapshot, nkeys) \
+	index_beginscan((heap), (index), (snapshot), (nkeys), 0)
+#endif
 
 /* 18 lets a library say its name and version. */
 #ifdef PG_MODULE_MAGIC_EXT

@@ -3,9 +3,9 @@
  * idem_finish.c
  *	  What the holder of a claim does with it, and the operator with any key.
  *
- * Every function but idem_lookup takes the key lock and then the row FOR
- * UPDATE, and waits for both: nothing is decided on a row that may still
- * change.  A finished one does not: repeating its finish takes neither.  The
+ * Every function but idem_lookup takes the row FOR UPDATE and waits for it:
+ * nothing is decided on a row that may still change.  A finished one does
+ * not: repeating its finish takes no lock.  The
  * token is compared before anything else is, so that a holder whose lease was
  * taken over can neither finish nor learn.
  *
@@ -86,16 +86,6 @@ find(FunctionCallInfo fcinfo, IdemHeld *held,
 	return read_exactly(held, read) && held->policy.key_format != IDEM_KEY_ANY;
 }
 
-static bool
-lock_key_and_row(const IdemKey *id, IdemRow *row)
-{
-	(void) idem_store_lock_key(id, true);
-	if (idem_store_lock(id, row))
-		return true;
-	idem_store_unlock_key(id);
-	return false;
-}
-
 /*
  * Find a row and lock it; 42501.  False when there is none.  The key of a
  * running idem_run has none: what may be found there is what it replaces.
@@ -104,7 +94,7 @@ static bool
 hold(FunctionCallInfo fcinfo, IdemHeld *held)
 {
 	idem_xact_require_writable();
-	if (!find(fcinfo, held, lock_key_and_row) ||
+	if (!find(fcinfo, held, idem_store_hold) ||
 		idem_xact_is_running(&held->id))
 		return false;
 	idem_role_require(&held->id, held->row.claimed_by);

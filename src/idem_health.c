@@ -19,6 +19,7 @@
 #include "idem.h"
 #include "idem_catalog.h"
 #include "idem_store_health.h"
+#include "idem_store_way.h"
 
 /*
  * Whether only its owner may create in a schema (a superuser always may).
@@ -111,6 +112,7 @@ idem_health(PG_FUNCTION_ARGS)
 	put_check(fcinfo->resultinfo, "primary_key", unique,
 			  unique ? "exactly (scope, key), valid" :
 			  "restore PRIMARY KEY (scope, key) on idempotency_keys");
+	put_check(fcinfo->resultinfo, "storage", true, idem_store_way_describe());
 	idem_store_health(put_check, fcinfo->resultinfo);
 	return (Datum) 0;
 }

@@ -10,8 +10,8 @@
  *	- A call for the same key from within the handler finds it in the chain of
  *	  running calls (idem_xact), since it could take the lock again.
  *	- A writer without a key lock (idem_dedupe) may insert the key meanwhile.
- *	  Our insert waits for it and finds the row; the work is then undone with
- *	  the transaction, 40001.
+ *	  Our insert finds the row, in the SQL way when that writer has committed;
+ *	  the work is then undone with the transaction, 40001.
  *
  * A row to be claimed again is locked before the handler and updated once
  * after it.  The handler runs as the caller, with the caller's search_path.
@@ -284,7 +284,7 @@ store(IdemRun *run)
 	if (claim->found)
 		idem_store_update(&claim->id, &claim->row);
 	else
-		idem_store_insert_new(&claim->id, &claim->row);
+		idem_store_insert_new(&claim->grip, &claim->id, &claim->row);
 	if (!claim->row_policy.audit)
 		return;
 	idem_audit_transition(claim->decision.taken_over ? "taken_over" : "claimed",

@@ -3,9 +3,9 @@
  * idem_store.h
  *	  The one door to our tables.
  *
- * Every function that executes a statement does so as the owner of the key
- * table and is the caller again when it returns.  A row is handed out in the
- * memory context of the caller.
+ * A function that executes a statement does so as the owner of the key table
+ * and is the caller again when it returns.  A row is handed out in the memory
+ * context of the caller.
  *
  *-------------------------------------------------------------------------
  */
@@ -13,6 +13,7 @@
 #define IDEM_STORE_H
 
 #include "nodes/pg_list.h"
+#include "storage/lock.h"
 #include "utils/array.h"
 
 #include "idem.h"
@@ -28,6 +29,24 @@ typedef struct IdemStoreBrief
 	text	   *policy;
 } IdemStoreBrief;
 
+/* What idem_store_take came to. */
+typedef enum IdemStoreTaken
+{
+	IDEM_STORE_NEW,				/* no row, and nobody else may insert one */
+	IDEM_STORE_ROW,				/* the row is locked */
+	IDEM_STORE_BUSY,			/* another transaction is at the key */
+	IDEM_STORE_CHANGED			/* not what the look found: look again */
+} IdemStoreTaken;
+
+/* What a claimer holds of a key besides its row. */
+typedef struct IdemStoreGrip
+{
+	bool		locked;			/* the key lock is held, */
+	LOCKTAG		tag;			/* which is this one */
+	bool		absent;			/* direct way: the look found no trace of it */
+	uint64		ended;			/* SQL way: transactions ended at the look */
+} IdemStoreGrip;
+
 /* A row of the audit log, less what the server knows itself. */
 typedef struct IdemStoreAudit
 {
@@ -41,17 +60,28 @@ typedef struct IdemStoreAudit
 } IdemStoreAudit;
 
 /* idem_store_lock.c */
-extern bool idem_store_lock_key(const IdemKey *id, bool wait);
-extern void idem_store_unlock_key(const IdemKey *id);
+extern bool idem_store_lock_key(const IdemKey *id, LOCKTAG *tag, bool wait);
+extern void idem_store_unlock_key(const LOCKTAG *tag);
 
-/* idem_store_sql.c */
+/* idem_store.c */
 extern bool idem_store_read(const IdemKey *id, IdemRow *row);
 extern bool idem_store_peek(const IdemKey *id, IdemRow *row);
 extern bool idem_store_lock(const IdemKey *id, IdemRow *row);
-extern bool idem_store_insert(const IdemKey *id, const IdemRow *row);
-extern void idem_store_insert_new(const IdemKey *id, const IdemRow *row);
+extern bool idem_store_hold(const IdemKey *id, IdemRow *row);
+extern bool idem_store_look(IdemStoreGrip *grip, const IdemKey *id,
+							bool check_new, IdemRow *row);
+extern IdemStoreTaken idem_store_take(IdemStoreGrip *grip, const IdemKey *id,
+									  bool found, bool check_new,
+									  IdemRow *row);
+extern void idem_store_drop(IdemStoreGrip *grip);
+extern bool idem_store_insert(IdemStoreGrip *grip, const IdemKey *id,
+							  const IdemRow *row);
+extern void idem_store_insert_new(IdemStoreGrip *grip, const IdemKey *id,
+								  const IdemRow *row);
 extern void idem_store_update(const IdemKey *id, const IdemRow *row);
 extern void idem_store_delete(const IdemKey *id);
+
+/* idem_store_sql.c */
 extern int64 idem_store_count_live(const text *scope, TimestampTz now,
 								   int64 limit);
 extern int64 idem_store_sweep(TimestampTz now, int64 max_rows);

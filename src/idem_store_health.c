@@ -39,10 +39,6 @@ static const HealthQuery queries[] = {
 		" FROM pg_class c WHERE c.oid = ANY ($1) AND c.relpersistence <> 'p'"
 	},
 	{
-		"storage",
-		"SELECT true, 'sql: statements through SPI, right for every kind of table'"
-	},
-	{
 		"triggers",
 		"SELECT count(*) = 0, CASE WHEN count(*) = 0 THEN 'exactly our own, all enabled'"
 		" ELSE string_agg(format('%%s on %%s', name, relation), ', ') END"

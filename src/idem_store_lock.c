@@ -4,10 +4,11 @@
  *	  The key lock: one writer of a key at a time, before it has a row.
  *
  * A heavyweight lock of the advisory class with a class number of its own,
- * which pg_advisory_lock() (1 and 2) cannot take, held to the end of the
- * transaction; PREPARE TRANSACTION keeps it.  It only tells a rival at once
- * that a key is being worked on.  Uniqueness never rests on it: two keys
- * whose hashes are the same would only wait for one another.
+ * which pg_advisory_lock() (1 and 2) cannot take.  How long it is held says
+ * idem_store.c; the end of the transaction ends it, and PREPARE TRANSACTION
+ * keeps it.  It only tells a rival at once that a key is being worked on.
+ * Uniqueness never rests on it: two keys whose hashes are the same would only
+ * wait for one another.
  *
  * Lock order: key lock, then the row of the key, then whatever user code
  * locks.  idem_dedupe and the sweep take no key lock.
@@ -18,7 +19,6 @@
 
 #include "common/sha2.h"
 #include "miscadmin.h"
-#include "storage/lock.h"
 
 #include "idem_digest.h"
 #include "idem_store.h"
@@ -53,24 +53,19 @@ set_tag(const IdemKey *id, LOCKTAG *tag)
  * Waiting honours lock_timeout and takes part in deadlock detection.
  */
 bool
-idem_store_lock_key(const IdemKey *id, bool wait)
+idem_store_lock_key(const IdemKey *id, LOCKTAG *tag, bool wait)
 {
-	LOCKTAG		tag;
-
-	set_tag(id, &tag);
-	return LockAcquire(&tag, ExclusiveLock, false, !wait) !=
+	set_tag(id, tag);
+	return LockAcquire(tag, ExclusiveLock, false, !wait) !=
 		LOCKACQUIRE_NOT_AVAIL;
 }
 
 /*
  * idem_store_unlock_key
- *		Take back one idem_store_lock_key that led to no write.
+ *		Take back one idem_store_lock_key.
  */
 void
-idem_store_unlock_key(const IdemKey *id)
+idem_store_unlock_key(const LOCKTAG *tag)
 {
-	LOCKTAG		tag;
-
-	set_tag(id, &tag);
-	LockRelease(&tag, ExclusiveLock, false);
+	LockRelease(tag, ExclusiveLock, false);
 }

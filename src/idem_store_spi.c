@@ -22,6 +22,7 @@
 #include "utils/snapmgr.h"
 
 #include "idem_catalog.h"
+#include "idem_store_row.h"
 #include "idem_store_spi.h"
 
 #define KEY_TABLE "idempotency_keys"
@@ -116,10 +117,7 @@ rethrow(MemoryContext context)
 	if (error->detail != NULL &&
 		(strstr(error->detail, KEY_COLUMNS) != NULL ||
 		 strstr(error->detail, QUOTED_KEY_COLUMNS) != NULL))
-		ereport(ERROR,
-				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
-				 errmsg("could not serialize access due to a concurrent write of the same key"),
-				 errhint("Repeat the whole transaction with the same key.")));
+		idem_store_row_raise_rival();
 	ereport(ERROR,
 			(errcode(ERRCODE_UNIQUE_VIOLATION),
 			 errmsg("a unique index \"%s\" that was added to table \"%s\" forbids this key",

@@ -16,58 +16,20 @@
 #include "access/htup_details.h"
 #include "catalog/pg_type.h"
 #include "storage/lmgr.h"
-#include "utils/datum.h"
 
 #include "idem_catalog.h"
 #include "idem_digest.h"
 #include "idem_store.h"
+#include "idem_store_row.h"
 #include "idem_store_spi.h"
+#include "idem_store_sql.h"
 
-/* The columns after scope and key; IdemColumn and row_values() follow. */
+/* The columns after scope and key, in the order of IdemColumn. */
 #define ROW_COLUMNS \
 	"state, attempt, token, claim_xid, created_at, finished_at, lease_until, " \
 	"expires_at, purge_at, ttl, status_code, owner, policy, claimed_by, " \
 	"fingerprint, context, headers, content_type, body_size, body_sha256, " \
 	"body, recovery_point, checkpoint"
-
-typedef enum IdemColumn
-{
-	COLUMN_SCOPE,
-	COLUMN_KEY,
-	COLUMN_STATE,
-	COLUMN_ATTEMPT,
-	COLUMN_TOKEN,
-	COLUMN_CLAIM_XID,
-	COLUMN_CREATED_AT,
-	COLUMN_FINISHED_AT,
-	COLUMN_LEASE_UNTIL,
-	COLUMN_EXPIRES_AT,
-	COLUMN_PURGE_AT,
-	COLUMN_TTL,
-	COLUMN_STATUS_CODE,
-	COLUMN_OWNER,
-	COLUMN_POLICY,
-	COLUMN_CLAIMED_BY,
-	COLUMN_FINGERPRINT,
-	COLUMN_CONTEXT,
-	COLUMN_HEADERS,
-	COLUMN_CONTENT_TYPE,
-	COLUMN_BODY_SIZE,
-	COLUMN_BODY_SHA256,
-	COLUMN_BODY,
-	COLUMN_RECOVERY_POINT,
-	COLUMN_CHECKPOINT
-} IdemColumn;
-
-#define NUM_COLUMNS	(COLUMN_CHECKPOINT + 1)
-#define FIRST_COLUMN COLUMN_STATE	/* in a row that was read */
-
-static const Oid row_types[NUM_COLUMNS] = {
-	TEXTOID, TEXTOID, CHAROID, INT4OID, INT8OID, XID8OID, TIMESTAMPTZOID,
-	TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID, INT8OID,
-	INT4OID, UUIDOID, TEXTOID, TEXTOID, BYTEAOID, BYTEAOID, JSONOID, TEXTOID,
-	INT8OID, BYTEAOID, BYTEAOID, TEXTOID, JSONBOID
-};
 
 static const Oid key_types[] = {TEXTOID, TEXTOID};
 static const Oid count_types[] = {TEXTOID, TIMESTAMPTZOID, INT8OID};
@@ -98,12 +60,12 @@ static IdemPlan lock_plan = {
 
 static IdemPlan insert_plan = {
 	INSERT_ROW " ON CONFLICT (scope, key) DO NOTHING",
-	NUM_COLUMNS, row_types
+	IDEM_NUM_COLUMNS, idem_store_row_types
 };
 
 static IdemPlan insert_new_plan = {
 	INSERT_ROW,
-	NUM_COLUMNS, row_types
+	IDEM_NUM_COLUMNS, idem_store_row_types
 };
 
 static IdemPlan update_plan = {
@@ -111,7 +73,7 @@ static IdemPlan update_plan = {
 	" = ($3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17,"
 	" $18, $19, $20, $21, $22, $23, $24, $25)"
 	" WHERE scope = $1 AND key = $2",
-	NUM_COLUMNS, row_types
+	IDEM_NUM_COLUMNS, idem_store_row_types
 };
 
 static IdemPlan delete_plan = {
@@ -150,141 +112,22 @@ static IdemPlan read_many_plan = {
 };
 
 /*
- * Copies of a column that outlive the SPI connection: as it was read, toast
- * pointers included, or detoasted.  The snapshot of the calling statement is
- * older than the row was read and keeps what such a pointer points to.
+ * The row that was read, in the context given.  A toast pointer stays one: the
+ * snapshot of the calling statement is older than the row was read and keeps
+ * what it points to.
  */
-static void *
-copy_column(Datum *values, bool *nulls, IdemColumn column,
-			MemoryContext context)
-{
-	MemoryContext old;
-	void	   *copy;
-
-	if (nulls[column - FIRST_COLUMN])
-		return NULL;
-	old = MemoryContextSwitchTo(context);
-	copy = DatumGetPointer(datumCopy(values[column - FIRST_COLUMN], false, -1));
-	MemoryContextSwitchTo(old);
-	return copy;
-}
-
-static void *
-detoast_column(Datum *values, bool *nulls, IdemColumn column,
-			   MemoryContext context)
-{
-	MemoryContext old;
-	void	   *copy;
-
-	if (nulls[column - FIRST_COLUMN])
-		return NULL;
-	old = MemoryContextSwitchTo(context);
-	copy = PG_DETOAST_DATUM_COPY(values[column - FIRST_COLUMN]);
-	MemoryContextSwitchTo(old);
-	return copy;
-}
-
-#define FIXED(column, get, if_null) \
-	(nulls[(column) - FIRST_COLUMN] ? (if_null) : \
-	 get(values[(column) - FIRST_COLUMN]))
-
-/* The row that was read, in the context given. */
 static void
 form_row(IdemRow *row, MemoryContext context)
 {
-	Datum		values[NUM_COLUMNS - FIRST_COLUMN];
-	bool		nulls[NUM_COLUMNS - FIRST_COLUMN];
+	MemoryContext old = MemoryContextSwitchTo(context);
+	Datum		values[IDEM_NUM_COLUMNS];
+	bool		nulls[IDEM_NUM_COLUMNS];
 
-	heap_deform_tuple(SPI_tuptable->vals[0], SPI_tuptable->tupdesc,
-					  values, nulls);
-	row->state = (IdemState) FIXED(COLUMN_STATE, DatumGetChar, 0);
-	row->attempt = FIXED(COLUMN_ATTEMPT, DatumGetInt32, 0);
-	row->token = FIXED(COLUMN_TOKEN, DatumGetInt64, 0);
-	row->claim_xid = FIXED(COLUMN_CLAIM_XID, DatumGetUInt64, 0);
-	row->created_at = FIXED(COLUMN_CREATED_AT, DatumGetTimestampTz, 0);
-	row->finished_at = FIXED(COLUMN_FINISHED_AT, DatumGetTimestampTz,
-							 DT_NOBEGIN);
-	row->lease_until = FIXED(COLUMN_LEASE_UNTIL, DatumGetTimestampTz, 0);
-	row->expires_at = FIXED(COLUMN_EXPIRES_AT, DatumGetTimestampTz, 0);
-	row->purge_at = FIXED(COLUMN_PURGE_AT, DatumGetTimestampTz, 0);
-	row->ttl = FIXED(COLUMN_TTL, DatumGetInt64, -1);
-	row->status_code = FIXED(COLUMN_STATUS_CODE, DatumGetInt32, 0);
-	row->has_owner = !nulls[COLUMN_OWNER - FIRST_COLUMN];
-	if (row->has_owner)
-		row->owner = *DatumGetUUIDP(values[COLUMN_OWNER - FIRST_COLUMN]);
-	row->policy = detoast_column(values, nulls, COLUMN_POLICY, context);
-	row->claimed_by = detoast_column(values, nulls, COLUMN_CLAIMED_BY, context);
-	row->fingerprint = detoast_column(values, nulls, COLUMN_FINGERPRINT,
-									  context);
-	row->context = detoast_column(values, nulls, COLUMN_CONTEXT, context);
-	row->headers = copy_column(values, nulls, COLUMN_HEADERS, context);
-	row->content_type = copy_column(values, nulls, COLUMN_CONTENT_TYPE,
-									context);
-	row->body_size = FIXED(COLUMN_BODY_SIZE, DatumGetInt64, -1);
-	row->body_sha256 = copy_column(values, nulls, COLUMN_BODY_SHA256, context);
-	row->body = copy_column(values, nulls, COLUMN_BODY, context);
-	row->recovery_point = copy_column(values, nulls, COLUMN_RECOVERY_POINT,
-									  context);
-	row->checkpoint = copy_column(values, nulls, COLUMN_CHECKPOINT, context);
-}
-
-static void
-put_pointer(Datum *values, char *nulls, IdemColumn column, const void *pointer)
-{
-	values[column] = PointerGetDatum(pointer);
-	nulls[column] = pointer == NULL ? 'n' : ' ';
-}
-
-/* A row as the parameters of an INSERT or UPDATE. */
-static void
-row_values(const IdemKey *id, const IdemRow *row, Datum *values, char *nulls)
-{
-	memset(nulls, ' ', NUM_COLUMNS);
-	put_pointer(values, nulls, COLUMN_SCOPE, id->scope);
-	put_pointer(values, nulls, COLUMN_KEY, id->key);
-	values[COLUMN_STATE] = CharGetDatum(row->state);
-	values[COLUMN_ATTEMPT] = Int32GetDatum(row->attempt);
-	values[COLUMN_TOKEN] = Int64GetDatum(row->token);
-	values[COLUMN_CLAIM_XID] = UInt64GetDatum(row->claim_xid);
-	values[COLUMN_CREATED_AT] = TimestampTzGetDatum(row->created_at);
-	values[COLUMN_FINISHED_AT] = TimestampTzGetDatum(row->finished_at);
-	nulls[COLUMN_FINISHED_AT] =
-		TIMESTAMP_IS_NOBEGIN(row->finished_at) ? 'n' : ' ';
-	values[COLUMN_LEASE_UNTIL] = TimestampTzGetDatum(row->lease_until);
-	values[COLUMN_EXPIRES_AT] = TimestampTzGetDatum(row->expires_at);
-	values[COLUMN_PURGE_AT] = TimestampTzGetDatum(row->purge_at);
-	values[COLUMN_TTL] = Int64GetDatum(row->ttl);
-	nulls[COLUMN_TTL] = row->ttl < 0 ? 'n' : ' ';
-	values[COLUMN_STATUS_CODE] = Int32GetDatum(row->status_code);
-	nulls[COLUMN_STATUS_CODE] = row->status_code == 0 ? 'n' : ' ';
-	put_pointer(values, nulls, COLUMN_OWNER,
-				row->has_owner ? &row->owner : NULL);
-	put_pointer(values, nulls, COLUMN_POLICY, row->policy);
-	put_pointer(values, nulls, COLUMN_CLAIMED_BY, row->claimed_by);
-	put_pointer(values, nulls, COLUMN_FINGERPRINT, row->fingerprint);
-	put_pointer(values, nulls, COLUMN_CONTEXT, row->context);
-	put_pointer(values, nulls, COLUMN_HEADERS, row->headers);
-	put_pointer(values, nulls, COLUMN_CONTENT_TYPE, row->content_type);
-	values[COLUMN_BODY_SIZE] = Int64GetDatum(row->body_size);
-	nulls[COLUMN_BODY_SIZE] = row->body_size < 0 ? 'n' : ' ';
-	put_pointer(values, nulls, COLUMN_BODY_SHA256, row->body_sha256);
-	put_pointer(values, nulls, COLUMN_BODY, row->body);
-	put_pointer(values, nulls, COLUMN_RECOVERY_POINT, row->recovery_point);
-	put_pointer(values, nulls, COLUMN_CHECKPOINT, row->checkpoint);
-}
-
-/* Two rows for one key: somebody dropped the primary key. */
-static void
-check_unique(const IdemKey *id, uint64 rows)
-{
-	if (rows > 1)
-		ereport(ERROR,
-				(errcode(ERRCODE_DATA_CORRUPTED),
-				 errmsg("more than one row for key %s in scope %s",
-						idem_digest_log_id(id->key),
-						idem_digest_log_id(id->scope)),
-				 errhint("Restore the primary key of \"%s\"; see idem_health().",
-						 "idempotency_keys")));
+	heap_deform_tuple(heap_copytuple(SPI_tuptable->vals[0]),
+					  SPI_tuptable->tupdesc, &values[COLUMN_STATE],
+					  &nulls[COLUMN_STATE]);
+	idem_store_row_form(row, values, nulls);
+	MemoryContextSwitchTo(old);
 }
 
 static bool
@@ -299,7 +142,8 @@ read_row(IdemPlan *plan, const IdemKey *id, bool read_only, IdemRow *row)
 	values[1] = PointerGetDatum(id->key);
 	idem_store_spi_begin(&saved);
 	rows = idem_store_spi_execute(plan, values, NULL, read_only, 2);
-	check_unique(id, rows);
+	if (rows > 1)
+		idem_store_row_raise_twins(id);
 	if (rows == 1)
 		form_row(row, context);
 	idem_store_spi_end(&saved);
@@ -307,64 +151,56 @@ read_row(IdemPlan *plan, const IdemKey *id, bool read_only, IdemRow *row)
 }
 
 /*
- * idem_store_read
+ * idem_store_sql_read
  *		Read a row as it is now, where the isolation level lets us; no lock.
  */
 bool
-idem_store_read(const IdemKey *id, IdemRow *row)
+idem_store_sql_read(const IdemKey *id, IdemRow *row)
 {
 	return read_row(&read_plan, id, false, row);
 }
 
 /*
- * idem_store_peek
+ * idem_store_sql_peek
  *		Read a row as the calling statement sees it; works in recovery.
  */
 bool
-idem_store_peek(const IdemKey *id, IdemRow *row)
+idem_store_sql_peek(const IdemKey *id, IdemRow *row)
 {
 	return read_row(&read_plan, id, true, row);
 }
 
 /*
- * idem_store_lock
+ * idem_store_sql_lock
  *		Read a row FOR UPDATE; 40001 when the snapshot of the transaction is
  *		older than its last change.
  */
 bool
-idem_store_lock(const IdemKey *id, IdemRow *row)
+idem_store_sql_lock(const IdemKey *id, IdemRow *row)
 {
 	return read_row(&lock_plan, id, false, row);
 }
 
-static uint64
+/* Whether one row was written: a trigger or a rule may have been at it. */
+static bool
 write_row(IdemPlan *plan, const IdemKey *id, const IdemRow *row)
 {
-	Datum		values[NUM_COLUMNS];
-	char		nulls[NUM_COLUMNS];
+	Datum		values[IDEM_NUM_COLUMNS];
+	bool		isnull[IDEM_NUM_COLUMNS];
+	char		nulls[IDEM_NUM_COLUMNS];
 	IdemSecctx	saved;
 	uint64		rows;
+	int			i;
 
-	row_values(id, row, values, nulls);
+	idem_store_row_values(id, row, values, isnull);
+	for (i = 0; i < IDEM_NUM_COLUMNS; i++)
+		nulls[i] = isnull[i] ? 'n' : ' ';
 	idem_store_spi_begin(&saved);
 	rows = idem_store_spi_execute(plan, values, nulls, false, 0);
 	idem_store_spi_end(&saved);
-	return rows;
-}
-
-/* One row, or a trigger or a rule has been at it. */
-static void
-check_written(const IdemKey *id, uint64 rows)
-{
-	check_unique(id, rows);
-	if (rows != 1)
-		ereport(ERROR,
-				(errcode(ERRCODE_DATA_CORRUPTED),
-				 errmsg("a change of key %s in scope %s was suppressed",
-						idem_digest_log_id(id->key),
-						idem_digest_log_id(id->scope)),
-				 errhint("Drop foreign triggers and rules on \"%s\"; see idem_health().",
-						 "idempotency_keys")));
+	if (rows > 1)
+		idem_store_row_raise_twins(id);
+	return rows == 1;
 }
 
 /* Without its primary key the table would take any number of claims. */
@@ -380,43 +216,44 @@ require_primary_key(void)
 }
 
 /*
- * idem_store_insert
+ * idem_store_sql_insert
  *		Insert a row; false when there is one, committed or our own.
  *
  * Waits for a rival that is not behind a key lock.  40001 when the snapshot
  * of the transaction cannot see the row that is in the way.
  */
 bool
-idem_store_insert(const IdemKey *id, const IdemRow *row)
+idem_store_sql_insert(const IdemKey *id, const IdemRow *row)
 {
 	require_primary_key();
-	return write_row(&insert_plan, id, row) == 1;
+	return write_row(&insert_plan, id, row);
 }
 
 /*
- * idem_store_insert_new
+ * idem_store_sql_insert_new
  *		Insert a row where there must be none; 40001 when there is.  Waits as
  *		above.  Cheaper: nothing is inserted speculatively.
  */
-void
-idem_store_insert_new(const IdemKey *id, const IdemRow *row)
+bool
+idem_store_sql_insert_new(const IdemKey *id, const IdemRow *row)
 {
 	require_primary_key();
-	check_written(id, write_row(&insert_new_plan, id, row));
+	return write_row(&insert_new_plan, id, row);
 }
 
 /*
- * idem_store_update, idem_store_delete
- *		Change or remove a row that this transaction has locked.
+ * idem_store_sql_update, idem_store_sql_delete
+ *		Change or remove a row that this transaction has locked; whether one
+ *		was there.
  */
-void
-idem_store_update(const IdemKey *id, const IdemRow *row)
+bool
+idem_store_sql_update(const IdemKey *id, const IdemRow *row)
 {
-	check_written(id, write_row(&update_plan, id, row));
+	return write_row(&update_plan, id, row);
 }
 
-void
-idem_store_delete(const IdemKey *id)
+bool
+idem_store_sql_delete(const IdemKey *id)
 {
 	Datum		values[2];
 	IdemSecctx	saved;
@@ -427,7 +264,9 @@ idem_store_delete(const IdemKey *id)
 	idem_store_spi_begin(&saved);
 	rows = idem_store_spi_execute(&delete_plan, values, NULL, false, 0);
 	idem_store_spi_end(&saved);
-	check_written(id, rows);
+	if (rows > 1)
+		idem_store_row_raise_twins(id);
+	return rows == 1;
 }
 
 /*

@@ -129,8 +129,9 @@ sub kill_session
 	poll(
 		'recovery',
 		sub {
-			my ($status, $pid) = $node->psql('postgres', $checkpointer);
-			return $status == 0 && $pid ne '' && $pid ne $before;
+			# psql may be gone before it has been told what to ask
+			my ($status, $pid) = eval { $node->psql('postgres', $checkpointer) };
+			return defined $status && $status == 0 && $pid ne '' && $pid ne $before;
 		});
 	$session->quit;
 	return;

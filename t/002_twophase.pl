@@ -114,13 +114,20 @@ sub check_rivals
 			is($node->safe_psql('postgres', repeat($kind, "$fate-$kind")),
 				'in_progress||', "$when: rival of $fate-$kind");
 		}
-		# a writer without a key lock is waited for, bounded by lock_timeout
+		# a writer without a key lock: the SQL way waits for it, bounded by
+		# lock_timeout
 		is( sqlstate(
 				$node,
-				"SET lock_timeout = '50ms'; "
+				"SET idempotency.storage = 'sql'; SET lock_timeout = '50ms'; "
 				  . repeat('dedupe', "$fate-dedupe")),
 			'55P03',
-			"$when: rival of $fate-dedupe");
+			"$when: rival of $fate-dedupe in the SQL way");
+		is( $node->safe_psql(
+				'postgres',
+				"SET idempotency.storage = 'auto'; "
+				  . repeat('dedupe', "$fate-dedupe")),
+			'in_progress||',
+			"$when: rival of $fate-dedupe in the direct way");
 	}
 	is( $node->safe_psql(
 			'postgres', q{

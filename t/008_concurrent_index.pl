@@ -5,7 +5,8 @@
 # among them, and the table is vacuumed, rewritten and analyzed.  ON CONFLICT
 # then may raise a unique violation for an index that it was not told of, and
 # the server's message would show the key.  Clients may see 40001 and nothing
-# else, no key has its effect twice, and no message has a key in it.
+# else, no key has its effect twice, and no message has a key in it.  The way
+# to the table changes with it, in the middle of transactions, too.
 
 use strict;
 use warnings;
@@ -61,6 +62,20 @@ INSERT INTO effects SELECT key FROM idem_dedupe('inbox', ARRAY(
 	SELECT 'CANARY-d' || (extract(epoch FROM clock_timestamp()) * 200)::bigint || '-' || i
 	FROM generate_series(1, 5) i)) WHERE first;
 }) x 4;
+
+# Claims of the same keys, which have a key lock against one another, but none
+# against a batch.
+push @scripts, (q{
+\set i random(1, 5)
+SELECT 'CANARY-d' || (extract(epoch FROM clock_timestamp()) * 200)::bigint || '-' || :i AS key \gset
+BEGIN;
+SELECT outcome = 'claimed' AS mine FROM idem_claim('inbox', ':key') \gset
+\if :mine
+INSERT INTO effects VALUES (':key');
+SELECT idem_complete('inbox', ':key');
+\endif
+COMMIT;
+}) x 2;
 
 # An index that is being built and not yet valid is what makes trouble: as
 # often as can be

@@ -205,8 +205,11 @@ sub run_pairs
 		'55P03', "$when: time-out on a key lock");
 	is(collect($b, "SELECT idem_dedupe(s(), ARRAY[k('row$n')])"),
 		'55P03', "$when: time-out on a row");
+	# where the direct way waits for nobody
+	$b->query("SET idempotency.storage = 'sql'");
 	is(collect($b, "SELECT idem_claim(s(), k('row$n'))"),
 		'55P03', "$when: time-out of a claim on a row");
+	$b->query('RESET idempotency.storage');
 	$a->query('ROLLBACK');
 	$b->query('RESET lock_timeout');
 
@@ -308,10 +311,12 @@ run_cases('talkative');
 run_pairs('talkative', 2);
 check_log('talkative', $offset);
 
-# auto_explain logs nested statements, from 16 on with their parameters
+# auto_explain logs nested statements, from 16 on with their parameters; most
+# of them are of the SQL way
 $offset = -s $node->logfile;
 my $auto_explain = q{
 LOAD 'auto_explain';
+SET idempotency.storage = 'sql';
 SET auto_explain.log_min_duration = 0;
 SET auto_explain.log_nested_statements = on;
 SET auto_explain.log_verbose = on;

@@ -24,8 +24,9 @@ use warnings;
 
 use File::Basename;
 use FindBin;
+use lib "$FindBin::RealBin/lib";
+use IdemTest;
 use IPC::Run;
-use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
@@ -34,9 +35,7 @@ my @files = ('README.md', map { 'doc/' . basename($_) } sort glob("$top/doc/*.md
 my %content = map { $_ => slurp_file("$top/$_") } @files;
 my $readme = $content{'README.md'};
 
-my $node = PostgreSQL::Test::Cluster->new('readme');
-$node->init(extra => [ '--encoding=UTF8', '--locale=C' ]);
-$node->start;
+my $node = new_node('readme', extension => 0);
 $node->safe_psql('postgres', "CREATE DATABASE $_") foreach ('reader', 'scratch');
 
 #
@@ -230,7 +229,7 @@ FROM pg_attribute WHERE attrelid = '$type'::regclass AND attnum > 0});
 		"columns of $type");
 }
 
-# Settings
+# Settings; one of them may be set here, see STORAGE
 my @settings = map { join '|', (map { s/`//gr } cells($_))[ 0 .. 3 ] }
   table_under('Settings');
 is( join("\n", sort @settings),
@@ -238,7 +237,8 @@ is( join("\n", sort @settings),
 		'reader', q{
 SET search_path = idempotency, public;
 DO $$ BEGIN PERFORM idem_health(); END $$;
-SELECT name, current_setting(name), coalesce(unit, ''), context
+SELECT name, CASE vartype WHEN 'enum' THEN boot_val ELSE current_setting(name) END,
+	coalesce(unit, ''), context
 FROM pg_settings WHERE name LIKE 'idempotency.%' ORDER BY name COLLATE "C"}),
 	'the table of settings is that of pg_settings');
 

@@ -14,6 +14,9 @@ statements can be sent without waiting for the answer, and crashes.
 Nothing here sleeps to synchronise.  poll() looks again and again, and ends
 the test after the time-out of PostgreSQL::Test.
 
+The environment variable STORAGE names the way to the key table in every node,
+auto unless told, or sql.
+
 =cut
 
 package IdemTest;
@@ -46,6 +49,8 @@ sub new_node
 	# the statements of a test are of no use in its log, and are many
 	$node->append_conf('postgresql.conf',
 		"log_statement = none\nautovacuum = off\n");
+	$node->append_conf('postgresql.conf',
+		'idempotency.storage = ' . ($ENV{STORAGE} || 'auto') . "\n");
 	$node->append_conf('postgresql.conf', $options{conf})
 	  if defined $options{conf};
 	$node->start;

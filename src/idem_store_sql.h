@@ -1,0 +1,21 @@
+/*-------------------------------------------------------------------------
+ *
+ * idem_store_sql.h
+ *	  The SQL way to a row of the key table; for the door only.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef IDEM_STORE_SQL_H
+#define IDEM_STORE_SQL_H
+
+#include "idem.h"
+
+extern bool idem_store_sql_read(const IdemKey *id, IdemRow *row);
+extern bool idem_store_sql_peek(const IdemKey *id, IdemRow *row);
+extern bool idem_store_sql_lock(const IdemKey *id, IdemRow *row);
+extern bool idem_store_sql_insert(const IdemKey *id, const IdemRow *row);
+extern bool idem_store_sql_insert_new(const IdemKey *id, const IdemRow *row);
+extern bool idem_store_sql_update(const IdemKey *id, const IdemRow *row);
+extern bool idem_store_sql_delete(const IdemKey *id);
+
+#endif							/* IDEM_STORE_SQL_H */
