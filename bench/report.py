@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""report.py RESULTS LOGS [README]: the table of bench/run.
+"""report.py RESULTS LOGS [README]: the tables of bench/run.
 
-Reads runs.csv and machine.txt in RESULTS and the transaction logs of pgbench in
-LOGS; writes rows.csv and latency.csv beside them, and the table to stdout and
+Reads runs.csv and machine.txt in RESULTS and the logs of each transaction in
+LOGS; writes rows.csv and latency.csv beside them, and the tables to stdout and
 between the two marks of README.
 """
 
@@ -11,119 +11,125 @@ import pathlib
 import re
 import statistics
 import sys
+from array import array
 
-# What, group of ours, script of ours, group and script of the peer, at least.
+import runs
+
+# What, group, script of ours, script of the peer, at least; with an empty way
+# where there is no choice, or it is not ours.
 RATIOS = [
     ("replay against a SELECT of the same columns by primary key",
-     "replay", "ours/replay", "replay", "peers/select", 0.70),
-    ("the same, request given (the server computes the fingerprint)",
-     "replay", "ours/replay_request", "replay", "peers/select", None),
-    ("`idem_run`, durable commits, 8 clients, against bare",
-     "durable", "ours/run", "durable", "peers/bare", 0.90),
-    ("`idem_run`, `synchronous_commit = off`, against bare",
-     "cpu", "ours/run", "cpu", "peers/bare", 0.65),
-    ("the same against a hand-written PL/pgSQL function",
-     "cpu", "ours/run", "cpu", "peers/plpgsql", 1.15),
-    ("the same against five statements of the client",
-     "cpu", "ours/run", "cpu", "peers/five", 2.00),
+     "replay", "ours/replay", "peers/select", {"direct": 0.90, "sql": 0.70}),
+    ("replay, request given (the server computes the fingerprint), against the same",
+     "replay", "ours/replay_request", "peers/select", {"": None}),
+    ("100 replays in a pipeline against 100 SELECTs in one",
+     "pipeline", "ours/replay_pipeline", "peers/select_pipeline",
+     {"direct": 0.85, "sql": None}),
+    ("`idem_run` against bare, durable commits, 8 clients",
+     "durable", "ours/run", "peers/bare", {"direct": 0.90, "sql": None}),
+    ("`idem_run` against bare, 8 clients, on a simulated disk that is 2 ms slower",
+     "disk", "ours/run", "peers/bare", {"direct": 0.90, "sql": None}),
+    ("`idem_run` against bare, `synchronous_commit = off`",
+     "cpu", "ours/run", "peers/bare", {"direct": 0.65, "sql": None}),
+    ("`idem_run` against a hand-written PL/pgSQL function, the same",
+     "cpu", "ours/run", "peers/plpgsql", {"direct": 1.15, "sql": None}),
+    ("`idem_json(idem_run(…))`, the answer alone as the peers give it, against bare, the same",
+     "cpu", "ours/run_json", "peers/bare", {"direct": 0.65, "sql": None}),
+    ("`idem_json(idem_run(…))` against the hand-written PL/pgSQL function, the same",
+     "cpu", "ours/run_json", "peers/plpgsql", {"direct": 1.15, "sql": None}),
+    ("`idem_run` against five statements of the client, the same",
+     "cpu", "ours/run", "peers/five", {"direct": 2.00, "sql": None}),
     ("`idem_dedupe` of 1,000 keys against `INSERT … ON CONFLICT DO NOTHING`",
-     "dedupe", "ours/dedupe", "dedupe", "peers/insert", 0.80),
+     "dedupe", "ours/dedupe", "peers/insert", {"": 0.80}),
     ("`idem_sweep_all` of expired keys against a plain batched `DELETE`",
-     "sweep", "ours/sweep", "sweep", "peers/delete", 0.60),
-    ("replay, many stored keys against few",
-     "size bench", "ours/replay", "size small", "ours/replay", None),
-    ("claim, many stored keys against few",
-     "size bench", "ours/claim", "size small", "ours/claim", None),
-    ("for comparison: the SELECT, many stored keys against few",
-     "size bench", "peers/select", "size small", "peers/select", None),
+     "sweep", "ours/sweep", "peers/delete", {"direct": 0.80, "sql": 0.60}),
 ]
 
 LATER = [
-    "replays in a pipeline of 100",
     "`idem_throttle` against an empty C function",
 ]
 
-
-def read_runs(path):
-    """Values by (group, script), in the order of the rounds."""
-    runs = {}
-    with path.open(newline="") as file:
-        for row in csv.DictReader(file):
-            runs.setdefault((row["group"], row["script"]), []).append(
-                float(row["value"]))
-    return runs
+QUANTILES = {"p50_ms": 0.5, "p95_ms": 0.95, "p99_ms": 0.99, "p999_ms": 0.999}
 
 
-def ratio_rows(runs):
-    for what, group, script, peer_group, peer, target in RATIOS:
-        ours = runs.get((group, script))
-        theirs = runs.get((peer_group, peer))
-        if not ours or not theirs:
+def row(what, result="", required="", met="", **more):
+    return {"what": what, "ours": "", "peer": "", "result": result, "lowest": "",
+            "highest": "", "required": required, "met": met} | more
+
+
+def ratio_rows(values):
+    """A way that this build does not have is named without a number."""
+    for what, group, script, peer, bounds in RATIOS:
+        if not any(of == group for of, _, _ in values):
             continue
-        paired = [a / b for a, b in zip(ours, theirs)]
-        ratio = statistics.median(paired)
-        yield {
-            "what": what,
-            "ours": f"{statistics.median(ours):.0f}",
-            "peer": f"{statistics.median(theirs):.0f}",
-            "result": f"{ratio:.2f}",
-            "lowest": f"{min(paired):.2f}",
-            "highest": f"{max(paired):.2f}",
-            "required": "" if target is None else f"≥ {target:.2f}",
-            "met": "" if target is None else
-                   "yes" if round(ratio, 2) >= target else "no",
-        }
+        for way, target in bounds.items():
+            at = f"@{way}" if way else ""
+            line = row(what + runs.WAYS[way], "not yet")
+            line["required"] = "" if target is None else f"≥ {target:.2f}"
+            ours = values.get((group, "", script + at))
+            theirs = values.get((group, "", peer), values.get((group, "", peer + at)))
+            if ours and theirs:
+                paired = [a / b for a, b in zip(ours, theirs)]
+                ratio = statistics.median(paired)
+                line |= {"result": f"{ratio:.2f}", "lowest": f"{min(paired):.2f}",
+                         "highest": f"{max(paired):.2f}",
+                         "ours": f"{statistics.median(ours):.0f}",
+                         "peer": f"{statistics.median(theirs):.0f}"}
+                if target is not None:
+                    line["met"] = "yes" if round(ratio, 2) >= target else "no"
+            yield line
 
 
 def count_row(what, value, required, met):
-    return {"what": what, "ours": "", "peer": "", "result": value, "lowest": "",
-            "highest": "", "required": required, "met": "yes" if met else "no"}
+    return row(what, value, required, "yes" if met else "no")
 
 
-def count_rows(runs):
+def count_rows(values):
     """Rows that are counts: of transaction ids, WAL and tuples."""
-    xids = runs.get(("xids", "ours/replay"))
-    if xids:
-        wal = [a - b for a, b in zip(runs["wal", "ours/replay"],
-                                     runs["wal", "peers/select"])]
-        xid, beyond = statistics.median(xids), statistics.median(wal)
-        yield count_row("transaction ids used by 2,000 replays",
-                        f"{xid:.0f}", "0", xid == 0)
-        yield count_row("bytes of WAL beyond those of 2,000 SELECTs",
-                        f"{beyond:.0f}", "0", beyond <= 0)
-    dead = runs.get(("tuples", "dead tuples of 2000 idem_run"))
-    if dead:
-        hot = (runs["tuples", "HOT updates of these"][0] /
-               runs["tuples", "updates by 2000 claim and complete"][0])
-        yield count_row("dead tuples left by 2,000 executed `idem_run`",
-                        f"{dead[0]:.0f}", "0", dead[0] == 0)
-        yield count_row("share of HOT among claim-then-complete updates",
-                        f"{hot:.2f}", "≥ 0.90", round(hot, 2) >= 0.9)
-
-
-def latencies(logs):
-    """Latencies in ms by (group, script): third column of a log, in µs."""
-    found = {}
-    for path in sorted(logs.iterdir()):
-        group, script = path.name.split(",")[:2]
-        with path.open() as file:
-            found.setdefault((group, script.replace(".", "/")), []).extend(
-                int(line.split()[2]) / 1000 for line in file)
-    return found
+    for way, name in runs.WAYS.items():
+        replay, run, five = f"ours/replay@{way}", f"ours/run@{way}", f"peers/five@{way}"
+        xids = values.get(("xids", "", replay))
+        if xids:
+            xid = statistics.median(xids)
+            beyond = statistics.median(
+                a - b for a, b in zip(values["wal", "", replay],
+                                      values["wal", "", "peers/select"]))
+            yield count_row(f"transaction ids used by 2,000 replays{name}",
+                            f"{xid:.0f}", "0", xid == 0)
+            yield count_row(f"bytes of WAL beyond those of 2,000 SELECTs{name}",
+                            f"{beyond:.0f}", "0", beyond <= 0)
+        dead = values.get(("dead", "", run))
+        if dead:
+            hot = values["hot", "", five][0] / values["updates", "", five][0]
+            yield count_row(f"dead tuples left by 2,000 executed `idem_run`{name}",
+                            f"{dead[0]:.0f}", "0", dead[0] == 0)
+            yield count_row(f"share of HOT among claim-then-complete updates{name}",
+                            f"{hot:.2f}", "≥ 0.90", round(hot, 2) >= 0.9)
 
 
 def latency_rows(logs):
-    for (group, script), values in sorted(latencies(logs).items()):
-        values.sort()
-        yield {"group": group, "script": script, "transactions": len(values),
-               "p50_ms": f"{values[len(values) // 2]:.3f}",
-               "p99_ms": f"{values[len(values) * 99 // 100]:.3f}"}
+    """A log's name tells group, parameter and script; its third column is in µs."""
+    files = {}
+    for path in logs.iterdir():
+        group, parameter, script = path.name.split(",")[:3]
+        key = group, int(parameter or 0), script.replace(".", "/")
+        files.setdefault(key, []).append(path)
+    for (group, parameter, script), paths in sorted(files.items()):
+        waits = array("I")
+        for path in paths:
+            with path.open(encoding="ascii") as file:
+                waits.extend(int(line.split(None, 3)[2]) for line in file)
+        waits = sorted(waits)
+        yield {"group": group, "parameter": parameter or "", "script": script,
+               "transactions": len(waits)} | {
+                   column: f"{waits[int((len(waits) - 1) * share)] / 1000:.3f}"
+                   for column, share in QUANTILES.items()}
 
 
 def write_csv(path, rows):
     if not rows:
         return
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
@@ -131,33 +137,107 @@ def write_csv(path, rows):
 
 def markdown(header, rows):
     lines = ["| " + " | ".join(header) + " |", "| --- " * len(header) + "|"]
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    lines += ["| " + " | ".join(line) + " |" for line in rows]
     return "\n".join(lines)
 
 
+def number(value):
+    return f"{value:,.0f}"
+
+
+def ratio_table(rows):
+    lines = [[line["what"],
+              f"**{line['result']}** ({line['lowest']}–{line['highest']})"
+              if line["lowest"] else f"**{line['result']}**" if line["met"] else line["result"],
+              line["required"], line["met"],
+              f"{line['ours']} : {line['peer']}" if line["ours"] else ""]
+             for line in rows]
+    lines += [[what, "not yet", "", "", ""] for what in LATER]
+    return markdown(["what", "median of the rounds' ratios (lowest–highest), or count",
+                     "required", "met", "per second, ours : peer"], lines)
+
+
+def idle_note(idle):
+    """How busy the processors were in the runs with durable commits."""
+    notes = []
+    for group, disk in ("durable", "this disk"), ("disk", "the simulated disk"):
+        shares = [f"{runs.name(script)} {statistics.median(run):.0f} %"
+                  for (of, _, script), run in idle.items() if of == group]
+        if shares:
+            notes.append(f"on {disk} {', '.join(shares)}")
+    return ("Idle processor time in the runs of 8 clients with durable commits: "
+            + "; ".join(notes) + ".") if notes else ""
+
+
+def points_table(rows, group, unit):
+    """Requests a second: a line for each contender, a column for each parameter."""
+    found = runs.medians(rows, group)
+    if not found:
+        return ""
+    parameters = sorted({parameter for points in found.values() for parameter in points})
+    return markdown([f"requests a second; {unit}:"] + [f"{p:,}" for p in parameters],
+                    [[runs.name(script)] + [number(points[p]) if p in points else ""
+                                            for p in parameters]
+                     for script, points in found.items()])
+
+
+def contention_table(values, waits):
+    lines = []
+    for (group, _, script), run in values.items():
+        if group != "contention":
+            continue
+        wait = next((w for w in waits if (w["group"], w["script"]) == (group, script)), {})
+        keys, done = (sum(values[what, "", script]) for what in ("keys", "effects"))
+        client = "Python" if script.startswith("clients/") else "pgbench"
+        lines.append([runs.name(script), client, number(statistics.median(run)),
+                      *(wait.get(column, "") for column in QUANTILES),
+                      number(keys), number(done)])
+    return markdown(["64 clients, one key", "client", "requests a second", "p50, ms", "p95, ms",
+                     "p99, ms", "p99.9, ms", "keys", "work done"], lines) if lines else ""
+
+
+def latency_table(waits):
+    """Those of other parameters are in latency.csv only."""
+    lines = [[w["group"], str(w["parameter"]), f"`{w['script']}`",
+              *(w[column] for column in QUANTILES)]
+             for w in waits if w["parameter"] in ("", 8, 64) and w["group"] != "contention"]
+    return markdown(["group", "clients", "script", "p50, ms", "p95, ms", "p99, ms", "p99.9, ms"],
+                    lines) if lines else ""
+
+
+def picture(name, text):
+    return f"![{text}](results/{name}.svg)"
+
+
+def section(title, *parts):
+    """Nothing, if the first part is: then its group was not run."""
+    return ["### " + title, *filter(None, parts)] if parts[0] else []
+
+
 def report(results, logs):
-    runs = read_runs(results / "runs.csv")
-    rows = [*ratio_rows(runs), *count_rows(runs)]
+    rows = runs.read(results / "runs.csv")
+    values = runs.values(rows)
+    ratios = [*ratio_rows(values), *count_rows(values)]
     waits = list(latency_rows(logs))
-    write_csv(results / "rows.csv", rows)
+    write_csv(results / "rows.csv", ratios)
     write_csv(results / "latency.csv", waits)
 
-    table = [[row["what"],
-              f"**{row['result']}**" + (f" ({row['lowest']}–{row['highest']})"
-                                        if row["lowest"] else ""),
-              row["required"], row["met"],
-              f"{row['ours']} : {row['peer']}" if row["ours"] else ""]
-             for row in rows]
-    table += [[what, "not yet", "", "", ""] for what in LATER]
-    machine = (results / "machine.txt").read_text().splitlines()
-    parts = ["\n".join(f"- {line}" for line in machine),
-             markdown(["what", "median of the rounds' ratios (lowest–highest), or count",
-                       "required", "met", "per second, ours : peer"], table)]
-    if waits:
-        parts.append(markdown(
-            ["group", "script", "p50, ms", "p99, ms"],
-            [[row["group"], f"`{row['script']}.sql`", row["p50_ms"],
-              row["p99_ms"]] for row in waits]))
+    machine = (results / "machine.txt").read_text(encoding="utf-8").splitlines()
+    parts = ["\n".join(f"- {line}" for line in machine)]
+    if ratios:
+        parts += section("Against what is required", ratio_table(ratios),
+                         picture("ratios", "Ratios and what is required"),
+                         idle_note(runs.values(rows, "idle")))
+    parts += section("Peers, by pgbench", points_table(rows, "peers", "clients"),
+                     picture("throughput", "Requests a second by number of clients"),
+                     picture("latency", "Latencies of 8 and 64 clients, and of 64 on one key"))
+    parts += section("Peers, by Python clients", points_table(rows, "clients", "clients"))
+    parts += section("One key for all", contention_table(values, waits))
+    parts += section("Bodies", points_table(rows, "body", "bytes of the answer"),
+                     picture("bodies", "Requests a second by size of the answer"))
+    parts += section("Stored keys", points_table(rows, "size", "stored keys"),
+                     picture("stored", "Requests a second by number of stored keys"))
+    parts += section("Latencies", latency_table(waits))
     return "\n\n".join(parts)
 
 
@@ -166,11 +246,11 @@ def main():
     text = report(results, logs)
     print(text)
     for readme in map(pathlib.Path, sys.argv[3:]):
-        old = readme.read_text()
+        old = readme.read_text(encoding="utf-8")
         new = re.sub(r"(<!-- results -->\n).*(<!-- end of results -->)",
                      lambda match: f"{match[1]}{text}\n{match[2]}", old,
                      flags=re.DOTALL)
-        readme.write_text(new)
+        readme.write_text(new, encoding="utf-8")
 
 
 main()

@@ -1,6 +1,6 @@
 -- A shop with stock, a million stored keys, and the tables of the peers.
 --
--- psql -v keys=1000000 -v skus=100000 -f setup.sql, as superuser.
+-- psql -v keys=1000000 -v skus=100000 -v peers=1 -f setup.sql, as superuser.
 
 \set ON_ERROR_STOP on
 SET client_min_messages = warning;
@@ -37,6 +37,10 @@ END
 $$;
 GRANT SELECT, UPDATE ON stock TO app;
 
+-- Requests which a peer refused: the work that the stock does not show.
+CREATE TABLE refusals (key text);
+GRANT INSERT ON refusals TO app;
+
 --
 -- Stored keys, as an executed idem_run with a request of this kind leaves
 -- them: completed, with fingerprint and a body of some 50 bytes.
@@ -60,22 +64,26 @@ LANGUAGE sql AS $$
 		idem_fingerprint('{"sku": 7, "quantity": 1}') AS request (fingerprint)
 $$;
 
-INSERT INTO idempotency_keys SELECT * FROM fill('bench', 1, :keys, '24 h');
+-- A million at a time, for many millions not to be one statement.
+SELECT format($$INSERT INTO idempotency_keys SELECT * FROM fill('bench', %s, %s, '24 h')$$,
+		g, least(g + 999999, :keys))
+	FROM generate_series(1, :keys, 1000000) g \gexec
+
+GRANT SELECT ON idempotency_keys TO app;	-- for peers/select.sql
 
 --
 -- Peers.
 --
 
+\if :peers
 -- peers/insert.sql, peers/delete.sql: a table of the same shape.
 CREATE TABLE peer_keys (LIKE idempotency_keys INCLUDING ALL);
-INSERT INTO peer_keys SELECT * FROM fill('bench', 1, :keys, '24 h');
-
--- peers/select.sql
-GRANT SELECT ON idempotency_keys TO app;
+INSERT INTO peer_keys SELECT * FROM idempotency_keys;
 GRANT SELECT, INSERT ON peer_keys TO app;
 
 \ir peers/plpgsql_function.sql
 \ir peers/delete_procedure.sql
+\endif
 
 VACUUM ANALYZE;
 CHECKPOINT;

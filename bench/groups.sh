@@ -1,0 +1,275 @@
+# groups.sh - the groups of bench/run; sourced by it.
+#
+# shellcheck shell=bash
+# shellcheck disable=SC2034,SC2154	# variables are shared with bench/run and measure.sh
+
+run_replay() {
+	in_each_way ours/replay
+	interleave replay '' bench "$cores" 0 "${each[@]}" peers/select ours/replay_request
+	count_writes "${each[@]}" peers/select
+}
+
+# Transaction ids and WAL positions used so far.
+used() {
+	psql_quietly -d bench -F ' ' -c "SELECT pg_snapshot_xmax(pg_current_snapshot()),
+		pg_current_wal_insert_lsn() - '0/0'"
+}
+
+# What replays and SELECTs write, by 2,000 transactions each.  The first
+# readers after a VACUUM or a change of settings may tidy up pages of the
+# catalogs.
+count_writes() {
+	local round script xid wal xid_before wal_before
+
+	between_groups bench
+	for script; do
+		run_script bench "$script" 1 -t 2000
+		for ((round = 1; round <= rounds; round++)); do
+			read -r xid_before wal_before < <(used)
+			run_script bench "$script" 1 -t 2000
+			read -r xid wal < <(used)
+			record xids '' "$script" "$round" $((xid - xid_before))
+			record wal '' "$script" "$round" $((wal - wal_before))
+		done
+	done
+}
+
+run_pipeline() {
+	in_each_way ours/replay_pipeline
+	interleave pipeline '' bench "$cores" 0 "${each[@]}" peers/select_pipeline
+}
+
+run_durable() {
+	in_each_way ours/run
+	interleave durable '' bench 8 1 "${each[@]}" peers/bare
+}
+
+# The same with each fdatasync of the server 2 ms longer.
+run_disk() {
+	as_user "${CC:-gcc}" -O2 -shared -fPIC -o "$WORK/slow_disk.so" \
+		"$WORK/src/bench/slow_disk.c" -ldl || die "could not compile slow_disk.c"
+	restart_cluster LD_PRELOAD="$WORK/slow_disk.so"
+	in_each_way ours/run
+	interleave disk '' bench 8 1 "${each[@]}" peers/bare
+	restart_cluster
+}
+
+# With these variables in its environment.
+restart_cluster() {
+	quietly "$WORK/restart.log" as_user env "$@" "$PG_BIN/pg_ctl" -D "$WORK/bench" -w -t 120 \
+		-l "$WORK/bench.log" restart || die "the cluster did not start again"
+}
+
+run_cpu() {
+	local ours by
+
+	export PGOPTIONS='-c synchronous_commit=off'
+	in_each_way ours/run
+	ours=("${each[@]}")
+	in_each_way ours/run_json
+	ours+=("${each[@]}")
+	in_each_way peers/five
+	interleave cpu '' bench "$cores" 1 "${ours[@]}" peers/bare peers/plpgsql "${each[@]}"
+	for by in "${ways[@]}"; do
+		count_tuples "$by"
+	done
+	unset PGOPTIONS
+}
+
+# A counter of the key table, once all backends have told theirs.
+counter() {
+	sleep 1
+	psql_quietly -d bench -c "SELECT $1 FROM pg_stat_user_tables
+		WHERE relid = 'idempotency_keys'::regclass"
+}
+
+# Dead tuples of executed calls, and how claims are completed.
+count_tuples() {
+	local before after
+
+	between_groups bench
+	before=$(counter n_dead_tup+0)
+	run_script bench "ours/run@$1" 1 -t 2000
+	after=$(counter n_dead_tup)
+	record dead '' "ours/run@$1" 1 $((after - before))
+	before=$(counter "n_tup_upd || ' ' || n_tup_hot_upd")
+	run_script bench "peers/five@$1" 1 -t 2000
+	after=$(counter "n_tup_upd || ' ' || n_tup_hot_upd")
+	record updates '' "peers/five@$1" 1 $((${after% *} - ${before% *}))
+	record hot '' "peers/five@$1" 1 $((${after#* } - ${before#* }))
+}
+
+run_dedupe() {
+	export PGOPTIONS='-c synchronous_commit=off'
+	interleave dedupe '' bench 1 0 ours/dedupe peers/insert
+	unset PGOPTIONS
+}
+
+# Rows a second of one pass over a table with expired rows beside stored ones.
+sweep() {
+	local from=$EPOCHREALTIME to
+
+	psql_quietly -d bench -f "$BENCH/$1.sql"
+	to=$EPOCHREALTIME
+	echo "$swept * 1000000 / (${to/./} - ${from/./})" | bc
+}
+
+run_sweep() {
+	local round script table
+
+	in_each_way ours/sweep
+	for ((round = 1; round <= rounds; round++)); do
+		for script in "${each[@]}" peers/delete; do
+			table=peer_keys
+			[[ $script != ours/* ]] || table=idempotency_keys
+			psql_quietly -d bench -c 'SET synchronous_commit = off' \
+				-c "INSERT INTO $table SELECT * FROM fill('sweep', 1, $swept, '-1 day')"
+			between_groups bench
+			use_way bench "$script"
+			record sweep '' "$script" "$round" "$(sweep "${script%@*}")"
+			[[ $(psql_quietly -d bench -c "SELECT count(*) FROM $table
+				WHERE scope = 'sweep'") == 0 ]] || die "$script left rows"
+		done
+	done
+}
+
+# Executed requests of more and more clients, durable commits.
+run_peers() {
+	local rounds=$few count ours
+
+	in_each_way ours/run
+	ours=("${each[@]}")
+	in_each_way peers/five
+	for count in "${counts[@]}"; do
+		interleave peers "$count" bench "$count" 1 "${ours[@]}" peers/bare peers/plpgsql \
+			"${each[@]}" peers/advisory
+	done
+}
+
+# The same by clients in Python.
+run_clients() {
+	local rounds=$few count
+
+	for count in "${counts[@]}"; do
+		interleave clients "$count" bench "$count" 1 clients/run clients/bare \
+			clients/store clients/redis
+	done
+}
+
+# In the temporary folder, without persistence: nothing waits for a disk there.
+start_redis() {
+	local try
+
+	as_user redis-server --port 0 --unixsocket "$WORK/redis.socket" --dir "$WORK" \
+		--save '' --appendonly no --pidfile "$WORK/redis.pid" >"$WORK/redis.log" 2>&1 &
+	for ((try = 0; try < 100; try++)); do
+		[[ ! -s $WORK/redis.pid || ! -S $WORK/redis.socket ]] || break
+		sleep 0.1
+	done
+	((try < 100)) || die "Redis did not start"
+	redis=$(<"$WORK/redis.pid")
+}
+
+at_exit() {
+	[[ -z $redis ]] || kill "$redis" 2>/dev/null || true
+}
+
+# How often the work was done and how many keys there are, when all ask for
+# one.  Only Redis keeps its keys elsewhere.
+contended() {
+	psql_quietly -d bench -F ' ' -c "SELECT (SELECT 1000000000 - quantity FROM stock WHERE sku = 1),
+		(SELECT count(*) FROM idempotency_keys WHERE scope LIKE 'contention%')
+		+ (SELECT count(*) FROM peer_requests WHERE scope LIKE 'contention%')"
+}
+
+# All ask for one key.  Who promises it does the work once for each key.
+run_contention() {
+	local rounds=$few round script ours done_before done_after keys_before keys_after
+
+	in_each_way ours/contend
+	ours=("${each[@]}")
+	in_each_way peers/contend_five
+	between_groups bench
+	for ((round = 1; round <= rounds; round++)); do
+		for script in "${ours[@]}" peers/contend_plpgsql "${each[@]}" peers/contend_advisory \
+			clients/contend_run clients/contend_store clients/contend_redis; do
+			read -r done_before keys_before < <(contended)
+			measure contention '' bench 64 "$script" "$round"
+			read -r done_after keys_after < <(contended)
+			done_after=$((done_after - done_before))
+			keys_after=$((keys_after - keys_before))
+			[[ $script != clients/contend_redis ]] || keys_after=$distinct
+			record effects '' "$script" "$round" "$done_after"
+			record keys '' "$script" "$round" "$keys_after"
+			[[ $done_after == "$keys_after" || $script == clients/contend_store ]] ||
+				die "$script did the work $done_after times for $keys_after keys"
+		done
+	done
+}
+
+# Answers of many bytes: executed, and replayed.
+run_body() {
+	local rounds=$few size ours
+
+	make_database body 1000 0
+	psql_quietly -d body -v bodies="$bodies" -f "$BENCH/peers/body_function.sql" >/dev/null
+	export PGOPTIONS='-c synchronous_commit=off'
+	values[bodies]=$bodies
+	for size in 100 10000 1000000; do
+		values[bytes]=$size
+		in_each_way ours/body
+		interleave body "$size" body "$cores" 1 "${each[@]}" peers/body_bare peers/body_plpgsql
+		in_each_way ours/body_replay
+		interleave body "$size" body "$cores" 0 "${each[@]}" peers/body_select
+	done
+	values=()
+	unset PGOPTIONS
+	"$PG_BIN/dropdb" body
+}
+
+# Few and many stored keys.  The few stay few: what is executed is removed.
+run_size() {
+	local rounds=$few keys size room script ours round
+
+	in_each_way ours/run
+	ours=("${each[@]}")
+	in_each_way ours/replay
+	for size in "${sizes[@]}"; do
+		room=$(df --output=avail -k "$WORK" | tail -n 1)
+		if ((room < 20000000 + 2 * size)); then
+			echo "$size stored keys are left out: no room on the disk" | tee -a "$out/machine.txt"
+			continue
+		fi
+		make_database stored "$size" 0
+		keys=$size
+		for script in "${each[@]}" peers/select; do
+			run_script stored "$script" "$cores" -T "$seconds"
+		done
+		interleave size "$size" stored "$cores" 0 "${each[@]}" peers/select
+		export PGOPTIONS='-c synchronous_commit=off'
+		for ((round = 0; round <= rounds; round++)); do
+			for script in "${ours[@]}" peers/bare; do
+				execute_and_remove "$size" "$script" "$round"
+			done
+		done
+		unset PGOPTIONS
+		"$PG_BIN/dropdb" stored
+		unset 'in_force[stored]'
+	done
+}
+
+# 10,000 new requests; round 0 is not counted: execute_and_remove SIZE SCRIPT ROUND.
+execute_and_remove() {
+	local first done_before
+
+	first=$(psql_quietly -d stored -c 'SELECT pg_current_xact_id()')
+	done_before=$(effects stored)
+	if (($3 == 0)); then
+		run_script stored "$2" "$cores" -t $((10000 / cores))
+	else
+		measure size "$1" stored "$cores" "$2" "$3" -t $((10000 / cores))
+	fi
+	expect_effects stored $((done_before + transactions))
+	psql_quietly -d stored -c "DELETE FROM idempotency_keys WHERE claim_xid > '$first'" \
+		-c 'VACUUM idempotency_keys, stock'
+}
