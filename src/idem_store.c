@@ -123,34 +123,36 @@ hold_sql(const IdemKey *id, IdemRow *row)
 		locked = idem_store_lock_key(id, &tag, true);
 	if (idem_store_sql_lock(id, row))
 		return true;
+	if (IsolationUsesXactSnapshot() && idem_store_sql_is_there(id))
+		idem_store_row_raise_rival();
 	if (locked)
 		idem_store_unlock_key(&tag);
 	return false;
 }
 
 /*
- * A key without a row that can be seen: an idem_run may be at it, which has
- * none yet, or a claim that has not committed.
+ * A key without a row that can be seen: an idem_run may be at it, which gives
+ * the key lock back when it has inserted one, or a claim that has not
+ * committed.  Whoever waits for that must not keep others off.
  */
 static bool
 hold_unseen(const IdemDirect *direct, const IdemKey *id, IdemRow *row)
 {
 	LOCKTAG		tag;
-	bool		held;
 
 	(void) idem_store_lock_key(id, &tag, true);
+	idem_store_unlock_key(&tag);
 	if (idem_store_direct_rival(direct, id, true) == IDEM_RIVAL_COMMITTED &&
 		IsolationUsesXactSnapshot())
 		idem_store_row_raise_rival();
-	held = idem_store_direct_lock(direct, id, true, row) == IDEM_DIRECT_LOCKED;
-	idem_store_unlock_key(&tag);
-	return held;
+	return idem_store_direct_lock(direct, id, true, row) == IDEM_DIRECT_LOCKED;
 }
 
 /*
  * idem_store_hold
  *		The same for one who is going to change it.  Waits for the end of a
- *		claim that has not committed, too.
+ *		claim that has not committed, too; 40001 when the snapshot of the
+ *		transaction is too old to see the row.
  */
 bool
 idem_store_hold(const IdemKey *id, IdemRow *row)

@@ -129,7 +129,8 @@ rethrow(MemoryContext context)
 /*
  * Scans other than by index are off while a plan is made: one made while the
  * table was a page small would otherwise go on reading all of it, and take
- * SIREAD locks on all of it, until the next ANALYZE.
+ * SIREAD locks on all of it, until the next ANALYZE.  So is the JIT, for which
+ * a scan that must be made in spite of that would seem costly enough.
  */
 static int
 pin_planner(void)
@@ -138,7 +139,8 @@ pin_planner(void)
 		{"enable_seqscan", "off"},
 		{"enable_bitmapscan", "off"},
 		{"enable_indexscan", "on"},
-		{"enable_tidscan", "on"}
+		{"enable_tidscan", "on"},
+		{"jit", "off"}
 	};
 	int			guc_level = NewGUCNestLevel();
 	int			i;

@@ -16,6 +16,7 @@
 #include "access/htup_details.h"
 #include "catalog/pg_type.h"
 #include "storage/lmgr.h"
+#include "utils/snapmgr.h"
 
 #include "idem_catalog.h"
 #include "idem_digest.h"
@@ -105,9 +106,15 @@ static IdemPlan insert_many_plan = {
 	lengthof(insert_many_types), insert_many_types
 };
 
+/*
+ * One probe of the primary key for each, whatever the planner knew of the table
+ * when it made the plan: OFFSET 0 keeps the two apart.  "key = ANY" would be a
+ * filter over the whole scope in a plan that is older than its rows.
+ */
 static IdemPlan read_many_plan = {
+	"SELECT r.* FROM unnest($2) AS k CROSS JOIN LATERAL ("
 	"SELECT key, state, expires_at, purge_at, claimed_by, policy"
-	" FROM %1$s.idempotency_keys WHERE scope = $1 AND key = ANY ($2)",
+	" FROM %1$s.idempotency_keys WHERE scope = $1 AND key = k OFFSET 0) AS r",
 	lengthof(many_types), many_types
 };
 
@@ -168,6 +175,23 @@ bool
 idem_store_sql_peek(const IdemKey *id, IdemRow *row)
 {
 	return read_row(&read_plan, id, true, row);
+}
+
+/*
+ * idem_store_sql_is_there
+ *		Whether there is a row now, though the snapshot of the transaction may
+ *		be too old to see it.
+ */
+bool
+idem_store_sql_is_there(const IdemKey *id)
+{
+	IdemRow		row;
+	bool		found;
+
+	PushActiveSnapshot(idem_store_spi_latest());
+	found = read_row(&read_plan, id, true, &row);
+	PopActiveSnapshot();
+	return found;
 }
 
 /*

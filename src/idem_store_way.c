@@ -133,9 +133,11 @@ check_table(Relation keys)
 		return "it has another access method than heap";
 	if (class->relispartition)
 		return "it is a partition";
-	if (class->relhassubclass || has_superclass(RelationGetRelid(keys)))
+	if ((class->relhassubclass &&	/* for a while after the last is gone */
+		 find_inheritance_children(RelationGetRelid(keys), NoLock) != NIL) ||
+		has_superclass(RelationGetRelid(keys)))
 		return "it takes part in inheritance";
-	if (class->relhasrules || keys->rd_rules != NULL)
+	if (keys->rd_rules != NULL)
 		return "it has a rule";
 	if (class->relforcerowsecurity)
 		return "row security is forced";
