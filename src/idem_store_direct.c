@@ -345,7 +345,9 @@ make_slot(const IdemDirect *direct, const IdemKey *id, const IdemRow *row)
 /*
  * Index entries for a row that was written, as ExecInsertIndexTuples() makes
  * them.  All indexes are valid and plain, and one is unique, whose columns no
- * update changes.  Returns false when an insertion finds the key in that one.
+ * update changes.  Returns false when that one has the key already, of another
+ * row that lives or whose transaction has not ended: it is told not to wait,
+ * and not to raise an error, which would show the key.
  */
 static bool
 insert_index_entries(const IdemDirect *direct, TupleTableSlot *slot,
@@ -363,7 +365,7 @@ insert_index_entries(const IdemDirect *direct, TupleTableSlot *slot,
 	{
 		Relation	index = result.ri_IndexRelationDescs[i];
 		IndexInfo  *info = result.ri_IndexRelationInfo[i];
-		IndexUniqueCheck check = UNIQUE_CHECK_NO;
+		bool		is_unique = index->rd_index->indisunique;
 		Datum		values[INDEX_MAX_KEYS];
 		bool		isnull[INDEX_MAX_KEYS];
 
@@ -371,12 +373,10 @@ insert_index_entries(const IdemDirect *direct, TupleTableSlot *slot,
 			(indexes == IDEM_COMPAT_INDEXES_SUMMARIZING &&
 			 !idem_compat_is_summarizing(info)))
 			continue;
-		if (index->rd_index->indisunique)
-			check = update ? UNIQUE_CHECK_YES : UNIQUE_CHECK_PARTIAL;
 		FormIndexDatum(info, slot, NULL, values, isnull);
 		if (!index_insert(index, values, isnull, &slot->tts_tid, direct->keys,
-						  check, check == UNIQUE_CHECK_YES, info) &&
-			check == UNIQUE_CHECK_PARTIAL)
+						  is_unique ? UNIQUE_CHECK_PARTIAL : UNIQUE_CHECK_NO,
+						  update && is_unique, info) && is_unique)
 			unique = false;
 	}
 	ExecCloseIndices(&result);
@@ -451,8 +451,9 @@ idem_store_direct_update(const IdemDirect *direct, const IdemKey *id,
 		result = idem_compat_update(direct->keys, &old->t_self, slot,
 									GetCurrentCommandId(true), snapshot,
 									&indexes);
-		if (result == TM_Ok)
-			(void) insert_index_entries(direct, slot, true, indexes);
+		if (result == TM_Ok &&
+			!insert_index_entries(direct, slot, true, indexes))
+			idem_store_row_raise_twins(id);
 		ExecDropSingleTupleTableSlot(slot);
 	}
 	PopActiveSnapshot();
