@@ -115,7 +115,7 @@ sweep() {
 }
 
 run_sweep() {
-	local round script table
+	local rounds=$fewer round script table
 
 	in_each_way ours/sweep
 	for ((round = 1; round <= rounds; round++)); do

@@ -6,7 +6,8 @@
 # shellcheck shell=bash
 # shellcheck disable=SC2034,SC2154	# variables are shared with bench/run and groups.sh
 
-few=$(((rounds + 1) / 2))	# rounds of the groups of many points
+fewer=$(((rounds + 2) / 3))	# rounds of sweep
+few=$(((rounds + 4) / 5))	# rounds of the groups of many points
 scripts=			# folder of the scripts that are run
 ways=()				# ways to storage that this build has
 declare -A in_force=()	# the one in force, by database

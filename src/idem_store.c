@@ -245,14 +245,12 @@ static IdemStoreTaken
 take_new(const IdemDirect *direct, IdemStoreGrip *grip, const IdemKey *id,
 		 bool check_new)
 {
-	bool		looked = grip->locked;
 	IdemDirectRival rival;
 
-	if (!grip->locked)
-		grip->locked = idem_store_lock_key(id, &grip->tag, false);
+	grip->locked = idem_store_lock_key(id, &grip->tag, false);
 	if (!grip->locked)
 		return IDEM_STORE_BUSY;
-	if (grip->absent && (looked || !check_new))
+	if (grip->absent && !check_new)
 		return IDEM_STORE_NEW;
 	rival = idem_store_direct_rival(direct, id, false);
 	if (rival == IDEM_RIVAL_NONE)
@@ -280,6 +278,8 @@ idem_store_take(IdemStoreGrip *grip, const IdemKey *id, bool found,
 	IdemDirect	direct;
 	IdemStoreTaken taken;
 
+	if (grip->locked && grip->absent)
+		return IDEM_STORE_NEW;	/* looked with the key lock */
 	if (!idem_store_direct_open(&direct,
 								found ? RowShareLock : AccessShareLock))
 		return take_sql(grip, id, found, check_new, row);
