@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""report.py RESULTS LOGS [README]: the tables of bench/run.
+"""report.py RESULTS LOGS KEPT [README]: the tables of bench/run.
 
 Reads runs.csv and machine.txt in RESULTS and the logs of each transaction in
-LOGS; writes rows.csv and latency.csv beside them, and the tables to stdout and
-between the two marks of README.
+LOGS, and in KEPT lines of an earlier latency.csv; writes rows.csv and
+latency.csv beside the first, and the tables to stdout and between the two marks
+of README.
 """
 
 import csv
@@ -39,6 +40,8 @@ RATIOS = [
      "cpu", "ours/run_json", "peers/plpgsql", {"direct": 1.15, "sql": None}),
     ("`idem_run` against five statements of the client, the same",
      "cpu", "ours/run", "peers/five", {"direct": 2.00, "sql": None}),
+    ("`idem_json(idem_run(…))` against five statements, the same",
+     "cpu", "ours/run_json", "peers/five", {"direct": 2.00, "sql": None}),
     ("`idem_dedupe` of 1,000 keys against `INSERT … ON CONFLICT DO NOTHING`",
      "dedupe", "ours/dedupe", "peers/insert", {"": 0.80}),
     ("`idem_sweep_all` of expired keys against a plain batched `DELETE`",
@@ -214,11 +217,21 @@ def section(title, *parts):
     return ["### " + title, *filter(None, parts)] if parts[0] else []
 
 
-def report(results, logs):
+def kept_rows(path, fields):
+    """Lines without a header."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return [row | {"parameter": int(row["parameter"]) if row["parameter"] else ""}
+                for row in csv.DictReader(file, fields)]
+
+
+def report(results, logs, kept):
     rows = runs.read(results / "runs.csv")
     values = runs.values(rows)
     ratios = [*ratio_rows(values), *count_rows(values)]
     waits = list(latency_rows(logs))
+    fields = ["group", "parameter", "script", "transactions", *QUANTILES]
+    waits = sorted(kept_rows(kept, fields) + waits,
+                   key=lambda w: (w["group"], w["parameter"] or 0, w["script"]))
     write_csv(results / "rows.csv", ratios)
     write_csv(results / "latency.csv", waits)
 
@@ -242,10 +255,10 @@ def report(results, logs):
 
 
 def main():
-    results, logs = map(pathlib.Path, sys.argv[1:3])
-    text = report(results, logs)
+    results, logs, kept = map(pathlib.Path, sys.argv[1:4])
+    text = report(results, logs, kept)
     print(text)
-    for readme in map(pathlib.Path, sys.argv[3:]):
+    for readme in map(pathlib.Path, sys.argv[4:]):
         old = readme.read_text(encoding="utf-8")
         new = re.sub(r"(<!-- results -->\n).*(<!-- end of results -->)",
                      lambda match: f"{match[1]}{text}\n{match[2]}", old,

@@ -18,7 +18,7 @@
  * to the end of the transaction, and taken for existing rows, too: it says
  * "busy" at once.  In the direct way a row says that itself.
  *
- * Statements on many rows (sweep, idem_dedupe, counting) are SQL in both.
+ * Statements on many keys of a scope (idem_dedupe, counting) are SQL in both.
  *
  *-------------------------------------------------------------------------
  */
@@ -26,8 +26,10 @@
 
 #include "access/transam.h"
 #include "access/xact.h"
+#include "storage/lmgr.h"
 #include "utils/snapmgr.h"
 
+#include "idem_catalog.h"
 #include "idem_digest.h"
 #include "idem_store.h"
 #include "idem_store_direct.h"
@@ -391,4 +393,29 @@ idem_store_delete(const IdemKey *id)
 		idem_store_direct_close(&direct);
 	}
 	check_written(id, written);
+}
+
+/*
+ * idem_store_sweep
+ *		Remove up to max_rows rows whose purge_at is over, oldest first; how
+ *		many.
+ *
+ * Waits for nobody: rows that are locked are skipped, and when the table
+ * itself is locked against writers (ALTER TABLE, CLUSTER) nothing is done.
+ */
+int64
+idem_store_sweep(TimestampTz now, int64 max_rows)
+{
+	IdemDirect	direct;
+	int64		rows = -1;
+
+	if (!ConditionalLockRelationOid(idem_catalog()->keys, RowExclusiveLock))
+		return 0;
+	if (idem_store_direct_open(&direct, RowExclusiveLock))
+	{
+		if (OidIsValid(direct.purge_index))
+			rows = idem_store_direct_sweep(&direct, now, max_rows);
+		idem_store_direct_close(&direct);
+	}
+	return rows >= 0 ? rows : idem_store_sql_sweep(now, max_rows);
 }

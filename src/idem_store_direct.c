@@ -49,6 +49,7 @@
 #include "catalog/index.h"
 #include "catalog/pg_collation.h"
 #include "executor/executor.h"
+#include "miscadmin.h"
 #include "storage/lmgr.h"
 #include "utils/fmgroids.h"
 #include "utils/snapmgr.h"
@@ -75,6 +76,7 @@ idem_store_direct_open(IdemDirect *direct, LOCKMODE lockmode)
 {
 	direct->lockmode = lockmode;
 	direct->keys = idem_store_way_open(lockmode, &direct->pkey);
+	direct->purge_index = idem_store_way_purge_index();
 	return direct->keys != NULL;
 }
 
@@ -480,4 +482,54 @@ idem_store_direct_delete(const IdemDirect *direct, const IdemKey *id)
 	PopActiveSnapshot();
 	CommandCounterIncrement();
 	return old != NULL && result == TM_Ok;
+}
+
+/*
+ * idem_store_direct_sweep
+ *		Remove up to max_rows rows whose purge_at is over, oldest first; how
+ *		many.  Rows that somebody has locked are skipped.  40001 at REPEATABLE
+ *		READ and above, for a row that changed after the snapshot.
+ *
+ * table_tuple_delete() is told not to wait, so no lock on the row is needed
+ * before: one change of the page where DELETE ... SKIP LOCKED makes two.
+ */
+int64
+idem_store_direct_sweep(const IdemDirect *direct, TimestampTz now,
+						int64 max_rows)
+{
+	Snapshot	snapshot = push_snapshot();
+	CommandId	cid = GetCurrentCommandId(true);
+	Relation	index = index_open(direct->purge_index, direct->lockmode);
+	TupleTableSlot *slot = table_slot_create(direct->keys, NULL);
+	IndexScanDesc scan = idem_compat_index_beginscan(direct->keys, index,
+													 snapshot, 1);
+	ScanKeyData due;
+	TM_FailureData failure;
+	int64		rows = 0;
+
+	CheckCmdReplicaIdentity(direct->keys, CMD_DELETE);
+	ScanKeyInit(&due, 1, BTLessEqualStrategyNumber, F_TIMESTAMPTZ_LE,
+				TimestampTzGetDatum(now));
+	index_rescan(scan, &due, 1, NULL, 0);
+	while (rows < max_rows &&
+		   index_getnext_slot(scan, ForwardScanDirection, slot))
+	{
+		TM_Result	result;
+
+		CHECK_FOR_INTERRUPTS();
+		result = table_tuple_delete(direct->keys, &slot->tts_tid, cid,
+									snapshot, InvalidSnapshot, false, &failure,
+									false);
+		if (result == TM_Ok)
+			rows++;
+		else if ((result == TM_Updated || result == TM_Deleted) &&
+				 IsolationUsesXactSnapshot())
+			idem_store_row_raise_rival();
+	}
+	index_endscan(scan);
+	ExecDropSingleTupleTableSlot(slot);
+	index_close(index, NoLock);
+	PopActiveSnapshot();
+	CommandCounterIncrement();
+	return rows;
 }

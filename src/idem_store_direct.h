@@ -12,11 +12,12 @@
 
 #include "idem.h"
 
-/* The key table, open and locked, with its primary key. */
+/* The key table, open and locked, with its indexes. */
 typedef struct IdemDirect
 {
 	Relation	keys;
 	Oid			pkey;
+	Oid			purge_index;	/* on purge_at; InvalidOid: there is none */
 	LOCKMODE	lockmode;
 } IdemDirect;
 
@@ -56,5 +57,7 @@ extern bool idem_store_direct_update(const IdemDirect *direct,
 									 const IdemKey *id, const IdemRow *row);
 extern bool idem_store_direct_delete(const IdemDirect *direct,
 									 const IdemKey *id);
+extern int64 idem_store_direct_sweep(const IdemDirect *direct, TimestampTz now,
+									 int64 max_rows);
 
 #endif							/* IDEM_STORE_DIRECT_H */

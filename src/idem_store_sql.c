@@ -15,7 +15,6 @@
 
 #include "access/htup_details.h"
 #include "catalog/pg_type.h"
-#include "storage/lmgr.h"
 #include "utils/snapmgr.h"
 
 #include "idem_catalog.h"
@@ -317,21 +316,17 @@ idem_store_count_live(const text *scope, TimestampTz now, int64 limit)
 }
 
 /*
- * idem_store_sweep
- *		Remove up to max_rows rows whose purge_at is over; how many.
- *
- * Waits for nobody: rows that are locked are skipped, and when the table
- * itself is locked against writers (ALTER TABLE, CLUSTER) nothing is done.
+ * idem_store_sql_sweep
+ *		Remove up to max_rows rows whose purge_at is over; how many.  Rows that
+ *		are locked are skipped.
  */
 int64
-idem_store_sweep(TimestampTz now, int64 max_rows)
+idem_store_sql_sweep(TimestampTz now, int64 max_rows)
 {
 	Datum		values[2];
 	IdemSecctx	saved;
 	uint64		rows;
 
-	if (!ConditionalLockRelationOid(idem_catalog()->keys, RowExclusiveLock))
-		return 0;
 	values[0] = TimestampTzGetDatum(now);
 	values[1] = Int64GetDatum(max_rows);
 	idem_store_spi_begin(&saved);

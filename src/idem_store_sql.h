@@ -18,5 +18,6 @@ extern bool idem_store_sql_insert(const IdemKey *id, const IdemRow *row);
 extern bool idem_store_sql_insert_new(const IdemKey *id, const IdemRow *row);
 extern bool idem_store_sql_update(const IdemKey *id, const IdemRow *row);
 extern bool idem_store_sql_delete(const IdemKey *id);
+extern int64 idem_store_sql_sweep(TimestampTz now, int64 max_rows);
 
 #endif							/* IDEM_STORE_SQL_H */

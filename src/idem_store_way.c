@@ -63,6 +63,7 @@ static struct
 	bool		valid;
 	Oid			keys;
 	Oid			pkey;
+	Oid			purge_index;	/* InvalidOid: there is none */
 	List	   *indexes;		/* in TopMemoryContext */
 	const char *obstacle;		/* to the direct way; NULL: none */
 }			verdict;
@@ -161,15 +162,26 @@ check_citus(void)
 		"Citus is installed in this database" : NULL;
 }
 
-/* Whether both columns of an index have the same of something, this one. */
-static bool
-both_have(HeapTuple tuple, AttrNumber column, Oid wanted)
+/* A column of pg_index that has something for each column of the index. */
+static const void *
+vector_of(HeapTuple tuple, AttrNumber column)
 {
 	bool		isnull;
-	Datum		vector = SysCacheGetAttr(INDEXRELID, tuple, column, &isnull);
-	const Oid  *values = ((oidvector *) DatumGetPointer(vector))->values;
 
-	return values[0] == wanted && values[1] == wanted;
+	return DatumGetPointer(SysCacheGetAttr(INDEXRELID, tuple, column, &isnull));
+}
+
+/* Whether the first columns of an index, so many, have this operator class. */
+static bool
+have_class(HeapTuple tuple, int number, Oid class)
+{
+	const oidvector *classes = vector_of(tuple, Anum_pg_index_indclass);
+	int			i;
+
+	for (i = 0; i < number; i++)
+		if (classes->values[i] != class)
+			return false;
+	return true;
 }
 
 /* The primary key: (scope, key) by bytes. */
@@ -177,17 +189,31 @@ static bool
 is_our_key(HeapTuple tuple)
 {
 	Form_pg_index index = (Form_pg_index) GETSTRUCT(tuple);
+	const oidvector *collations = vector_of(tuple, Anum_pg_index_indcollation);
 
 	return index->indisprimary && index->indimmediate &&
 		index->indnatts == 2 && index->indnkeyatts == 2 &&
 		index->indkey.values[0] == COLUMN_SCOPE + 1 &&
 		index->indkey.values[1] == COLUMN_KEY + 1 &&
-		both_have(tuple, Anum_pg_index_indclass, TEXT_BTREE_OPS_OID) &&
-		both_have(tuple, Anum_pg_index_indcollation, C_COLLATION_OID);
+		have_class(tuple, 2, TEXT_BTREE_OPS_OID) &&
+		collations->values[0] == C_COLLATION_OID &&
+		collations->values[1] == C_COLLATION_OID;
+}
+
+/* What is to be swept, oldest first: purge_at, ascending. */
+static bool
+is_purge_index(HeapTuple tuple)
+{
+	Form_pg_index index = (Form_pg_index) GETSTRUCT(tuple);
+	const int2vector *options = vector_of(tuple, Anum_pg_index_indoption);
+
+	return index->indkey.values[0] == COLUMN_PURGE_AT + 1 &&
+		have_class(tuple, 1, TIMESTAMPTZ_BTREE_OPS_OID) &&
+		options->values[0] == 0;
 }
 
 static const char *
-check_index(HeapTuple tuple, Oid *pkey)
+check_index(HeapTuple tuple)
 {
 	Form_pg_index index = (Form_pg_index) GETSTRUCT(tuple);
 
@@ -196,20 +222,23 @@ check_index(HeapTuple tuple, Oid *pkey)
 	if (!heap_attisnull(tuple, Anum_pg_index_indexprs, NULL) ||
 		!heap_attisnull(tuple, Anum_pg_index_indpred, NULL))
 		return "it has an index on an expression, or a partial one";
+	if (is_purge_index(tuple))
+		verdict.purge_index = index->indexrelid;
 	if (is_our_key(tuple))
-		*pkey = index->indexrelid;
+		verdict.pkey = index->indexrelid;
 	else if (index->indisunique || index->indisexclusion)
 		return "it has another unique index, or an exclusion constraint";
 	return NULL;
 }
 
 static const char *
-check_indexes(const List *indexes, Oid *pkey)
+check_indexes(const List *indexes)
 {
 	const char *obstacle = NULL;
 	ListCell   *cell;
 
-	*pkey = InvalidOid;
+	verdict.pkey = InvalidOid;
+	verdict.purge_index = InvalidOid;
 	foreach(cell, indexes)
 	{
 		HeapTuple	tuple = SearchSysCache1(INDEXRELID,
@@ -218,10 +247,10 @@ check_indexes(const List *indexes, Oid *pkey)
 		if (!HeapTupleIsValid(tuple))
 			return "it has an index that is being dropped";
 		if (obstacle == NULL)
-			obstacle = check_index(tuple, pkey);
+			obstacle = check_index(tuple);
 		ReleaseSysCache(tuple);
 	}
-	if (obstacle == NULL && !OidIsValid(*pkey))
+	if (obstacle == NULL && !OidIsValid(verdict.pkey))
 		obstacle = "it has no primary key (scope, key)";
 	return obstacle;
 }
@@ -241,7 +270,7 @@ judge(Relation keys)
 	if (verdict.obstacle == NULL)
 		verdict.obstacle = check_columns(RelationGetDescr(keys));
 	if (verdict.obstacle == NULL)
-		verdict.obstacle = check_indexes(indexes, &verdict.pkey);
+		verdict.obstacle = check_indexes(indexes);
 	if (verdict.obstacle == NULL)
 		verdict.obstacle = check_citus();
 	list_free(indexes);
@@ -300,6 +329,17 @@ idem_store_way_open(LOCKMODE lockmode, Oid *pkey)
 	}
 	*pkey = verdict.pkey;
 	return keys;
+}
+
+/*
+ * idem_store_way_purge_index
+ *		The index on purge_at of the table that was opened last, InvalidOid if
+ *		somebody dropped it.
+ */
+Oid
+idem_store_way_purge_index(void)
+{
+	return verdict.purge_index;
 }
 
 /*

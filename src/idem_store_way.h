@@ -12,6 +12,7 @@
 #include "utils/rel.h"
 
 extern Relation idem_store_way_open(LOCKMODE lockmode, Oid *pkey);
+extern Oid	idem_store_way_purge_index(void);
 extern const char *idem_store_way_describe(void);
 extern void idem_store_way_init(void);
 
