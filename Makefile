@@ -69,6 +69,7 @@ ISOLATION = \
 	claim-sweep \
 	sweep-open \
 	sweep-open-direct \
+	sweep-changed \
 	claim-takeover \
 	claim-isolation \
 	claim-skew \

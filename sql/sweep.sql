@@ -33,6 +33,13 @@ SELECT idem_sweep(10);
 ROLLBACK;
 SELECT count(*) AS left FROM idempotency_keys WHERE scope = 'sweep' AND key LIKE 'old %';
 
+-- without its index it goes another way
+BEGIN;
+DROP INDEX idempotency_keys_purge_at;
+SELECT idem_sweep(1);
+SELECT string_agg(key, ', ' ORDER BY key) AS left FROM idempotency_keys WHERE scope = 'sweep' AND key LIKE 'old %';
+ROLLBACK;
+
 -- idem_sweep_all: batch after batch until nothing is left.
 CALL idem_sweep_all();
 SELECT key FROM idempotency_keys WHERE scope = 'sweep' ORDER BY key COLLATE "C";
