@@ -15,6 +15,7 @@ OBJS = \
 	src/idem_finish.o \
 	src/idem_grant.o \
 	src/idem_health.o \
+	src/idem_launcher.o \
 	src/idem_policy.o \
 	src/idem_policy_values.o \
 	src/idem_result.o \
@@ -22,9 +23,12 @@ OBJS = \
 	src/idem_run.o \
 	src/idem_secctx.o \
 	src/idem_secret.o \
+	src/idem_shmem.o \
 	src/idem_state.o \
+	src/idem_stats.o \
 	src/idem_store.o \
 	src/idem_store_audit.o \
+	src/idem_store_cron.o \
 	src/idem_store_direct.o \
 	src/idem_store_health.o \
 	src/idem_store_lock.o \
@@ -33,9 +37,11 @@ OBJS = \
 	src/idem_store_secret.o \
 	src/idem_store_spi.o \
 	src/idem_store_sql.o \
+	src/idem_store_stats.o \
 	src/idem_store_way.o \
 	src/idem_sweep.o \
 	src/idem_text.o \
+	src/idem_worker.o \
 	src/idem_xact.o
 
 EXTENSION = idempotency

@@ -622,6 +622,20 @@ LANGUAGE C;
 COMMENT ON PROCEDURE @extschema@.idem_sweep_all(interval) IS
 'remove all keys past their retention, committing after every batch';
 
+CREATE FUNCTION @extschema@.idem_schedule(schedule text DEFAULT '* * * * *')
+RETURNS bigint
+AS 'MODULE_PATHNAME', 'idem_schedule'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION @extschema@.idem_schedule(text) IS
+'let pg_cron sweep as the caller: makes the job idempotency-sweep, or changes it';
+
+CREATE FUNCTION @extschema@.idem_unschedule()
+RETURNS boolean
+AS 'MODULE_PATHNAME', 'idem_unschedule'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION @extschema@.idem_unschedule() IS
+'remove the caller''s job idempotency-sweep from pg_cron; false when there is none';
+
 --
 -- Audit
 --
@@ -724,6 +738,124 @@ COMMENT ON FUNCTION @extschema@.idem_health() IS
 'check the installation';
 
 --
+-- Seeing it
+--
+
+CREATE FUNCTION @extschema@.idem_stats_values()
+RETURNS TABLE (
+	datid oid,
+	policy text,
+	claimed bigint,
+	completed bigint,
+	failed bigint,
+	replayed bigint,
+	duplicate bigint,
+	in_progress bigint,
+	mismatch bigint,
+	expired bigint,
+	taken_over bigint,
+	lost bigint,
+	swept bigint,
+	throttled bigint,
+	refusals_dropped bigint,
+	waits bigint,
+	wait_usec bigint,
+	stats_reset timestamptz
+)
+AS 'MODULE_PATHNAME', 'idem_stats_values'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+COMMENT ON FUNCTION @extschema@.idem_stats_values() IS
+'counters of all databases; behind the view idem_stats';
+
+CREATE VIEW @extschema@.idem_stats AS
+SELECT
+	d.datname,
+	s.policy,
+	s.claimed,
+	s.replayed,
+	s.in_progress,
+	s.mismatch,
+	s.duplicate,
+	s.expired,
+	s.completed,
+	s.failed,
+	s.taken_over,
+	s.lost,
+	s.swept,
+	s.throttled,
+	s.waits,
+	s.wait_usec / 1000.0::double precision AS wait_ms,
+	s.refusals_dropped,
+	s.stats_reset
+FROM @extschema@.idem_stats_values() s
+LEFT JOIN pg_catalog.pg_database d ON d.oid OPERATOR(pg_catalog.=) s.datid;
+REVOKE ALL ON @extschema@.idem_stats FROM PUBLIC;
+COMMENT ON VIEW @extschema@.idem_stats IS
+'what was answered since stats_reset, by database and policy; nulls without preload';
+
+CREATE FUNCTION @extschema@.idem_stats_reset()
+RETURNS void
+AS 'MODULE_PATHNAME', 'idem_stats_reset'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+COMMENT ON FUNCTION @extschema@.idem_stats_reset() IS
+'let the counters of this database begin anew';
+
+CREATE FUNCTION @extschema@.idem_activity_values()
+RETURNS TABLE (
+	scope_id text,
+	key_id text,
+	policy text,
+	attempt integer,
+	claimed_by text,
+	age interval,
+	lease_left interval,
+	recovery_point text
+)
+AS 'MODULE_PATHNAME', 'idem_activity_values'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+COMMENT ON FUNCTION @extschema@.idem_activity_values() IS
+'committed claims in progress; behind the view idem_activity';
+
+CREATE VIEW @extschema@.idem_activity AS
+SELECT
+	a.scope_id,
+	a.key_id,
+	a.policy,
+	a.attempt,
+	a.claimed_by,
+	a.age,
+	a.lease_left,
+	a.recovery_point
+FROM @extschema@.idem_activity_values() a;
+REVOKE ALL ON @extschema@.idem_activity FROM PUBLIC;
+COMMENT ON VIEW @extschema@.idem_activity IS
+'committed claims in progress, by log ids; reads the whole table';
+
+CREATE FUNCTION @extschema@.idem_sweep_status_values(
+	OUT last_run timestamptz,
+	OUT last_duration interval,
+	OUT last_rows bigint,
+	OUT lag interval,
+	OUT last_error text
+)
+AS 'MODULE_PATHNAME', 'idem_sweep_status_values'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+COMMENT ON FUNCTION @extschema@.idem_sweep_status_values() IS
+'the last sweep of this database; behind the view idem_sweep_status';
+
+CREATE VIEW @extschema@.idem_sweep_status AS
+SELECT
+	s.last_run,
+	s.last_duration,
+	s.last_rows,
+	s.lag,
+	s.last_error
+FROM @extschema@.idem_sweep_status_values() s;
+REVOKE ALL ON @extschema@.idem_sweep_status FROM PUBLIC;
+COMMENT ON VIEW @extschema@.idem_sweep_status IS
+'the last sweep of this database, and how long the oldest key has been due';
+
+--
 -- Privileges: nothing is executable by PUBLIC but the pure helpers.  The rest
 -- is granted by idem_grant, which must know every function.
 --
@@ -753,6 +885,12 @@ REVOKE ALL ON ROUTINE
 	@extschema@.idem_policy_values(),
 	@extschema@.idem_sweep(integer),
 	@extschema@.idem_sweep_all(interval),
+	@extschema@.idem_schedule(text),
+	@extschema@.idem_unschedule(),
+	@extschema@.idem_stats_values(),
+	@extschema@.idem_stats_reset(),
+	@extschema@.idem_activity_values(),
+	@extschema@.idem_sweep_status_values(),
 	@extschema@.idem_audit(text, text, text, jsonb),
 	@extschema@.idem_canonical(jsonb),
 	@extschema@.idem_fingerprint(jsonb),

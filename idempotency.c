@@ -11,6 +11,8 @@
  *					idem_dedupe		many keys of a message consumer
  *					idem_finish		complete, fail, extend, release, look up
  *					idem_sweep		remove what is past its retention
+ *					idem_launcher, idem_worker	the same in the background
+ *					idem_stats		what is counted, and how the sweeps go
  *					idem_audit		the append-only log
  *					idem_secret		secrets and contexts
  *					idem_text		scopes, headers, names for logs
@@ -26,7 +28,8 @@
  *					idem_args		checks of arguments
  *					idem_xact		what this transaction claims and runs
  *	storage			idem_store_*	the one door to our tables
- *	ground			idem_secctx		the switch to the owner of the tables
+ *	ground			idem_shmem		what all processes share
+ *					idem_secctx		the switch to the owner of the tables
  *					idem_catalog	our objects in this database
  *					idem_compat.h	differences between majors
  *
@@ -40,8 +43,10 @@
 
 #include "src/idem_catalog.h"
 #include "src/idem_compat.h"
+#include "src/idem_launcher.h"
 #include "src/idem_policy.h"
 #include "src/idem_policy_values.h"
+#include "src/idem_shmem.h"
 #include "src/idem_store_way.h"
 #include "src/idem_sweep.h"
 #include "src/idem_xact.h"
@@ -67,5 +72,8 @@ _PG_init(void)
 	idem_catalog_init();
 	idem_xact_init();
 	idem_store_way_init();
+	idem_launcher_init();
+	if (process_shared_preload_libraries_in_progress)
+		idem_shmem_init();
 	MarkGUCPrefixReserved("idempotency");
 }

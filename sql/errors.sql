@@ -91,6 +91,7 @@ INSERT INTO calls (state, call) VALUES
 	('22004', 'idem_respond(NULL, ''{}'')'),
 	('22004', 'idem_grant(NULL, ''app'')'),
 	('22004', 'idem_grant(current_user::regrole, NULL)'),
+	('22004', 'idem_schedule(NULL)'),
 	-- of these a null is no misuse
 	('none', 'idem_sweep(NULL)'),
 	('none', 'idem_canonical(NULL)'),
@@ -185,6 +186,9 @@ INSERT INTO calls (state, call) VALUES
 	('22023', 'idem_audit(''sold'', ''idempotency_key'', ''canary'')'),
 	('22023', 'idem_audit(repeat(''canary'', 200), ''order'', ''1'')'),
 	('22023', 'idem_sweep(0)'),
+	('55000', 'idem_schedule()'),
+	('55000', 'idem_schedule(''canary'')'),
+	('55000', 'idem_unschedule()'),
 	('22023', 'idem_sweep(-1)'),
 	('22023', 'idem_scope(VARIADIC ''{}''::text[])'),
 	('22023', 'idem_scope(''canary'', '''')'),
@@ -250,7 +254,8 @@ FROM pg_depend d JOIN pg_proc p ON p.oid = d.objid
 WHERE d.classid = 'pg_proc'::regclass AND d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e'
 	AND d.refobjid = (SELECT oid FROM pg_extension WHERE extname = 'idempotency')
 	AND p.prorettype <> 'trigger'::regtype
-	AND p.proname NOT IN ('idem_health', 'idem_policy_values', 'idem_sweep_all')
+	AND p.proname NOT IN ('idem_health', 'idem_policy_values', 'idem_sweep_all', 'idem_stats_values', 'idem_stats_reset',
+		'idem_activity_values', 'idem_sweep_status_values')
 	AND NOT EXISTS (SELECT FROM calls WHERE call LIKE p.proname || '(%')
 ORDER BY 1;
 

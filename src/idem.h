@@ -16,6 +16,9 @@
 #include "fmgr.h"
 #include "utils/uuid.h"
 
+/* Of the objects that this library knows. */
+#define IDEM_VERSION "1.0"
+
 /* A C function that SQL calls; before 16 the server's macro exports it not. */
 #define IDEM_FUNCTION(name) \
 	extern PGDLLEXPORT Datum name(PG_FUNCTION_ARGS); \

@@ -99,12 +99,17 @@ has_primary_key(Oid keys)
 	return found;
 }
 
-/* get_extension_schema() is not exported before 18. */
+/*
+ * Schema and version of an extension; InvalidOid when it is gone.
+ * get_extension_schema() is not exported before 18.
+ */
 static Oid
-find_extension_schema(Oid extension)
+find_extension_schema(Oid extension, char **version)
 {
 	Relation	catalog = table_open(ExtensionRelationId, AccessShareLock);
 	Oid			schema = InvalidOid;
+	Datum		datum;
+	bool		isnull;
 	ScanKeyData key;
 	SysScanDesc scan;
 	HeapTuple	tuple;
@@ -115,7 +120,12 @@ find_extension_schema(Oid extension)
 							  &key);
 	tuple = systable_getnext(scan);
 	if (HeapTupleIsValid(tuple))
+	{
 		schema = ((Form_pg_extension) GETSTRUCT(tuple))->extnamespace;
+		datum = heap_getattr(tuple, Anum_pg_extension_extversion,
+							 RelationGetDescr(catalog), &isnull);
+		*version = TextDatumGetCString(datum);
+	}
 	systable_endscan(scan);
 	table_close(catalog, AccessShareLock);
 	return schema;
@@ -184,10 +194,12 @@ static void
 look_up(IdemCatalog *catalog)
 {
 	Oid			schema;
+	char	   *version;
 	char	   *name;
 
 	memset(catalog, 0, sizeof(*catalog));
-	schema = find_extension_schema(get_extension_oid("idempotency", false));
+	schema = find_extension_schema(get_extension_oid("idempotency", false),
+								   &version);
 	name = get_namespace_name(schema);
 	if (name == NULL)
 		elog(ERROR, "cache lookup failed for schema %u", schema);
@@ -252,6 +264,26 @@ idem_catalog_generation(void)
 {
 	(void) idem_catalog();
 	return generation;
+}
+
+/*
+ * idem_catalog_require_version
+ *		Refuse an extension whose objects are not those of this library; 55000,
+ *		and 42704 when there is none.
+ */
+void
+idem_catalog_require_version(void)
+{
+	char	   *version = "";
+
+	(void) find_extension_schema(get_extension_oid("idempotency", false),
+								 &version);
+	if (strcmp(version, IDEM_VERSION) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("version \"%s\" of extension \"idempotency\" is not that of the library, \"%s\"",
+						version, IDEM_VERSION),
+				 errhint("ALTER EXTENSION idempotency UPDATE, or install the library of that version.")));
 }
 
 /*

@@ -41,6 +41,7 @@
 #include "idem_fingerprint.h"
 #include "idem_result.h"
 #include "idem_role.h"
+#include "idem_shmem.h"
 #include "idem_store.h"
 #include "idem_xact.h"
 
@@ -180,12 +181,45 @@ wait_a_little(IdemClaim *claim, long *delay)
 	if (left <= 0)
 		return false;
 	sleep = Min(*delay, (left + 999) / 1000);
+	claim->waited = true;
 	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 					 sleep, PG_WAIT_EXTENSION);
 	ResetLatch(MyLatch);
 	CHECK_FOR_INTERRUPTS();
 	*delay = Min(*delay * 2, MAX_DELAY_MS);
 	return true;
+}
+
+static void
+count_wait(const IdemClaim *claim)
+{
+	instr_time	now;
+
+	INSTR_TIME_SET_CURRENT(now);
+	INSTR_TIME_SUBTRACT(now, claim->started);
+	idem_shmem_count(claim->policy.counters, IDEM_COUNT_WAITS, 1);
+	idem_shmem_count(claim->policy.counters, IDEM_COUNT_WAIT_USEC,
+					 INSTR_TIME_GET_MICROSEC(now));
+}
+
+/*
+ * idem_claim_count
+ *		Count the outcome of a claim; of one that was granted, of its finish,
+ *		too.
+ */
+void
+idem_claim_count(const IdemClaim *claim, IdemOutcome outcome)
+{
+	bool		granted = idem_claim_granted(claim);
+	int			counters = granted || claim->found ?
+	claim->row_policy.counters : claim->policy.counters;
+
+	if (granted)
+		idem_shmem_count(counters, IDEM_COUNT_CLAIMED, 1);
+	if (granted && claim->decision.taken_over)
+		idem_shmem_count(counters, IDEM_COUNT_TAKEN_OVER, 1);
+	if (outcome != IDEM_OUTCOME_CLAIMED)
+		idem_shmem_count(counters, (IdemCounter) outcome, 1);
 }
 
 /*
@@ -270,6 +304,8 @@ idem_claim_decide(IdemClaim *claim, bool check_new)
 		if (++tries == IDEM_MAX_TRIES)
 			idem_claim_too_many_tries(&claim->id);
 	}
+	if (claim->waited)
+		count_wait(claim);
 	if (claim->decision.verdict == IDEM_FORBIDDEN)
 		idem_role_refuse(&claim->id);
 }
@@ -484,6 +520,7 @@ idem_claim(PG_FUNCTION_ARGS)
 
 	read_arguments(fcinfo, &claim);
 	outcome = make_claim(&claim);
+	idem_claim_count(&claim, outcome);
 	return idem_claim_result(&claim, outcome);
 }
 
@@ -548,6 +585,7 @@ idem_require(PG_FUNCTION_ARGS)
 
 	read_arguments(fcinfo, &claim);
 	outcome = make_claim(&claim);
+	idem_claim_count(&claim, outcome);
 	if (outcome != IDEM_OUTCOME_CLAIMED)
 		refuse(&claim, outcome);
 	PG_RETURN_INT64(claim.row.token);

@@ -25,6 +25,7 @@
 #include "idem_audit.h"
 #include "idem_claim.h"
 #include "idem_role.h"
+#include "idem_shmem.h"
 #include "idem_store.h"
 #include "idem_xact.h"
 
@@ -369,6 +370,8 @@ static void
 put_result(FunctionCallInfo fcinfo, IdemDedupe *dedupe)
 {
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	int			counters = dedupe->claim.policy.counters;
+	int			nfirst = 0;
 	int			i;
 
 	InitMaterializedSRF(fcinfo, 0);
@@ -382,7 +385,11 @@ put_result(FunctionCallInfo fcinfo, IdemDedupe *dedupe)
 		values[1] = PointerGetDatum(dedupe->keys[i].key);
 		values[2] = BoolGetDatum(dedupe->keys[i].first);
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+		nfirst += dedupe->keys[i].first;
 	}
+	idem_shmem_count(counters, IDEM_COUNT_CLAIMED, nfirst);
+	idem_shmem_count(counters, IDEM_COUNT_COMPLETED, nfirst);
+	idem_shmem_count(counters, IDEM_COUNT_DUPLICATE, dedupe->nkeys - nfirst);
 }
 
 IDEM_FUNCTION(idem_dedupe);

@@ -27,6 +27,7 @@
 #include "idem_digest.h"
 #include "idem_result.h"
 #include "idem_role.h"
+#include "idem_shmem.h"
 #include "idem_state.h"
 #include "idem_store.h"
 #include "idem_xact.h"
@@ -145,6 +146,7 @@ require_token(const IdemHeld *held, int64 token)
 {
 	if (token == NO_TOKEN ? held->own : token == held->row.token)
 		return;
+	idem_shmem_count(held->policy.counters, IDEM_COUNT_LOST, 1);
 	ereport(ERROR,
 			(errcode(ERRCODE_IDEM_CLAIM_LOST),
 			 errmsg("the claim on key %s in scope %s is not the caller's",
@@ -242,6 +244,8 @@ finish(FunctionCallInfo fcinfo, Oid type, IdemState state)
 	idem_answer_store(&answer, &held.row);
 	idem_answer_finish(&held.policy, &held.row, state, idem_xact_now());
 	write_claim(&held, state == IDEM_STATE_COMPLETED ? "completed" : "failed");
+	idem_shmem_count(held.policy.counters, state == IDEM_STATE_COMPLETED ?
+					 IDEM_COUNT_COMPLETED : IDEM_COUNT_FAILED, 1);
 	PG_RETURN_TIMESTAMPTZ(held.row.expires_at);
 }
 

@@ -49,14 +49,20 @@ static const char *const app_functions[] = {
 };
 
 static const char *const operator_functions[] = {
+	"idem_activity_values",
 	"idem_forget",
 	"idem_health",
 	"idem_lookup",
 	"idem_policy",
 	"idem_policy_drop",
 	"idem_policy_values",
+	"idem_schedule",
+	"idem_stats_reset",
+	"idem_stats_values",
 	"idem_sweep",
 	"idem_sweep_all",
+	"idem_sweep_status_values",
+	"idem_unschedule",
 	NULL
 };
 
@@ -67,7 +73,13 @@ static const char *const auditor_functions[] = {
 };
 
 static const char *const no_relations[] = {NULL};
-static const char *const operator_relations[] = {"idem_policy_list", NULL};
+static const char *const operator_relations[] = {
+	"idem_activity",
+	"idem_policy_list",
+	"idem_stats",
+	"idem_sweep_status",
+	NULL
+};
 static const char *const auditor_relations[] = {
 	"idem_policy_list",
 	"idempotency_audit_log",

@@ -29,6 +29,7 @@
 #include "idem_catalog.h"
 #include "idem_policy.h"
 #include "idem_policy_values.h"
+#include "idem_shmem.h"
 #include "idem_store.h"
 #include "idem_xact.h"
 
@@ -118,6 +119,11 @@ find(const char *name, IdemPolicy *policy, bool stored)
 
 	changes = cache_changes;
 	known = load(name, policy);
+	if (known)
+	{
+		policy->counters = idem_shmem_policy(name);
+		idem_shmem_know_database();
+	}
 	if ((known || stored) && cache_valid && changes == cache_changes &&
 		!IsInParallelMode())
 	{

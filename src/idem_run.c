@@ -347,15 +347,20 @@ Datum
 idem_run(PG_FUNCTION_ARGS)
 {
 	IdemRun		run;
+	IdemOutcome outcome;
 
 	memset(&run, 0, sizeof(run));
 	read_arguments(fcinfo, &run);
 	idem_claim_decide(&run.claim, true);
-	if (!idem_claim_granted(&run.claim))
-		return idem_claim_result(&run.claim, run.claim.decision.outcome);
-	idem_claim_start(&run.claim);
-	run_handler(&run);
-	store(&run);
-	return idem_claim_result(&run.claim, run.state == IDEM_STATE_COMPLETED ?
-							 IDEM_OUTCOME_COMPLETED : IDEM_OUTCOME_FAILED);
+	outcome = run.claim.decision.outcome;
+	if (idem_claim_granted(&run.claim))
+	{
+		idem_claim_start(&run.claim);
+		run_handler(&run);
+		store(&run);
+		outcome = run.state == IDEM_STATE_COMPLETED ?
+			IDEM_OUTCOME_COMPLETED : IDEM_OUTCOME_FAILED;
+	}
+	idem_claim_count(&run.claim, outcome);
+	return idem_claim_result(&run.claim, outcome);
 }

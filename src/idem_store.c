@@ -400,11 +400,14 @@ idem_store_delete(const IdemKey *id)
  *		Remove up to max_rows rows whose purge_at is over, oldest first; how
  *		many.
  *
- * Waits for nobody: rows that are locked are skipped, and when the table
- * itself is locked against writers (ALTER TABLE, CLUSTER) nothing is done.
+ * Begins at "low" (DT_NOBEGIN: the oldest), which becomes the purge_at of the
+ * last one removed.  Waits for nobody: rows that are locked are skipped, and
+ * when the table itself is locked against writers (ALTER TABLE, CLUSTER)
+ * nothing is done.
  */
 int64
-idem_store_sweep(TimestampTz now, int64 max_rows)
+idem_store_sweep(TimestampTz *low, TimestampTz now, int64 max_rows,
+				 IdemSweepCount count)
 {
 	IdemDirect	direct;
 	int64		rows = -1;
@@ -414,8 +417,8 @@ idem_store_sweep(TimestampTz now, int64 max_rows)
 	if (idem_store_direct_open(&direct, RowExclusiveLock))
 	{
 		if (OidIsValid(direct.purge_index))
-			rows = idem_store_direct_sweep(&direct, now, max_rows);
+			rows = idem_store_direct_sweep(&direct, low, now, max_rows, count);
 		idem_store_direct_close(&direct);
 	}
-	return rows >= 0 ? rows : idem_store_sql_sweep(now, max_rows);
+	return rows >= 0 ? rows : idem_store_sql_sweep(low, now, max_rows, count);
 }

@@ -84,7 +84,14 @@ extern void idem_store_delete(const IdemKey *id);
 /* idem_store_sql.c */
 extern int64 idem_store_count_live(const text *scope, TimestampTz now,
 								   int64 limit);
-extern int64 idem_store_sweep(TimestampTz now, int64 max_rows);
+
+/* What a sweep is told of rows that it removed. */
+typedef void (*IdemSweepCount) (const text *policy, int64 rows);
+
+extern int64 idem_store_sweep(TimestampTz *low, TimestampTz now,
+							  int64 max_rows, IdemSweepCount count);
+extern int64 idem_store_cron_schedule(text *schedule);
+extern bool idem_store_cron_unschedule(void);
 extern int	idem_store_insert_many(const text *scope, ArrayType *keys,
 								   const IdemRow *row, text **inserted);
 extern int	idem_store_read_many(const text *scope, ArrayType *keys,

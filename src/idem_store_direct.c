@@ -484,6 +484,16 @@ idem_store_direct_delete(const IdemDirect *direct, const IdemKey *id)
 	return old != NULL && result == TM_Ok;
 }
 
+static void
+count_swept(TupleTableSlot *slot, TimestampTz *low, IdemSweepCount count)
+{
+	bool		isnull;
+
+	*low = DatumGetTimestampTz(slot_getattr(slot, COLUMN_PURGE_AT + 1,
+											&isnull));
+	count(DatumGetTextPP(slot_getattr(slot, COLUMN_POLICY + 1, &isnull)), 1);
+}
+
 /*
  * idem_store_direct_sweep
  *		Remove up to max_rows rows whose purge_at is over, oldest first; how
@@ -494,23 +504,25 @@ idem_store_direct_delete(const IdemDirect *direct, const IdemKey *id)
  * before: one change of the page where DELETE ... SKIP LOCKED makes two.
  */
 int64
-idem_store_direct_sweep(const IdemDirect *direct, TimestampTz now,
-						int64 max_rows)
+idem_store_direct_sweep(const IdemDirect *direct, TimestampTz *low,
+						TimestampTz now, int64 max_rows, IdemSweepCount count)
 {
 	Snapshot	snapshot = push_snapshot();
 	CommandId	cid = GetCurrentCommandId(true);
 	Relation	index = index_open(direct->purge_index, direct->lockmode);
 	TupleTableSlot *slot = table_slot_create(direct->keys, NULL);
 	IndexScanDesc scan = idem_compat_index_beginscan(direct->keys, index,
-													 snapshot, 1);
-	ScanKeyData due;
+													 snapshot, 2);
+	ScanKeyData range[2];
 	TM_FailureData failure;
 	int64		rows = 0;
 
 	CheckCmdReplicaIdentity(direct->keys, CMD_DELETE);
-	ScanKeyInit(&due, 1, BTLessEqualStrategyNumber, F_TIMESTAMPTZ_LE,
+	ScanKeyInit(&range[0], 1, BTGreaterEqualStrategyNumber, F_TIMESTAMPTZ_GE,
+				TimestampTzGetDatum(*low));
+	ScanKeyInit(&range[1], 1, BTLessEqualStrategyNumber, F_TIMESTAMPTZ_LE,
 				TimestampTzGetDatum(now));
-	index_rescan(scan, &due, 1, NULL, 0);
+	index_rescan(scan, range, lengthof(range), NULL, 0);
 	while (rows < max_rows &&
 		   index_getnext_slot(scan, ForwardScanDirection, slot))
 	{
@@ -521,7 +533,10 @@ idem_store_direct_sweep(const IdemDirect *direct, TimestampTz now,
 									snapshot, InvalidSnapshot, false, &failure,
 									false);
 		if (result == TM_Ok)
+		{
+			count_swept(slot, low, count);
 			rows++;
+		}
 		else if ((result == TM_Updated || result == TM_Deleted) &&
 				 IsolationUsesXactSnapshot())
 			idem_store_row_raise_rival();

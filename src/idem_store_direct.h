@@ -11,6 +11,7 @@
 #include "utils/rel.h"
 
 #include "idem.h"
+#include "idem_store.h"
 
 /* The key table, open and locked, with its indexes. */
 typedef struct IdemDirect
@@ -57,7 +58,8 @@ extern bool idem_store_direct_update(const IdemDirect *direct,
 									 const IdemKey *id, const IdemRow *row);
 extern bool idem_store_direct_delete(const IdemDirect *direct,
 									 const IdemKey *id);
-extern int64 idem_store_direct_sweep(const IdemDirect *direct, TimestampTz now,
-									 int64 max_rows);
+extern int64 idem_store_direct_sweep(const IdemDirect *direct,
+									 TimestampTz *low, TimestampTz now,
+									 int64 max_rows, IdemSweepCount count);
 
 #endif							/* IDEM_STORE_DIRECT_H */

@@ -4,7 +4,8 @@
  *	  The queries behind idem_health.
  *
  * Each gives one row (ok boolean, detail text) and may use $1, an array of the
- * OIDs of our tables.  They are for people, now and then: no plan is kept.
+ * OIDs of our tables, $2, whether the worker runs, and $3, why not.  They are
+ * for people, now and then: no plan is kept.
  *
  *-------------------------------------------------------------------------
  */
@@ -22,6 +23,7 @@
 
 #include "idem_catalog.h"
 #include "idem_compat.h"
+#include "idem_launcher.h"
 #include "idem_store_health.h"
 #include "idem_store_spi.h"
 
@@ -89,20 +91,18 @@ static const HealthQuery queries[] = {
 	},
 	{
 		"worker",
-		"SELECT running OR NOT late, CASE WHEN running THEN 'running'"
-		" WHEN late THEN 'none, and nobody calls idem_sweep() instead'"
-		" ELSE 'none; no key is long due' END"
-		" FROM (SELECT EXISTS (SELECT FROM pg_stat_activity"
-		" WHERE backend_type LIKE 'idempotency%%') AS running,"
-		" EXISTS (SELECT FROM %1$s.idempotency_keys"
-		" WHERE purge_at < clock_timestamp() - interval '10 minutes') AS late) w"
+		"SELECT $2 OR NOT late, $3 || CASE WHEN $2 THEN ''"
+		" WHEN late THEN ', and nobody calls idem_sweep() instead'"
+		" ELSE '; no key is long due' END"
+		" FROM (SELECT EXISTS (SELECT FROM %1$s.idempotency_keys"
+		" WHERE purge_at < now() - interval '10 minutes') AS late) w"
 	},
 	{
 		"sweep_lag",
 		"SELECT coalesce(lag < '10 minutes', true),"
 		" coalesce('oldest key is due for ' || lag, 'no key is due')"
 		" FROM (SELECT clock_timestamp() - min(purge_at) AS lag"
-		" FROM %1$s.idempotency_keys WHERE purge_at <= clock_timestamp()) due"
+		" FROM %1$s.idempotency_keys WHERE purge_at <= now()) due"
 	},
 	{
 		"server_version",
@@ -145,14 +145,18 @@ our_relations(void)
 static void
 run_query(const HealthQuery *query, IdemHealthSink sink, void *arg)
 {
-	Oid			types[1] = {OIDARRAYOID};
-	Datum		values[1];
+	Oid			types[3] = {OIDARRAYOID, BOOLOID, TEXTOID};
+	Datum		values[3];
+	bool		running;
+	const char *worker = idem_launcher_describe(&running);
 	int			code;
 	bool		isnull;
 	bool		ok;
 	char	   *detail;
 
 	values[0] = our_relations();
+	values[1] = BoolGetDatum(running);
+	values[2] = CStringGetTextDatum(worker);
 	code = SPI_execute_with_args(psprintf(query->sql, idem_catalog()->schema),
 								 lengthof(types), types, values, NULL, true, 1);
 	if (code != SPI_OK_SELECT || SPI_processed != 1)

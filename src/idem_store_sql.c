@@ -33,7 +33,7 @@
 
 static const Oid key_types[] = {TEXTOID, TEXTOID};
 static const Oid count_types[] = {TEXTOID, TIMESTAMPTZOID, INT8OID};
-static const Oid sweep_types[] = {TIMESTAMPTZOID, INT8OID};
+static const Oid sweep_types[] = {TIMESTAMPTZOID, TIMESTAMPTZOID, INT8OID};
 static const Oid many_types[] = {TEXTOID, TEXTARRAYOID};
 static const Oid insert_many_types[] = {
 	TEXTOID, TEXTARRAYOID, CHAROID, INT4OID, INT8OID, XID8OID, TIMESTAMPTZOID,
@@ -89,9 +89,12 @@ static IdemPlan count_plan = {
 
 /* Oldest first; a row that somebody works on stays for the next batch. */
 static IdemPlan sweep_plan = {
-	"DELETE FROM %1$s.idempotency_keys WHERE ctid = ANY (ARRAY("
-	"SELECT ctid FROM %1$s.idempotency_keys WHERE purge_at <= $1"
-	" ORDER BY purge_at LIMIT $2 FOR UPDATE SKIP LOCKED))",
+	"WITH swept AS (DELETE FROM %1$s.idempotency_keys WHERE ctid = ANY (ARRAY("
+	"SELECT ctid FROM %1$s.idempotency_keys"
+	" WHERE purge_at >= $1 AND purge_at <= $2"
+	" ORDER BY purge_at LIMIT $3 FOR UPDATE SKIP LOCKED))"
+	" RETURNING policy, purge_at)"
+	" SELECT policy, count(*), max(purge_at) FROM swept GROUP BY policy",
 	lengthof(sweep_types), sweep_types
 };
 
@@ -321,18 +324,33 @@ idem_store_count_live(const text *scope, TimestampTz now, int64 limit)
  *		are locked are skipped.
  */
 int64
-idem_store_sql_sweep(TimestampTz now, int64 max_rows)
+idem_store_sql_sweep(TimestampTz *low, TimestampTz now, int64 max_rows,
+					 IdemSweepCount count)
 {
-	Datum		values[2];
+	Datum		values[3];
 	IdemSecctx	saved;
-	uint64		rows;
+	uint64		policies;
+	uint64		i;
+	int64		rows = 0;
 
-	values[0] = TimestampTzGetDatum(now);
-	values[1] = Int64GetDatum(max_rows);
+	values[0] = TimestampTzGetDatum(*low);
+	values[1] = TimestampTzGetDatum(now);
+	values[2] = Int64GetDatum(max_rows);
 	idem_store_spi_begin(&saved);
-	rows = idem_store_spi_execute(&sweep_plan, values, NULL, false, 0);
+	policies = idem_store_spi_execute(&sweep_plan, values, NULL, false, 0);
+	for (i = 0; i < policies; i++)
+	{
+		Datum		row[3];
+		bool		nulls[3];
+
+		heap_deform_tuple(SPI_tuptable->vals[i], SPI_tuptable->tupdesc,
+						  row, nulls);
+		count(DatumGetTextPP(row[0]), DatumGetInt64(row[1]));
+		rows += DatumGetInt64(row[1]);
+		*low = Max(*low, DatumGetTimestampTz(row[2]));
+	}
 	idem_store_spi_end(&saved);
-	return (int64) rows;
+	return rows;
 }
 
 static text *

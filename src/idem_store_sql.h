@@ -9,6 +9,7 @@
 #define IDEM_STORE_SQL_H
 
 #include "idem.h"
+#include "idem_store.h"
 
 extern bool idem_store_sql_read(const IdemKey *id, IdemRow *row);
 extern bool idem_store_sql_peek(const IdemKey *id, IdemRow *row);
@@ -18,6 +19,7 @@ extern bool idem_store_sql_insert(const IdemKey *id, const IdemRow *row);
 extern bool idem_store_sql_insert_new(const IdemKey *id, const IdemRow *row);
 extern bool idem_store_sql_update(const IdemKey *id, const IdemRow *row);
 extern bool idem_store_sql_delete(const IdemKey *id);
-extern int64 idem_store_sql_sweep(TimestampTz now, int64 max_rows);
+extern int64 idem_store_sql_sweep(TimestampTz *low, TimestampTz now,
+								  int64 max_rows, IdemSweepCount count);
 
 #endif							/* IDEM_STORE_SQL_H */

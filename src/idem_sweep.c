@@ -18,12 +18,51 @@
 #include "utils/timestamp.h"
 
 #include "idem_args.h"
+#include "idem_policy.h"
+#include "idem_shmem.h"
 #include "idem_state.h"
 #include "idem_store.h"
 #include "idem_sweep.h"
 #include "idem_xact.h"
 
 static int	sweep_batch = 10000;
+static int	sweep_delay = 10;
+
+static void
+count_swept(const text *policy, int64 rows)
+{
+	IdemPolicy	values;
+
+	idem_policy_get_stored(policy, &values);
+	idem_shmem_count(values.counters, IDEM_COUNT_SWEPT, rows);
+}
+
+/*
+ * idem_sweep_batch
+ *		Remove up to max_rows rows past purge_at, oldest first, from "low" on,
+ *		which becomes the purge_at of the last; how many.
+ */
+int64
+idem_sweep_batch(TimestampTz *low, int64 max_rows)
+{
+	return idem_store_sweep(low, GetCurrentTimestamp(), max_rows, count_swept);
+}
+
+/*
+ * idem_sweep_batch_size, idem_sweep_delay
+ *		The settings: rows, milliseconds.
+ */
+int
+idem_sweep_batch_size(void)
+{
+	return sweep_batch;
+}
+
+int
+idem_sweep_delay(void)
+{
+	return sweep_delay;
+}
 
 IDEM_FUNCTION(idem_sweep);
 
@@ -39,6 +78,9 @@ Datum
 idem_sweep(PG_FUNCTION_ARGS)
 {
 	int64		max_rows = PG_ARGISNULL(0) ? sweep_batch : PG_GETARG_INT32(0);
+	TimestampTz start = GetCurrentTimestamp();
+	TimestampTz low = DT_NOBEGIN;
+	int64		rows;
 
 	idem_xact_require_writable();
 	if (max_rows <= 0)
@@ -46,7 +88,9 @@ idem_sweep(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("argument \"%s\" must be greater than zero", "max_rows"),
 				 errhint("Leave it out for \"idempotency.sweep_batch\" rows.")));
-	PG_RETURN_INT64(idem_store_sweep(GetCurrentTimestamp(), max_rows));
+	rows = idem_sweep_batch(&low, max_rows);
+	idem_shmem_note_sweep(start, rows);
+	PG_RETURN_INT64(rows);
 }
 
 IDEM_FUNCTION(idem_sweep_all);
@@ -65,10 +109,14 @@ idem_sweep_all(PG_FUNCTION_ARGS)
 	bool		atomic = fcinfo->context == NULL ||
 	!IsA(fcinfo->context, CallContext) ||
 	castNode(CallContext, fcinfo->context)->atomic;
+	TimestampTz start = GetCurrentTimestamp();
 	TimestampTz end = DT_NOEND;
+	TimestampTz low = DT_NOBEGIN;
+	int64		rows;
+	int64		all = 0;
 
 	if (!PG_ARGISNULL(0))
-		end = idem_state_add(GetCurrentTimestamp(),
+		end = idem_state_add(start,
 							 idem_args_usec("max_duration", PG_GETARG_DATUM(0)));
 	if (atomic)
 		ereport(ERROR,
@@ -77,14 +125,50 @@ idem_sweep_all(PG_FUNCTION_ARGS)
 				 errhint("CALL it by itself, or use idem_sweep() in a transaction.")));
 	SPI_connect_ext(SPI_OPT_NONATOMIC);
 	idem_xact_require_writable();
-	while (idem_store_sweep(GetCurrentTimestamp(), sweep_batch) > 0 &&
-		   GetCurrentTimestamp() < end)
+	while ((rows = idem_sweep_batch(&low, sweep_batch)) > 0)
 	{
+		all += rows;
+		if (GetCurrentTimestamp() >= end)
+			break;
 		SPI_commit();
 		CHECK_FOR_INTERRUPTS();
 	}
+	idem_shmem_note_sweep(start, all);
 	SPI_finish();
 	PG_RETURN_VOID();
+}
+
+IDEM_FUNCTION(idem_schedule);
+
+/*
+ * idem_schedule(schedule text) RETURNS bigint
+ *		Let pg_cron call idem_sweep_all(), as the caller; the number of the
+ *		job.  A repeated call changes the caller's one job.
+ *
+ * Raises 22004, 25006, 55000 where there is no pg_cron, and what pg_cron says
+ * to the schedule.
+ */
+Datum
+idem_schedule(PG_FUNCTION_ARGS)
+{
+	text	   *schedule = idem_args_text(fcinfo, 0, "schedule");
+
+	idem_xact_require_writable();
+	PG_RETURN_INT64(idem_store_cron_schedule(schedule));
+}
+
+IDEM_FUNCTION(idem_unschedule);
+
+/*
+ * idem_unschedule() RETURNS boolean
+ *		Remove the caller's job; false when there is none.  Raises 25006,
+ *		55000.
+ */
+Datum
+idem_unschedule(PG_FUNCTION_ARGS)
+{
+	idem_xact_require_writable();
+	PG_RETURN_BOOL(idem_store_cron_unschedule());
 }
 
 /*
@@ -100,5 +184,12 @@ idem_sweep_init(void)
 							&sweep_batch,
 							10000, 1, 1000000,
 							PGC_SUSET, 0,
+							NULL, NULL, NULL);
+	DefineCustomIntVariable("idempotency.sweep_delay",
+							"Pause of the background worker between two batches.",
+							NULL,
+							&sweep_delay,
+							10, 0, 10000,
+							PGC_SIGHUP, GUC_UNIT_MS,
 							NULL, NULL, NULL);
 }

@@ -215,6 +215,8 @@ CREATE FUNCTION public.handler(jsonb) RETURNS json LANGUAGE sql AS
 
 # For each role what it may execute or select from; "all" is PUBLIC
 my %decided = (
+	idem_activity => 'operator',
+	idem_activity_values => 'operator',
 	idem_audit => 'app',
 	idem_audit_guard => '',
 	idem_canonical => 'all',
@@ -242,10 +244,17 @@ my %decided = (
 	idem_require => 'app',
 	idem_respond => 'all',
 	idem_run => 'app',
+	idem_schedule => 'operator',
 	idem_scope => 'all',
 	idem_secret => '',
+	idem_stats => 'operator',
+	idem_stats_reset => 'operator',
+	idem_stats_values => 'operator',
 	idem_sweep => 'operator',
 	idem_sweep_all => 'operator',
+	idem_sweep_status => 'operator',
+	idem_sweep_status_values => 'operator',
+	idem_unschedule => 'operator',
 	idempotency_audit_log => 'auditor',
 	idempotency_audit_log_id_seq => '',
 	idempotency_keys => '',

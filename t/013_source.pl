@@ -50,8 +50,9 @@ is(files_with(qr/"search_path"/),
 is(files_with(qr/InternalSubTransaction/),
 	'src/idem_run.c', 'one room has subtransactions: on_error = record');
 is( files_with(qr/"(?:SELECT|INSERT|UPDATE|DELETE|GRANT)\b/),
-	'src/idem_grant.c src/idem_store_audit.c src/idem_store_health.c '
-	  . 'src/idem_store_policy.c src/idem_store_sql.c',
+	'src/idem_grant.c src/idem_store_audit.c src/idem_store_cron.c '
+	  . 'src/idem_store_health.c src/idem_store_policy.c src/idem_store_sql.c '
+	  . 'src/idem_store_stats.c',
 	'SQL text is where it belongs');
 is(files_with(qr/SPI_execute\(/),
 	'src/idem_grant.c', 'and has values as parameters');

@@ -1,0 +1,208 @@
+/*-------------------------------------------------------------------------
+ *
+ * idem_stats.c
+ *	  What is counted, for an operator to see.
+ *
+ * The counters and the state of the sweeps are in shared memory (idem_shmem.c).
+ * A call is counted when it answers, whether its transaction commits or not.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "fmgr.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/timestamp.h"
+
+#include "idem.h"
+#include "idem_shmem.h"
+#include "idem_store_stats.h"
+
+/* Columns of idem_stats_values(). */
+typedef enum StatsColumn
+{
+	COLUMN_DATID,
+	COLUMN_POLICY,
+	COLUMN_FIRST_COUNTER
+} StatsColumn;
+
+#define COLUMN_RESET	(COLUMN_FIRST_COUNTER + IDEM_NUM_COUNTERS)
+#define STATS_COLUMNS	(COLUMN_RESET + 1)
+
+/* Columns of idem_sweep_status_values(). */
+typedef enum StatusColumn
+{
+	COLUMN_LAST_RUN,
+	COLUMN_LAST_DURATION,
+	COLUMN_LAST_ROWS,
+	COLUMN_LAG,
+	COLUMN_LAST_ERROR
+} StatusColumn;
+
+#define STATUS_COLUMNS	(COLUMN_LAST_ERROR + 1)
+
+static void
+put_counters(ReturnSetInfo *rsinfo, const IdemCounters *counters)
+{
+	Datum		values[STATS_COLUMNS];
+	bool		nulls[STATS_COLUMNS] = {0};
+	int			i;
+
+	values[COLUMN_DATID] = ObjectIdGetDatum(counters->database);
+	nulls[COLUMN_DATID] = nulls[COLUMN_POLICY] =
+		!OidIsValid(counters->database);
+	values[COLUMN_POLICY] = CStringGetTextDatum(NameStr(counters->policy));
+	for (i = 0; i < IDEM_NUM_COUNTERS; i++)
+		values[COLUMN_FIRST_COUNTER + i] =
+			Int64GetDatum((int64) counters->counts[i]);
+	values[COLUMN_RESET] = TimestampTzGetDatum(counters->stats_reset);
+	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+}
+
+/* Without shared memory: this database, and nothing known. */
+static void
+put_unknown(ReturnSetInfo *rsinfo)
+{
+	Datum		values[STATS_COLUMNS] = {0};
+	bool		nulls[STATS_COLUMNS];
+
+	memset(nulls, true, sizeof(nulls));
+	values[COLUMN_DATID] = ObjectIdGetDatum(MyDatabaseId);
+	nulls[COLUMN_DATID] = false;
+	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+}
+
+/* What found no room is of interest only if there is something. */
+static bool
+is_empty(const IdemCounters *counters)
+{
+	int			i;
+
+	for (i = 0; i < IDEM_NUM_COUNTERS; i++)
+		if (counters->counts[i] != 0)
+			return false;
+	return true;
+}
+
+IDEM_FUNCTION(idem_stats_values);
+
+/*
+ * idem_stats_values() RETURNS TABLE (datid oid, policy text, claimed bigint,
+ *		...)
+ *		Counters of all databases; nulls where the library was not preloaded.
+ *		Raises nothing of its own.
+ */
+Datum
+idem_stats_values(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	IdemCounters *counters;
+	int			number;
+	int			i;
+
+	InitMaterializedSRF(fcinfo, 0);
+	if (!idem_shmem_exists())
+	{
+		put_unknown(rsinfo);
+		return (Datum) 0;
+	}
+	counters = idem_shmem_counters(&number);
+	for (i = 0; i < number; i++)
+		if (OidIsValid(counters[i].database) || !is_empty(&counters[i]))
+			put_counters(rsinfo, &counters[i]);
+	return (Datum) 0;
+}
+
+IDEM_FUNCTION(idem_stats_reset);
+
+/*
+ * idem_stats_reset() RETURNS void
+ *		Let the counters of this database begin anew.  Raises nothing of its
+ *		own; an abort does not take it back.
+ */
+Datum
+idem_stats_reset(PG_FUNCTION_ARGS)
+{
+	idem_shmem_reset_counters();
+	PG_RETURN_VOID();
+}
+
+static Datum
+form_interval(int64 usec)
+{
+	Interval   *interval = palloc0(sizeof(Interval));
+
+	interval->time = usec;
+	return IntervalPGetDatum(interval);
+}
+
+static void
+put_activity(void *arg, Datum *values, bool *nulls)
+{
+	ReturnSetInfo *rsinfo = arg;
+
+	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+}
+
+IDEM_FUNCTION(idem_activity_values);
+
+/*
+ * idem_activity_values() RETURNS TABLE (scope_id text, key_id text, policy
+ *		text, attempt integer, claimed_by text, age interval, lease_left
+ *		interval, recovery_point text)
+ *		Committed claims in progress.  Raises nothing of its own; reads the
+ *		whole key table, under ACCESS SHARE.
+ */
+Datum
+idem_activity_values(PG_FUNCTION_ARGS)
+{
+	InitMaterializedSRF(fcinfo, 0);
+	idem_store_activity(GetCurrentTimestamp(), put_activity,
+						fcinfo->resultinfo);
+	return (Datum) 0;
+}
+
+IDEM_FUNCTION(idem_sweep_status_values);
+
+/*
+ * idem_sweep_status_values() RETURNS record (last_run timestamptz,
+ *		last_duration interval, last_rows bigint, lag interval, last_error
+ *		text)
+ *		The last sweep of this database, by whomever: nulls while there was
+ *		none, and where the library was not preloaded; and how long the oldest
+ *		row has been due.  Takes ACCESS SHARE on the key table.
+ */
+Datum
+idem_sweep_status_values(PG_FUNCTION_ARGS)
+{
+	Datum		values[STATUS_COLUMNS] = {0};
+	bool		nulls[STATUS_COLUMNS];
+	TimestampTz now = GetCurrentTimestamp();
+	IdemSweepState state;
+	TupleDesc	desc;
+
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	memset(nulls, true, sizeof(nulls));
+	(void) idem_shmem_get_sweep(MyDatabaseId, &state);
+	values[COLUMN_LAG] = form_interval(now - idem_store_oldest_due(now));
+	nulls[COLUMN_LAG] = false;
+	if (state.last_run != DT_NOBEGIN)
+	{
+		values[COLUMN_LAST_RUN] = TimestampTzGetDatum(state.last_run);
+		values[COLUMN_LAST_DURATION] = form_interval(state.last_duration);
+		values[COLUMN_LAST_ROWS] = Int64GetDatum(state.last_rows);
+		nulls[COLUMN_LAST_RUN] = nulls[COLUMN_LAST_DURATION] =
+			nulls[COLUMN_LAST_ROWS] = false;
+	}
+	if (state.last_error[0] != '\0')
+	{
+		values[COLUMN_LAST_ERROR] = CStringGetTextDatum(state.last_error);
+		nulls[COLUMN_LAST_ERROR] = false;
+	}
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc),
+													  values, nulls)));
+}

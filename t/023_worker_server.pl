@@ -1,0 +1,138 @@
+# The background worker and the state of the server.
+#
+# Scenario: on a standby no launcher runs, and nothing is removed; after its
+# promotion it is there by itself and removes what has expired.  Where all
+# slots for background workers are in use the launcher says so once, tries
+# again, says once that there is one again, and sweeps.  A worker that is
+# killed makes the server restart its processes, as any process of its does
+# when it is killed, once: the launcher is among them, and goes on.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/lib";
+
+use IdemTest;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $conf = q{
+shared_preload_libraries = 'idempotency'
+idempotency.sweep_interval = '1 s'
+};
+my $expire = q{
+SELECT idem_policy('short', completed_ttl => '1 ms');
+SELECT count(*) FROM idem_dedupe('s', ARRAY(
+	SELECT i::text FROM generate_series(1, 100) i), 'short')};
+my $left = 'SELECT count(*) FROM idempotency_keys';
+my $processes = q{SELECT count(*) FROM pg_stat_activity
+	WHERE backend_type LIKE 'idempotency%'};
+
+sub log_count
+{
+	my ($node, $pattern) = @_;
+	my $log = slurp_file($node->logfile);
+
+	return scalar(() = $log =~ /$pattern/g);
+}
+
+sub gone
+{
+	my ($node) = @_;
+
+	return poll('keys to be swept', sub { $node->safe_psql('postgres', $left) == 0 });
+}
+
+#
+# A standby.
+#
+
+my $primary = new_node('primary', streaming => 1,
+	conf => $conf . "idempotency.worker = off\n");
+$primary->backup('backup');
+my $standby = PostgreSQL::Test::Cluster->new('standby');
+$standby->init_from_backup($primary, 'backup', has_streaming => 1);
+$standby->append_conf('postgresql.conf', "idempotency.worker = on\n");
+$standby->start;
+$primary->safe_psql('postgres', $expire);
+$primary->wait_for_catchup($standby, 'replay', $primary->lsn('insert'));
+
+is($primary->safe_psql('postgres', $processes), '1', 'the launcher runs on a primary');
+is($standby->safe_psql('postgres', $processes), '0', 'and not on a standby');
+is($standby->safe_psql('postgres', q{SELECT detail FROM idem_health() WHERE check_name = 'worker'}),
+	'this is a standby; no key is long due', 'as idem_health says there');
+is($standby->safe_psql('postgres', $left), '100', 'nothing is removed');
+$primary->stop('immediate');
+$standby->promote;
+gone($standby);
+pass('it runs after a promotion');
+$standby->stop;
+
+#
+# Slots.
+#
+
+# One for the launcher, one for that of logical replication, one to fight for
+my $node = new_node('slots', conf => $conf . "max_worker_processes = 3\n"
+	  . "max_parallel_workers_per_gather = 1\nrestart_after_crash = on\n");
+$node->safe_psql('postgres', $expire);
+gone($node);
+
+my $holder = session($node);
+$holder->query(q{CREATE TABLE big AS SELECT i FROM generate_series(1, 100000) i;
+	ALTER TABLE big SET (parallel_workers = 1);
+	SET parallel_setup_cost = 0; SET parallel_tuple_cost = 0;
+	SET min_parallel_table_scan_size = 0});
+my $pid = $holder->pid;
+poll('the last slot to be taken', sub {
+	$holder->send('SELECT count(pg_sleep(0.1)) FROM big');
+	my $taken = eval { poll_short(sub { $node->safe_psql('postgres',
+		qq{SELECT count(*) FROM pg_stat_activity WHERE leader_pid = $pid}) == 1 }) };
+	return 1 if $taken;
+	$node->safe_psql('postgres', "SELECT pg_cancel_backend($pid)");
+	$holder->receive;
+	return 0; });
+
+# A sweep may have its slot while the query starts: then it goes without.
+sub poll_short
+{
+	my ($condition) = @_;
+
+	for (1 .. 20)
+	{
+		return 1 if $condition->();
+		select(undef, undef, undef, 0.05);
+	}
+	return 0;
+}
+
+poll('the complaint', sub { log_count($node, qr/no free slot/) > 0 });
+$node->safe_psql('postgres', $expire);
+$node->safe_psql('postgres', "SELECT pg_cancel_backend($pid)");
+$holder->receive;
+gone($node);
+is(log_count($node, qr/no free slot/), 1, 'no slot is said once');
+is(log_count($node, qr/is free again/), 1, 'and once that there is one');
+
+#
+# Killed.
+#
+
+$node->append_conf('postgresql.conf', "idempotency.sweep_batch = 1\n");
+$node->reload;
+$node->safe_psql('postgres', $expire =~ s/100/1000/r);
+my $worker;
+poll('a worker', sub { $worker = $node->safe_psql('postgres',
+	q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'idempotency sweep'}) });
+kill 'KILL', $worker;
+poll('the server', sub {
+	$node->psql('postgres', 'SELECT 1', stderr => \my $err) == 0
+	  && log_count($node, qr/all server processes terminated; reinitializing/) > 0 });
+gone($node);
+is(log_count($node, qr/all server processes terminated; reinitializing/), 1,
+	'a worker that was killed costs one restart, and the sweep goes on');
+
+$node->stop;
+done_testing();
