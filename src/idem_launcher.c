@@ -207,20 +207,29 @@ is_locked(Oid database)
 	return locked;
 }
 
+/* What both kinds of workers are registered with. */
+static void
+fill_worker(BackgroundWorker *worker, const char *name, const char *function,
+			int restart_time)
+{
+	memset(worker, 0, sizeof(*worker));
+	worker->bgw_flags = BGWORKER_SHMEM_ACCESS |
+		BGWORKER_BACKEND_DATABASE_CONNECTION;
+	worker->bgw_start_time = BgWorkerStart_RecoveryFinished;
+	worker->bgw_restart_time = restart_time;
+	strlcpy(worker->bgw_library_name, "idempotency", BGW_MAXLEN);
+	strlcpy(worker->bgw_function_name, function, BGW_MAXLEN);
+	strlcpy(worker->bgw_name, name, BGW_MAXLEN);
+	strlcpy(worker->bgw_type, name, BGW_MAXLEN);
+}
+
 static bool
 start_worker(Oid database, BackgroundWorkerHandle **handle)
 {
 	BackgroundWorker worker;
 
-	memset(&worker, 0, sizeof(worker));
-	worker.bgw_flags = BGWORKER_SHMEM_ACCESS |
-		BGWORKER_BACKEND_DATABASE_CONNECTION;
-	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
-	worker.bgw_restart_time = BGW_NEVER_RESTART;
-	strlcpy(worker.bgw_library_name, "idempotency", BGW_MAXLEN);
-	strlcpy(worker.bgw_function_name, "idem_worker_main", BGW_MAXLEN);
-	strlcpy(worker.bgw_name, IDEM_WORKER_NAME, BGW_MAXLEN);
-	strlcpy(worker.bgw_type, IDEM_WORKER_NAME, BGW_MAXLEN);
+	fill_worker(&worker, IDEM_WORKER_NAME, "idem_worker_main",
+				BGW_NEVER_RESTART);
 	worker.bgw_main_arg = ObjectIdGetDatum(database);
 	worker.bgw_notify_pid = MyProcPid;
 	return RegisterDynamicBackgroundWorker(&worker, handle);
@@ -426,15 +435,7 @@ register_launcher(void)
 {
 	BackgroundWorker worker;
 
-	memset(&worker, 0, sizeof(worker));
-	worker.bgw_flags = BGWORKER_SHMEM_ACCESS |
-		BGWORKER_BACKEND_DATABASE_CONNECTION;
-	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
-	worker.bgw_restart_time = RESTART_SECONDS;
-	strlcpy(worker.bgw_library_name, "idempotency", BGW_MAXLEN);
-	strlcpy(worker.bgw_function_name, "idem_launcher_main", BGW_MAXLEN);
-	strlcpy(worker.bgw_name, LAUNCHER_NAME, BGW_MAXLEN);
-	strlcpy(worker.bgw_type, LAUNCHER_NAME, BGW_MAXLEN);
+	fill_worker(&worker, LAUNCHER_NAME, "idem_launcher_main", RESTART_SECONDS);
 	RegisterBackgroundWorker(&worker);
 }
 

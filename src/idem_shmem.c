@@ -70,7 +70,7 @@ typedef struct IdemShmem
 typedef struct FileHead
 {
 	uint32		magic;
-	uint32		major;			/* PG_VERSION_NUM would tell too much apart */
+	uint32		major;			/* of the server */
 	uint32		policies;
 	uint32		databases;
 	pg_crc32c	crc;			/* of the entries */
