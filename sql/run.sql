@@ -360,6 +360,14 @@ SELECT outcome, idem_json(r) AS key_locks FROM idem_run('regress_run.count_locks
 SELECT key_locks FROM regress_run.key_locks;
 COMMIT;
 
+--
+-- A new key's row is written once, at the end, so it is due exactly when its
+-- answer has expired and its tombstone is over.
+--
+SELECT idem_policy('run-short', completed_ttl => '5 s', on_expiry => 'reject', tombstone => '1 s');
+SELECT outcome FROM idem_run('regress_run.work(jsonb)', 'run', 'short', '{"what": "short"}', 'run-short');
+SELECT purge_at = expires_at + interval '1 s' AS due FROM idempotency_keys WHERE scope = 'run' AND key = 'short';
+
 DROP OWNED BY regress_idem_runner;
 DROP ROLE regress_idem_runner;
 SET client_min_messages = warning;

@@ -138,6 +138,19 @@ idem_args_usec(const char *what, Datum interval)
 }
 
 /*
+ * idem_args_interval
+ *		And back: an interval without days.
+ */
+Datum
+idem_args_interval(int64 usec)
+{
+	Interval   *interval = palloc0(sizeof(Interval));
+
+	interval->time = usec;
+	return IntervalPGetDatum(interval);
+}
+
+/*
  * idem_args_check_max
  *		Refuse a duration beyond a setting; 22023.
  */

@@ -24,6 +24,7 @@ extern bytea *idem_args_digest(FunctionCallInfo fcinfo, int argno,
 extern struct varlena *idem_args_detail(FunctionCallInfo fcinfo, int argno,
 										const char *name);
 extern int64 idem_args_usec(const char *what, Datum interval);
+extern Datum idem_args_interval(int64 usec);
 extern int64 idem_args_check_max(const char *what, int64 usec, int64 max,
 								 const char *setting);
 extern text *idem_args_scope(FunctionCallInfo fcinfo, int argno);

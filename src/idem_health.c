@@ -18,6 +18,7 @@
 
 #include "idem.h"
 #include "idem_catalog.h"
+#include "idem_launcher.h"
 #include "idem_store_health.h"
 #include "idem_store_way.h"
 
@@ -101,6 +102,8 @@ idem_health(PG_FUNCTION_ARGS)
 	bool		safe = schema_is_safe(idem_catalog()->namespace);
 	bool		hmac = OidIsValid(idem_catalog_hmac());
 	bool		unique = idem_catalog()->keys_unique;
+	bool		running;
+	const char *worker = idem_launcher_describe(&running);
 
 	InitMaterializedSRF(fcinfo, 0);
 	put_check(fcinfo->resultinfo, "schema_safe", safe,
@@ -113,6 +116,6 @@ idem_health(PG_FUNCTION_ARGS)
 			  unique ? "exactly (scope, key), valid" :
 			  "restore PRIMARY KEY (scope, key) on idempotency_keys");
 	put_check(fcinfo->resultinfo, "storage", true, idem_store_way_describe());
-	idem_store_health(put_check, fcinfo->resultinfo);
+	idem_store_health(running, worker, put_check, fcinfo->resultinfo);
 	return (Datum) 0;
 }

@@ -314,15 +314,6 @@ idem_policy_values_apply(IdemPolicy *policy, const Datum *values,
 				 errhint("Set \"tombstone\" to how long an expired key is to be refused, such as '1 day'.")));
 }
 
-static Datum
-interval_datum(int64 usec)
-{
-	Interval   *interval = palloc0(sizeof(Interval));
-
-	interval->time = usec;
-	return IntervalPGetDatum(interval);
-}
-
 /* The statuses of the bit map as an int4multirange, by the type's own input. */
 static Datum
 releases_datum(const IdemPolicy *policy)
@@ -351,15 +342,16 @@ void
 idem_policy_values_form(const IdemPolicy *policy, Datum *values)
 {
 	values[IDEM_POLICY_NAME] = CStringGetTextDatum(NameStr(policy->name));
-	values[IDEM_POLICY_COMPLETED_TTL] = interval_datum(policy->completed_ttl);
-	values[IDEM_POLICY_FAILED_TTL] = interval_datum(policy->failed_ttl);
-	values[IDEM_POLICY_LEASE] = interval_datum(policy->lease);
-	values[IDEM_POLICY_WAIT] = interval_datum(policy->wait);
+	values[IDEM_POLICY_COMPLETED_TTL] =
+		idem_args_interval(policy->completed_ttl);
+	values[IDEM_POLICY_FAILED_TTL] = idem_args_interval(policy->failed_ttl);
+	values[IDEM_POLICY_LEASE] = idem_args_interval(policy->lease);
+	values[IDEM_POLICY_WAIT] = idem_args_interval(policy->wait);
 	values[IDEM_POLICY_ON_REPEAT] =
 		CStringGetTextDatum(repeat_names[policy->reject_repeat]);
 	values[IDEM_POLICY_ON_EXPIRY] =
 		CStringGetTextDatum(expiry_names[policy->reject_expired]);
-	values[IDEM_POLICY_TOMBSTONE] = interval_datum(policy->tombstone);
+	values[IDEM_POLICY_TOMBSTONE] = idem_args_interval(policy->tombstone);
 	values[IDEM_POLICY_REQUIRE_FINGERPRINT] =
 		BoolGetDatum(policy->require_fingerprint);
 	values[IDEM_POLICY_KEY_FORMAT] =

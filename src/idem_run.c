@@ -278,6 +278,8 @@ store(IdemRun *run)
 {
 	IdemClaim  *claim = &run->claim;
 
+	if (!claim->found)
+		claim->row.purge_at = claim->now;	/* no bound: written only once */
 	idem_answer_store(&run->answer, &claim->row);
 	idem_answer_finish(&claim->row_policy, &claim->row, run->state,
 					   idem_xact_now());

@@ -18,6 +18,7 @@
 #include "utils/timestamp.h"
 
 #include "idem.h"
+#include "idem_args.h"
 #include "idem_shmem.h"
 #include "idem_store_stats.h"
 
@@ -130,15 +131,6 @@ idem_stats_reset(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
-static Datum
-form_interval(int64 usec)
-{
-	Interval   *interval = palloc0(sizeof(Interval));
-
-	interval->time = usec;
-	return IntervalPGetDatum(interval);
-}
-
 static void
 put_activity(void *arg, Datum *values, bool *nulls)
 {
@@ -188,12 +180,12 @@ idem_sweep_status_values(PG_FUNCTION_ARGS)
 		elog(ERROR, "return type must be a row type");
 	memset(nulls, true, sizeof(nulls));
 	(void) idem_shmem_get_sweep(MyDatabaseId, &state);
-	values[COLUMN_LAG] = form_interval(now - idem_store_oldest_due(now));
+	values[COLUMN_LAG] = idem_args_interval(now - idem_store_oldest_due(now));
 	nulls[COLUMN_LAG] = false;
 	if (state.last_run != DT_NOBEGIN)
 	{
 		values[COLUMN_LAST_RUN] = TimestampTzGetDatum(state.last_run);
-		values[COLUMN_LAST_DURATION] = form_interval(state.last_duration);
+		values[COLUMN_LAST_DURATION] = idem_args_interval(state.last_duration);
 		values[COLUMN_LAST_ROWS] = Int64GetDatum(state.last_rows);
 		nulls[COLUMN_LAST_RUN] = nulls[COLUMN_LAST_DURATION] =
 			nulls[COLUMN_LAST_ROWS] = false;

@@ -75,8 +75,8 @@ bool
 idem_store_direct_open(IdemDirect *direct, LOCKMODE lockmode)
 {
 	direct->lockmode = lockmode;
-	direct->keys = idem_store_way_open(lockmode, &direct->pkey);
-	direct->purge_index = idem_store_way_purge_index();
+	direct->keys = idem_store_way_open(lockmode, &direct->pkey,
+									   &direct->purge_index);
 	return direct->keys != NULL;
 }
 
@@ -484,14 +484,39 @@ idem_store_direct_delete(const IdemDirect *direct, const IdemKey *id)
 	return old != NULL && result == TM_Ok;
 }
 
+/* Rows of one policy that were removed one after the other. */
+typedef struct SweptRun
+{
+	text	   *policy;			/* NULL: none yet */
+	int64		rows;
+} SweptRun;
+
 static void
-count_swept(TupleTableSlot *slot, TimestampTz *low, IdemSweepCount count)
+count_run(SweptRun *run, IdemSweepCount count)
+{
+	if (run->policy == NULL)
+		return;
+	count(run->policy, run->rows);
+	pfree(run->policy);
+}
+
+/* Mostly many rows in a row are of one policy: count them at once. */
+static void
+count_swept(SweptRun *run, TupleTableSlot *slot, IdemSweepCount count)
 {
 	bool		isnull;
+	text	   *policy = DatumGetTextPP(slot_getattr(slot, COLUMN_POLICY + 1,
+													 &isnull));
+	Size		size = VARSIZE_ANY(policy);
 
-	*low = DatumGetTimestampTz(slot_getattr(slot, COLUMN_PURGE_AT + 1,
-											&isnull));
-	count(DatumGetTextPP(slot_getattr(slot, COLUMN_POLICY + 1, &isnull)), 1);
+	if (run->policy == NULL || VARSIZE_ANY(run->policy) != size ||
+		memcmp(run->policy, policy, size) != 0)
+	{
+		count_run(run, count);
+		run->policy = memcpy(palloc(size), policy, size);
+		run->rows = 0;
+	}
+	run->rows++;
 }
 
 /*
@@ -515,6 +540,8 @@ idem_store_direct_sweep(const IdemDirect *direct, TimestampTz *low,
 													 snapshot, 2);
 	ScanKeyData range[2];
 	TM_FailureData failure;
+	SweptRun	run = {NULL, 0};
+	bool		isnull;
 	int64		rows = 0;
 
 	CheckCmdReplicaIdentity(direct->keys, CMD_DELETE);
@@ -534,13 +561,16 @@ idem_store_direct_sweep(const IdemDirect *direct, TimestampTz *low,
 									false);
 		if (result == TM_Ok)
 		{
-			count_swept(slot, low, count);
+			*low = DatumGetTimestampTz(slot_getattr(slot, COLUMN_PURGE_AT + 1,
+													&isnull));
+			count_swept(&run, slot, count);
 			rows++;
 		}
 		else if ((result == TM_Updated || result == TM_Deleted) &&
 				 IsolationUsesXactSnapshot())
 			idem_store_row_raise_rival();
 	}
+	count_run(&run, count);
 	index_endscan(scan);
 	ExecDropSingleTupleTableSlot(slot);
 	index_close(index, NoLock);

@@ -23,7 +23,6 @@
 
 #include "idem_catalog.h"
 #include "idem_compat.h"
-#include "idem_launcher.h"
 #include "idem_store_health.h"
 #include "idem_store_spi.h"
 
@@ -143,12 +142,11 @@ our_relations(void)
 }
 
 static void
-run_query(const HealthQuery *query, IdemHealthSink sink, void *arg)
+run_query(const HealthQuery *query, bool running, const char *worker,
+		  IdemHealthSink sink, void *arg)
 {
 	Oid			types[3] = {OIDARRAYOID, BOOLOID, TEXTOID};
 	Datum		values[3];
-	bool		running;
-	const char *worker = idem_launcher_describe(&running);
 	int			code;
 	bool		isnull;
 	bool		ok;
@@ -186,23 +184,25 @@ run_cron_query(IdemHealthSink sink, void *arg)
 		return;
 	}
 	SPI_connect();
-	run_query(&cron_query, sink, arg);
+	run_query(&cron_query, false, "", sink, arg);
 	SPI_finish();
 }
 
 /*
  * idem_store_health
- *		Ask all the questions; each answer goes to the sink.
+ *		Ask all the questions; each answer goes to the sink.  The background
+ *		worker is running, or "worker" says why not.
  */
 void
-idem_store_health(IdemHealthSink sink, void *arg)
+idem_store_health(bool running, const char *worker, IdemHealthSink sink,
+				  void *arg)
 {
 	IdemSecctx	saved;
 	int			i;
 
 	idem_store_spi_begin(&saved);
 	for (i = 0; i < lengthof(queries); i++)
-		run_query(&queries[i], sink, arg);
+		run_query(&queries[i], running, worker, sink, arg);
 	idem_store_spi_end(&saved);
 	run_cron_query(sink, arg);
 }

@@ -11,6 +11,7 @@
 typedef void (*IdemHealthSink) (void *arg, const char *name, bool ok,
 								const char *detail);
 
-extern void idem_store_health(IdemHealthSink sink, void *arg);
+extern void idem_store_health(bool running, const char *worker,
+							  IdemHealthSink sink, void *arg);
 
 #endif							/* IDEM_STORE_HEALTH_H */

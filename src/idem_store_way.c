@@ -308,12 +308,13 @@ find_obstacle(Relation keys)
 /*
  * idem_store_way_open
  *		Open and lock the key table for the direct way, and name its primary
- *		key; NULL: take the SQL way.
+ *		key and the index on purge_at, if somebody has not dropped that; NULL:
+ *		take the SQL way.
  *
  * The lock is kept to the end of the transaction, as the executor's is.
  */
 Relation
-idem_store_way_open(LOCKMODE lockmode, Oid *pkey)
+idem_store_way_open(LOCKMODE lockmode, Oid *pkey, Oid *purge_index)
 {
 	Relation	keys;
 
@@ -328,18 +329,8 @@ idem_store_way_open(LOCKMODE lockmode, Oid *pkey)
 		return NULL;
 	}
 	*pkey = verdict.pkey;
+	*purge_index = verdict.purge_index;
 	return keys;
-}
-
-/*
- * idem_store_way_purge_index
- *		The index on purge_at of the table that was opened last, InvalidOid if
- *		somebody dropped it.
- */
-Oid
-idem_store_way_purge_index(void)
-{
-	return verdict.purge_index;
 }
 
 /*

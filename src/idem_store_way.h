@@ -11,8 +11,8 @@
 #include "storage/lockdefs.h"
 #include "utils/rel.h"
 
-extern Relation idem_store_way_open(LOCKMODE lockmode, Oid *pkey);
-extern Oid	idem_store_way_purge_index(void);
+extern Relation idem_store_way_open(LOCKMODE lockmode, Oid *pkey,
+									Oid *purge_index);
 extern const char *idem_store_way_describe(void);
 extern void idem_store_way_init(void);
 

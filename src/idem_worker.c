@@ -29,6 +29,7 @@
 #include "access/xact.h"
 #include "catalog/pg_database.h"
 #include "catalog/pg_extension.h"
+#include "commands/dbcommands.h"
 #include "commands/extension.h"
 #include "miscadmin.h"
 #include "pgstat.h"
@@ -75,7 +76,10 @@ typedef struct IdemWorkerRun
 	TimestampTz resume;			/* where it would have gone on else */
 	int64		batch;			/* rows in a batch */
 	int64		rows;			/* removed by the last batch */
+	TimestampTz reached;		/* by it, if it commits */
 } IdemWorkerRun;
+
+static char database_name[NAMEDATALEN]; /* for the log */
 
 /* The lock that a connection takes on its database while it starts. */
 static bool
@@ -120,10 +124,12 @@ sweep_batch(IdemWorkerRun *run)
 		return BATCH_UNWANTED;
 	idem_catalog_require_version();
 	idem_xact_require_writable();
+	run->reached = run->state.low;
 	PushActiveSnapshot(GetTransactionSnapshot());
 	enable_timeout_after(STATEMENT_TIMEOUT, BATCH_TIMEOUT_MS);
-	run->rows = idem_sweep_batch(&run->state.low, run->batch);
+	run->rows = idem_sweep_batch(&run->reached, run->batch);
 	disable_timeout(STATEMENT_TIMEOUT, false);
+	QueryCancelPending = false; /* too late to be of use */
 	PopActiveSnapshot();
 	return BATCH_DONE;
 }
@@ -139,8 +145,8 @@ note_error(IdemSweepState *state, int sqlstate, const char *message)
 	if (strcmp(last, state->last_error) != 0)
 		ereport(LOG,
 				(errcode(sqlstate),
-				 errmsg("idempotency keys of database %u cannot be swept: %s",
-						MyDatabaseId, message),
+				 errmsg("idempotency keys of database \"%s\" cannot be swept: %s",
+						database_name, message),
 				 errhint("Tried again with growing pauses; see idem_sweep_status.")));
 }
 
@@ -186,10 +192,13 @@ run_batch(IdemWorkerRun *run)
 		StartTransactionCommand();
 		end = sweep_batch(run);
 		CommitTransactionCommand();
+		if (end == BATCH_DONE)
+			run->state.low = run->reached;
 	}
 	PG_CATCH();
 	{
 		end = clean_up(run, context);
+		run->rows = 0;
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);
@@ -282,14 +291,38 @@ report(IdemWorkerRun *run, BatchEnd end, TimestampTz start)
 	else if (end != BATCH_FAILED && state->last_error[0] != '\0')
 	{
 		ereport(LOG,
-				(errmsg("idempotency keys of database %u are swept again",
-						MyDatabaseId)));
+				(errmsg("idempotency keys of database \"%s\" are swept again",
+						database_name)));
 		state->last_error[0] = '\0';
 	}
 	state->last_run = start;
 	state->last_duration = GetCurrentTimestamp() - start;
 	state->runs++;
 	idem_shmem_put_sweep(state);
+}
+
+/*
+ * Whatever is set for the database, but for its being read-only.
+ * transaction_timeout is new in 17.
+ */
+static void
+override_settings(void)
+{
+	SetConfigOption("default_transaction_isolation", "read committed",
+					PGC_SUSET, PGC_S_OVERRIDE);
+	if (GetConfigOption("transaction_timeout", true, false) != NULL)
+		SetConfigOption("transaction_timeout", "0", PGC_SUSET, PGC_S_OVERRIDE);
+}
+
+static void
+read_database_name(void)
+{
+	char	   *name;
+
+	StartTransactionCommand();
+	name = get_database_name(MyDatabaseId);
+	strlcpy(database_name, name != NULL ? name : "", sizeof(database_name));
+	CommitTransactionCommand();
 }
 
 /*
@@ -314,9 +347,8 @@ idem_worker_main(Datum arg)
 											  InvalidOid, 0);
 	pgstat_report_appname(IDEM_WORKER_NAME);
 
-	/* whatever is set for the database, but for its being read-only */
-	SetConfigOption("default_transaction_isolation", "read committed",
-					PGC_SUSET, PGC_S_OVERRIDE);
+	override_settings();
+	read_database_name();
 
 	memset(&run, 0, sizeof(run));
 	(void) idem_shmem_get_sweep(MyDatabaseId, &run.state);
