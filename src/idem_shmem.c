@@ -247,7 +247,7 @@ init_database(IdemSweepState *state, Oid database)
 	state->database = database;
 	state->last_run = DT_NOBEGIN;
 	state->low = DT_NOBEGIN;
-	state->last_full = DT_NOBEGIN;
+	state->full_due = DT_NOBEGIN;
 }
 
 /*

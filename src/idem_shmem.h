@@ -54,7 +54,7 @@ typedef struct IdemSweepState
 	int64		last_duration;	/* in microseconds */
 	int64		last_rows;
 	TimestampTz low;			/* where the worker goes on */
-	TimestampTz last_full;		/* when it began at the beginning */
+	TimestampTz full_due;		/* when it is to begin at the beginning */
 	char		last_error[IDEM_SWEEP_ERROR_BYTES]; /* empty: none */
 } IdemSweepState;
 

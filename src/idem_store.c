@@ -24,9 +24,11 @@
  */
 #include "postgres.h"
 
+#include "access/table.h"
 #include "access/transam.h"
 #include "access/xact.h"
 #include "storage/lmgr.h"
+#include "utils/relcache.h"
 #include "utils/snapmgr.h"
 
 #include "idem_catalog.h"
@@ -395,6 +397,21 @@ idem_store_delete(const IdemKey *id)
 	check_written(id, written);
 }
 
+/* The locks that planning a statement takes, if there is nobody to wait for. */
+static bool
+lock_indexes(void)
+{
+	Relation	keys = table_open(idem_catalog()->keys, NoLock);
+	List	   *indexes = RelationGetIndexList(keys);
+	ListCell   *cell;
+
+	table_close(keys, NoLock);
+	foreach(cell, indexes)
+		if (!ConditionalLockRelationOid(lfirst_oid(cell), RowExclusiveLock))
+		return false;
+	return true;
+}
+
 /*
  * idem_store_sweep
  *		Remove up to max_rows rows whose purge_at is over, oldest first; how
@@ -402,8 +419,8 @@ idem_store_delete(const IdemKey *id)
  *
  * Begins at "low" (DT_NOBEGIN: the oldest), which becomes the purge_at of the
  * last one removed.  Waits for nobody: rows that are locked are skipped, and
- * when the table itself is locked against writers (ALTER TABLE, CLUSTER)
- * nothing is done.
+ * when the table itself or an index is locked against writers (ALTER TABLE,
+ * CLUSTER, ALTER INDEX) nothing is done.
  */
 int64
 idem_store_sweep(TimestampTz *low, TimestampTz now, int64 max_rows,
@@ -417,8 +434,12 @@ idem_store_sweep(TimestampTz *low, TimestampTz now, int64 max_rows,
 	if (idem_store_direct_open(&direct, RowExclusiveLock))
 	{
 		if (OidIsValid(direct.purge_index))
-			rows = idem_store_direct_sweep(&direct, low, now, max_rows, count);
+			rows = ConditionalLockRelationOid(direct.purge_index,
+											  RowExclusiveLock) ?
+				idem_store_direct_sweep(&direct, low, now, max_rows, count) : 0;
 		idem_store_direct_close(&direct);
 	}
-	return rows >= 0 ? rows : idem_store_sql_sweep(low, now, max_rows, count);
+	if (rows >= 0)
+		return rows;
+	return lock_indexes() ? idem_store_sql_sweep(low, now, max_rows, count) : 0;
 }

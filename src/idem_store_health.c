@@ -4,8 +4,8 @@
  *	  The queries behind idem_health.
  *
  * Each gives one row (ok boolean, detail text) and may use $1, an array of the
- * OIDs of our tables, $2, whether the worker runs, and $3, why not.  They are
- * for people, now and then: no plan is kept.
+ * OIDs of our tables, and HealthFacts as $2 to $4.  They are for people, now
+ * and then: no plan is kept.
  *
  *-------------------------------------------------------------------------
  */
@@ -25,6 +25,13 @@
 #include "idem_compat.h"
 #include "idem_store_health.h"
 #include "idem_store_spi.h"
+
+typedef struct HealthFacts
+{
+	bool		running;		/* the background worker */
+	const char *worker;			/* or why not */
+	bool		late;			/* a key is due for longer than it may be */
+} HealthFacts;
 
 typedef struct HealthQuery
 {
@@ -90,11 +97,9 @@ static const HealthQuery queries[] = {
 	},
 	{
 		"worker",
-		"SELECT $2 OR NOT late, $3 || CASE WHEN $2 THEN ''"
-		" WHEN late THEN ', and nobody calls idem_sweep() instead'"
+		"SELECT $2 OR NOT $4, $3 || CASE WHEN $2 THEN ''"
+		" WHEN $4 THEN ', and nobody calls idem_sweep() instead'"
 		" ELSE '; no key is long due' END"
-		" FROM (SELECT EXISTS (SELECT FROM %1$s.idempotency_keys"
-		" WHERE purge_at < now() - interval '10 minutes') AS late) w"
 	},
 	{
 		"sweep_lag",
@@ -121,8 +126,9 @@ static const HealthQuery queries[] = {
  */
 static const HealthQuery cron_query = {
 	"pg_cron",
-	"SELECT count(*) > 0, CASE WHEN count(*) > 0 THEN 'job ' || string_agg(jobid::text, ', ')"
-	" ELSE 'no job of this role calls idem_sweep()' END"
+	"SELECT count(*) > 0 OR NOT $4, CASE WHEN count(*) > 0 THEN 'job ' || string_agg(jobid::text, ', ')"
+	" ELSE 'no job of this role calls idem_sweep()'"
+	" || CASE WHEN $4 THEN '' ELSE '; no key is long due' END END"
 	" FROM cron.job WHERE command LIKE '%%idem_sweep%%' AND active"
 	" AND database = current_database()"
 };
@@ -141,20 +147,35 @@ our_relations(void)
 										   sizeof(Oid), true, TYPALIGN_INT));
 }
 
+/* As HealthFacts.late. */
+static bool
+keys_are_late(void)
+{
+	bool		isnull;
+
+	if (SPI_execute(psprintf("SELECT EXISTS (SELECT FROM %s.idempotency_keys"
+							 " WHERE purge_at < now() - interval '10 minutes')",
+							 idem_catalog()->schema), true, 1) != SPI_OK_SELECT)
+		elog(ERROR, "could not look for keys that are due");
+	return DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0],
+									  SPI_tuptable->tupdesc, 1, &isnull));
+}
+
 static void
-run_query(const HealthQuery *query, bool running, const char *worker,
+run_query(const HealthQuery *query, const HealthFacts *facts,
 		  IdemHealthSink sink, void *arg)
 {
-	Oid			types[3] = {OIDARRAYOID, BOOLOID, TEXTOID};
-	Datum		values[3];
+	Oid			types[4] = {OIDARRAYOID, BOOLOID, TEXTOID, BOOLOID};
+	Datum		values[4];
 	int			code;
 	bool		isnull;
 	bool		ok;
 	char	   *detail;
 
 	values[0] = our_relations();
-	values[1] = BoolGetDatum(running);
-	values[2] = CStringGetTextDatum(worker);
+	values[1] = BoolGetDatum(facts->running);
+	values[2] = CStringGetTextDatum(facts->worker);
+	values[3] = BoolGetDatum(facts->late);
 	code = SPI_execute_with_args(psprintf(query->sql, idem_catalog()->schema),
 								 lengthof(types), types, values, NULL, true, 1);
 	if (code != SPI_OK_SELECT || SPI_processed != 1)
@@ -167,7 +188,7 @@ run_query(const HealthQuery *query, bool running, const char *worker,
 }
 
 static void
-run_cron_query(IdemHealthSink sink, void *arg)
+run_cron_query(const HealthFacts *facts, IdemHealthSink sink, void *arg)
 {
 	Oid			schema = get_namespace_oid("cron", true);
 	Oid			job;
@@ -180,11 +201,12 @@ run_cron_query(IdemHealthSink sink, void *arg)
 		!OidIsValid(job) ||
 		pg_class_aclcheck(job, GetUserId(), ACL_SELECT) != ACLCHECK_OK)
 	{
-		sink(arg, cron_query.name, false, "this role cannot see cron.job");
+		sink(arg, cron_query.name, !facts->late,
+			 "this role cannot see cron.job");
 		return;
 	}
 	SPI_connect();
-	run_query(&cron_query, false, "", sink, arg);
+	run_query(&cron_query, facts, sink, arg);
 	SPI_finish();
 }
 
@@ -197,12 +219,14 @@ void
 idem_store_health(bool running, const char *worker, IdemHealthSink sink,
 				  void *arg)
 {
+	HealthFacts facts = {running, worker};
 	IdemSecctx	saved;
 	int			i;
 
 	idem_store_spi_begin(&saved);
+	facts.late = keys_are_late();
 	for (i = 0; i < lengthof(queries); i++)
-		run_query(&queries[i], running, worker, sink, arg);
+		run_query(&queries[i], &facts, sink, arg);
 	idem_store_spi_end(&saved);
-	run_cron_query(sink, arg);
+	run_cron_query(&facts, sink, arg);
 }

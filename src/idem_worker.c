@@ -16,10 +16,11 @@
  * ends the worker without a word.
  *
  * Rows that were removed stay in the index on purge_at while an old snapshot
- * may see them, and a scan from the beginning passes them all.  So the worker
- * goes on where it was, and begins at the beginning only every
- * FULL_PASS_USEC, for rows that were locked then, or are older than they
- * looked.  If that takes too long, it is left for the next time.
+ * may see them, and a scan from the beginning passes them all.  For rows that
+ * were locked then, or whose transaction committed late, the worker begins at
+ * the beginning nevertheless, as often as that takes no more than one part in
+ * FULL_PASS_SHARE of its time, and else goes on where it was.  If it takes too
+ * long, it is left for another time.
  *
  *-------------------------------------------------------------------------
  */
@@ -53,9 +54,11 @@
 #include "idem_xact.h"
 
 #define BATCH_TIMEOUT_MS	1000
+#define MAX_REST_MS			500
 #define MIN_BATCH			100
 #define MAX_RUN_USEC		(10 * USECS_PER_SEC)
-#define FULL_PASS_USEC		(10 * USECS_PER_MINUTE)
+#define FULL_PASS_SHARE		100
+#define FULL_PASS_USEC		(10 * USECS_PER_MINUTE) /* or else so often */
 #define FALLBACK_USEC		USECS_PER_MINUTE
 
 /* What became of a batch. */
@@ -72,7 +75,7 @@ typedef enum BatchEnd
 typedef struct IdemWorkerRun
 {
 	IdemSweepState state;
-	bool		full;			/* began at the beginning */
+	bool		full;			/* the batch begins at the beginning */
 	TimestampTz resume;			/* where it would have gone on else */
 	int64		batch;			/* rows in a batch */
 	int64		rows;			/* removed by the last batch */
@@ -126,10 +129,7 @@ sweep_batch(IdemWorkerRun *run)
 	idem_xact_require_writable();
 	run->reached = run->state.low;
 	PushActiveSnapshot(GetTransactionSnapshot());
-	enable_timeout_after(STATEMENT_TIMEOUT, BATCH_TIMEOUT_MS);
 	run->rows = idem_sweep_batch(&run->reached, run->batch);
-	disable_timeout(STATEMENT_TIMEOUT, false);
-	QueryCancelPending = false; /* too late to be of use */
 	PopActiveSnapshot();
 	return BATCH_DONE;
 }
@@ -190,7 +190,10 @@ run_batch(IdemWorkerRun *run)
 	PG_TRY();
 	{
 		StartTransactionCommand();
+		enable_timeout_after(STATEMENT_TIMEOUT, BATCH_TIMEOUT_MS);
 		end = sweep_batch(run);
+		disable_timeout(STATEMENT_TIMEOUT, false);
+		QueryCancelPending = false; /* too late to be of use */
 		CommitTransactionCommand();
 		if (end == BATCH_DONE)
 			run->state.low = run->reached;
@@ -216,7 +219,6 @@ shorten(IdemWorkerRun *run, TimestampTz start)
 {
 	if (run->full)
 	{
-		run->full = false;
 		run->state.low = run->resume != DT_NOBEGIN ? run->resume :
 			start - FALLBACK_USEC;
 		return true;
@@ -227,12 +229,22 @@ shorten(IdemWorkerRun *run, TimestampTz start)
 	return true;
 }
 
-/* Leave the processor and the disk to others; false when it is time to end. */
 static bool
-rest(TimestampTz start)
+database_is_wanted(void)
+{
+	bool		locked;
+
+	StartTransactionCommand();
+	locked = lock_database();
+	CommitTransactionCommand();
+	return !locked;
+}
+
+static void
+rest_for(long milliseconds)
 {
 	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-					 idem_sweep_delay(), PG_WAIT_EXTENSION);
+					 milliseconds, PG_WAIT_EXTENSION);
 	ResetLatch(MyLatch);
 	CHECK_FOR_INTERRUPTS();
 	if (ConfigReloadPending)
@@ -240,7 +252,42 @@ rest(TimestampTz start)
 		ConfigReloadPending = false;
 		ProcessConfigFile(PGC_SIGHUP);
 	}
-	return GetCurrentTimestamp() - start < MAX_RUN_USEC;
+}
+
+/*
+ * Leave the processor and the disk to others; false when it is time to end.
+ *
+ * The latch is set before the time is over, too: the timer of the batch goes
+ * on after disable_timeout().  And whoever wants the database waits for us to
+ * leave it, so a long rest is one of many short ones.
+ */
+static bool
+rest(TimestampTz start)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz end = TimestampTzPlusMilliseconds(now, idem_sweep_delay());
+
+	for (;;)
+	{
+		rest_for(Min(TimestampDifferenceMilliseconds(now, end), MAX_REST_MS));
+		now = GetCurrentTimestamp();
+		if (now - start >= MAX_RUN_USEC)
+			return false;
+		if (now >= end)
+			return true;
+		if (database_is_wanted())
+			return false;
+	}
+}
+
+/* When to begin at the beginning again, by what it took to. */
+static void
+schedule_full_pass(IdemSweepState *state, TimestampTz begin)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	int64		cost = Max(now - begin, 0);
+
+	state->full_due = now + Min(cost * FULL_PASS_SHARE, FULL_PASS_USEC);
 }
 
 /* Batch after batch; returns how the last one ended. */
@@ -251,23 +298,27 @@ sweep(IdemWorkerRun *run, TimestampTz start)
 	BatchEnd	end;
 
 	run->batch = idem_sweep_batch_size();
+	if (state->low > start)
+		state->low = DT_NOBEGIN;	/* the clock stepped back */
 	run->resume = state->low;
-	run->full = state->last_full == DT_NOBEGIN ||
-		start - state->last_full >= FULL_PASS_USEC;
+	run->full = start >= state->full_due ||
+		state->full_due - start > FULL_PASS_USEC;
 	if (run->full)
-	{
 		state->low = DT_NOBEGIN;
-		state->last_full = start;
-	}
 	state->last_rows = 0;
 	for (;;)
 	{
+		TimestampTz begin = GetCurrentTimestamp();
+
 		end = run_batch(run);
+		if (run->full)
+			schedule_full_pass(state, begin);
 		state->last_rows += run->rows;
 		state->more = end == BATCH_TOO_LONG ||
 			(end == BATCH_DONE && run->rows == run->batch);
 		if (end == BATCH_TOO_LONG && !shorten(run, start))
 			return end;
+		run->full = false;
 		if (!state->more || !rest(start))
 			return end;
 	}

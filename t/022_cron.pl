@@ -85,5 +85,11 @@ is(as_sweeper('SELECT idem_unschedule()'), 't', 'removed');
 is(as_sweeper('SELECT idem_unschedule()'), 'f', 'once');
 is($node->safe_psql('postgres', 'SELECT count(*) FROM cron.job'), '0', 'no job is left');
 
+# A role that sees no job cannot tell; it can tell whether one is missed.
+my $check = q{SELECT ok, detail FROM idem_health() WHERE check_name = 'pg_cron'};
+is(as_sweeper($check), 't|no job of this role calls idem_sweep(); no key is long due', 'no job, and none missed');
+$node->safe_psql('postgres', q{UPDATE idempotency_keys SET purge_at = now() - interval '11 min'});
+is(as_sweeper($check), 'f|no job of this role calls idem_sweep()', 'a job is missed');
+
 $node->stop;
 done_testing();
