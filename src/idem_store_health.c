@@ -152,10 +152,11 @@ static bool
 keys_are_late(void)
 {
 	bool		isnull;
+	char	   *sql = psprintf("SELECT EXISTS (SELECT FROM %s.idempotency_keys"
+							   " WHERE purge_at < now() - interval '10 minutes')",
+							   idem_catalog()->schema);
 
-	if (SPI_execute(psprintf("SELECT EXISTS (SELECT FROM %s.idempotency_keys"
-							 " WHERE purge_at < now() - interval '10 minutes')",
-							 idem_catalog()->schema), true, 1) != SPI_OK_SELECT)
+	if (SPI_execute_with_args(sql, 0, NULL, NULL, NULL, true, 1) != SPI_OK_SELECT)
 		elog(ERROR, "could not look for keys that are due");
 	return DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0],
 									  SPI_tuptable->tupdesc, 1, &isnull));

@@ -330,18 +330,25 @@ foreach my $file (@files)
 	is(join(' ', sort keys %unknown), '', "$file names only what there is");
 }
 
-# Links between files, and to headings of the same file
+# Links between files, and to headings
+sub has_heading
+{
+	my ($file, $heading) = @_;
+	my %headings = map { lc(s/[^\w\s-]//gr) =~ s/ /-/gr => 1 }
+	  slurp_file("$top/$file") =~ /^#+ (.*)$/mg;
+
+	return $headings{$heading};
+}
+
 foreach my $file (@files)
 {
-	my %headings = map { lc(s/[^\w\s-]//gr) =~ s/ /-/gr => 1 }
-	  $content{$file} =~ /^#+ (.*)$/mg;
-
 	foreach my $link ($content{$file} =~ /\]\(([^)\s]+)\)/g)
 	{
 		next if $link =~ /^\w+:/;
-		ok($link =~ /^#(.*)/
-			? $headings{$1}
-			: -e "$top/" . dirname($file) . '/' . $link,
+		my ($to, $heading) = $link =~ /^([^#]*)(?:#(.*))?$/;
+		my $target = $to eq '' ? $file : dirname($file) . "/$to";
+
+		ok(-e "$top/$target" && (!defined $heading || has_heading($target, $heading)),
 			"$file: link to $link");
 	}
 }
