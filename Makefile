@@ -15,12 +15,17 @@ OBJS = \
 	src/idem_finish.o \
 	src/idem_grant.o \
 	src/idem_health.o \
+	src/idem_hmac.o \
+	src/idem_keep.o \
 	src/idem_launcher.o \
 	src/idem_policy.o \
 	src/idem_policy_values.o \
+	src/idem_refusals.o \
 	src/idem_result.o \
 	src/idem_role.o \
 	src/idem_run.o \
+	src/idem_seal.o \
+	src/idem_seal_verify.o \
 	src/idem_secctx.o \
 	src/idem_secret.o \
 	src/idem_shmem.o \
@@ -32,8 +37,11 @@ OBJS = \
 	src/idem_store_direct.o \
 	src/idem_store_health.o \
 	src/idem_store_lock.o \
+	src/idem_store_partition.o \
 	src/idem_store_policy.o \
 	src/idem_store_row.o \
+	src/idem_store_seal.o \
+	src/idem_store_seal_rows.o \
 	src/idem_store_secret.o \
 	src/idem_store_spi.o \
 	src/idem_store_sql.o \

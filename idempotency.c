@@ -29,6 +29,8 @@
  *					idem_xact		what this transaction claims and runs
  *	storage			idem_store_*	the one door to our tables
  *	ground			idem_shmem		what all processes share
+ *					idem_refusals	refused calls, on their way to the audit log
+ *					idem_keep		both, over a clean restart
  *					idem_secctx		the switch to the owner of the tables
  *					idem_catalog	our objects in this database
  *					idem_compat.h	differences between majors
@@ -46,6 +48,8 @@
 #include "src/idem_launcher.h"
 #include "src/idem_policy.h"
 #include "src/idem_policy_values.h"
+#include "src/idem_refusals.h"
+#include "src/idem_seal.h"
 #include "src/idem_shmem.h"
 #include "src/idem_store_way.h"
 #include "src/idem_sweep.h"
@@ -69,11 +73,15 @@ _PG_init(void)
 	idem_policy_init();
 	idem_policy_values_init();
 	idem_sweep_init();
+	idem_seal_init();
 	idem_catalog_init();
 	idem_xact_init();
 	idem_store_way_init();
 	idem_launcher_init();
 	if (process_shared_preload_libraries_in_progress)
+	{
 		idem_shmem_init();
+		idem_refusals_init();
+	}
 	MarkGUCPrefixReserved("idempotency");
 }

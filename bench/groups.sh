@@ -99,6 +99,32 @@ count_tuples() {
 	record hot '' "peers/five@$1" 1 $((${after#* } - ${before#* }))
 }
 
+# What the log costs, and sealing it once a second: the worker does it each half
+# minute.
+run_audit() {
+	local sealer round script
+
+	psql_quietly -d bench -c "SELECT idem_policy('audited', audit => true)" >/dev/null
+	between_groups bench
+	export PGOPTIONS='-c synchronous_commit=off'
+	for ((round = 1; round <= rounds; round++)); do
+		for script in ours/run ours/audit ours/audit_sealed; do
+			sealer=
+			if [[ $script == ours/audit_sealed ]]; then
+				psql_quietly -d bench -c 'SELECT idem_audit_seal()' >/dev/null
+				"$PG_BIN/psql" -qAtX -d bench <<<'SELECT idem_audit_seal() \watch 1' >/dev/null &
+				sealer=$!
+			fi
+			measure audit '' bench "$cores" "$script" "$round"
+			[[ -z $sealer ]] || kill "$sealer"
+		done
+	done
+	unset PGOPTIONS
+	psql_quietly -d bench -c 'SELECT idem_audit_seal()' >/dev/null
+	[[ -z $(psql_quietly -d bench -c 'SELECT * FROM idem_audit_verify()') ]] ||
+		die "the seals do not verify"
+}
+
 run_dedupe() {
 	export PGOPTIONS='-c synchronous_commit=off'
 	interleave dedupe '' bench 1 0 ours/dedupe peers/insert

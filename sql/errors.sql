@@ -81,6 +81,7 @@ INSERT INTO calls (state, call) VALUES
 	('22004', 'idem_audit(NULL, ''order'', ''canary'')'),
 	('22004', 'idem_audit(''sold'', NULL, ''canary'')'),
 	('22004', 'idem_audit(''sold'', ''order'', NULL)'),
+	('22004', 'idem_audit_prune(NULL)'),
 	('22004', 'idem_scope(VARIADIC NULL::text[])'),
 	('22004', 'idem_scope(''canary'', NULL)'),
 	('22004', 'idem_context(VARIADIC NULL::text[])'),
@@ -182,6 +183,10 @@ INSERT INTO calls (state, call) VALUES
 	-- the rest
 	('22023', 'idem_checkpoint(''errors'', ''canary-running'', 1, '''')'),
 	('22023', 'idem_checkpoint(''errors'', ''canary-running'', 1, ''p'', to_jsonb(repeat(''canary'', 1000000)))'),
+	('22023', 'idem_audit_verify(''canary'')'),
+	('22023', 'idem_audit_verify(''idem1:1:'' || repeat(''0'', 63))'),
+	('22023', 'idem_audit_verify(''idem1:1:'' || repeat(''0'', 65))'),
+	('22023', 'idem_audit_verify(''idem1:-1:'' || repeat(''0'', 64))'),
 	('22023', 'idem_audit('''', ''order'', ''canary'')'),
 	('22023', 'idem_audit(''sold'', ''idempotency_key'', ''canary'')'),
 	('22023', 'idem_audit(repeat(''canary'', 200), ''order'', ''1'')'),
@@ -255,7 +260,7 @@ WHERE d.classid = 'pg_proc'::regclass AND d.refclassid = 'pg_extension'::regclas
 	AND d.refobjid = (SELECT oid FROM pg_extension WHERE extname = 'idempotency')
 	AND p.prorettype <> 'trigger'::regtype
 	AND p.proname NOT IN ('idem_health', 'idem_policy_values', 'idem_sweep_all', 'idem_stats_values', 'idem_stats_reset',
-		'idem_activity_values', 'idem_sweep_status_values')
+		'idem_activity_values', 'idem_sweep_status_values', 'idem_audit_seal', 'idem_audit_digest')
 	AND NOT EXISTS (SELECT FROM calls WHERE call LIKE p.proname || '(%')
 ORDER BY 1;
 

@@ -39,7 +39,7 @@ SELECT type, identity FROM members
 WHERE obj_description(objid, (SELECT relname FROM pg_class WHERE oid = classid)) IS NULL
 ORDER BY type COLLATE "C", identity COLLATE "C";
 SELECT t.tgname AS trigger_without_comment
-FROM members m JOIN pg_trigger t ON m.classid = 'pg_class'::regclass AND t.tgrelid = m.objid AND NOT t.tgisinternal
+FROM members m JOIN pg_trigger t ON m.classid = 'pg_class'::regclass AND t.tgrelid = m.objid AND NOT t.tgisinternal AND t.tgparentid = 0
 WHERE obj_description(t.oid, 'pg_trigger') IS NULL;
 
 --
@@ -91,6 +91,9 @@ SELECT outcome FROM idem_claim('members', 'app');
 RESET ROLE;
 SET ROLE regress_idem_auditor;
 SELECT count(*) >= 0 AS log FROM idempotency_audit_log;
+SELECT count(*) >= 0 AS seals FROM idempotency_audit_seals;
+SELECT idem_audit_seal() >= 0 AS sealed, idem_audit_digest() IS NOT NULL AS digest;
+SELECT count(*) AS problems FROM idem_audit_verify();
 SELECT count(*) > 0 AS policies FROM idem_policy_list;
 SELECT count(*) > 0 AS health FROM idem_health();
 RESET ROLE;

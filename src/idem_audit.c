@@ -6,7 +6,7 @@
  * Owns what a row says and who may change the log: nobody but a superuser,
  * the owner of the table included, save for the extension's own row.  A row
  * is written in the transaction of what it tells; if it cannot be, that
- * transaction fails.
+ * transaction fails.  Refusals are written later, by the worker.
  *
  *-------------------------------------------------------------------------
  */
@@ -17,12 +17,17 @@
 #include "fmgr.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
+#include "utils/json.h"
+#include "utils/jsonb.h"
 #include "utils/rel.h"
+#include "utils/timestamp.h"
 
 #include "idem_args.h"
 #include "idem_audit.h"
+#include "idem_catalog.h"
 #include "idem_digest.h"
 #include "idem_store.h"
+#include "idem_store_seal.h"
 #include "idem_xact.h"
 
 /* The entity of the transitions, which application code cannot write. */
@@ -46,6 +51,71 @@ idem_audit_transition(const char *action, const IdemKey *id, const IdemRow *row)
 	audit.token = row->token;
 	audit.effective_role = GetUserNameFromId(GetUserId(), false);
 	(void) idem_store_audit(&audit);
+}
+
+/* A time in UTC, after RFC 3339. */
+static void
+append_time(StringInfo json, TimestampTz when)
+{
+	struct pg_tm tm;
+	fsec_t		fsec;
+
+	if (timestamp2tm(when, NULL, &tm, &fsec, NULL, NULL) != 0)
+		elog(ERROR, "timestamp out of range");
+	appendStringInfo(json, "\"%04d-%02d-%02dT%02d:%02d:%02d.%06dZ\"",
+					 tm.tm_year, tm.tm_mon, tm.tm_mday,
+					 tm.tm_hour, tm.tm_min, tm.tm_sec, (int) fsec);
+}
+
+/* Under which policy, how often and, if more than once, until when. */
+static Datum
+describe_refused(const IdemRefused *refused)
+{
+	StringInfoData json;
+
+	initStringInfo(&json);
+	appendStringInfoString(&json, "{\"policy\": ");
+	escape_json(&json, refused->subject.policy);
+	appendStringInfo(&json, ", \"count\": " INT64_FORMAT, refused->count);
+	if (refused->count > 1)
+	{
+		appendStringInfoString(&json, ", \"last_at\": ");
+		append_time(&json, refused->last_at);
+	}
+	appendStringInfoChar(&json, '}');
+	return DirectFunctionCall1(jsonb_in, CStringGetDatum(json.data));
+}
+
+/*
+ * idem_audit_refused
+ *		For a worker: record calls that were refused, in order.  Those of an
+ *		audit log that has been dropped since are passed over.
+ */
+void
+idem_audit_refused(const IdemRefused *refused, int number)
+{
+	int			i;
+
+	for (i = 0; i < number; i++)
+	{
+		const IdemRefusalSubject *subject = &refused[i].subject;
+		IdemStoreAudit audit;
+
+		if (subject->audit_log != idem_catalog()->audit_log)
+			continue;
+		memset(&audit, 0, sizeof(audit));
+		audit.action = idem_refusals_name(subject->action);
+		audit.entity = KEY_ENTITY;
+		audit.entity_id = subject->entity_id;
+		audit.effective_role = subject->effective_role;
+		audit.detail = describe_refused(&refused[i]);
+		audit.at = refused[i].first_at;
+		audit.session_role = subject->session_role;
+		audit.client_addr = subject->client_addr[0] != '\0' ?
+			subject->client_addr : NULL;
+		audit.application_name = subject->application_name;
+		(void) idem_store_audit(&audit);
+	}
 }
 
 IDEM_FUNCTION(idem_audit);
@@ -102,7 +172,8 @@ is_own_row(TriggerData *trigdata)
 	IdemStoreAudit row;
 
 	if (!TRIGGER_FIRED_BY_INSERT(trigdata->tg_event) ||
-		!TRIGGER_FIRED_FOR_ROW(trigdata->tg_event))
+		!TRIGGER_FIRED_FOR_ROW(trigdata->tg_event) ||
+		SPI_fnumber(desc, "entity_id") == SPI_ERROR_NOATTRIBUTE)
 		return false;
 	memset(&row, 0, sizeof(row));
 	row.action = get_text(tuple, desc, "action");
@@ -118,9 +189,9 @@ IDEM_FUNCTION(idem_audit_guard);
 
 /*
  * idem_audit_guard() RETURNS trigger
- *		Before INSERT, UPDATE, DELETE and TRUNCATE of the log; 42501 unless it
- *		is our own row or a superuser's doing (who restores a dump, and could
- *		drop the trigger anyway).  39P01 when called by itself.
+ *		Before INSERT, UPDATE, DELETE and TRUNCATE of the log and its seals;
+ *		42501 unless it is our own doing or a superuser's (who restores a dump,
+ *		and could drop the trigger anyway).  39P01 when called by itself.
  */
 Datum
 idem_audit_guard(PG_FUNCTION_ARGS)
@@ -134,7 +205,7 @@ idem_audit_guard(PG_FUNCTION_ARGS)
 						"idem_audit_guard"),
 				 errhint("It is for the triggers of \"%s\" only.",
 						 "idempotency_audit_log")));
-	if (!is_own_row(trigdata) && !superuser())
+	if (!is_own_row(trigdata) && !idem_store_seal_writes() && !superuser())
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("the audit log can only be appended to, by idem_audit()"),
@@ -143,4 +214,17 @@ idem_audit_guard(PG_FUNCTION_ARGS)
 		return PointerGetDatum(NULL);
 	return PointerGetDatum(TRIGGER_FIRED_BY_UPDATE(trigdata->tg_event) ?
 						   trigdata->tg_newtuple : trigdata->tg_trigtuple);
+}
+
+IDEM_FUNCTION(idem_audit_own);
+
+/*
+ * idem_audit_own() RETURNS void
+ *		For the install script, which drops it: see there.
+ */
+Datum
+idem_audit_own(PG_FUNCTION_ARGS)
+{
+	idem_store_audit_own();
+	PG_RETURN_VOID();
 }

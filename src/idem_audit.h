@@ -9,8 +9,10 @@
 #define IDEM_AUDIT_H
 
 #include "idem.h"
+#include "idem_refusals.h"
 
 extern void idem_audit_transition(const char *action, const IdemKey *id,
 								  const IdemRow *row);
+extern void idem_audit_refused(const IdemRefused *refused, int number);
 
 #endif							/* IDEM_AUDIT_H */

@@ -56,7 +56,7 @@ relation_changed(Datum arg, Oid relid)
 {
 	if (relid == InvalidOid || relid == cached.keys ||
 		relid == cached.policies || relid == cached.audit_log ||
-		relid == cached.secrets)
+		relid == cached.audit_seals || relid == cached.secrets)
 		cached_valid = false;
 }
 
@@ -209,6 +209,13 @@ look_up(IdemCatalog *catalog)
 	catalog->keys_unique = has_primary_key(catalog->keys);
 	catalog->policies = find_relation(schema, "idempotency_policies");
 	catalog->audit_log = find_relation(schema, "idempotency_audit_log");
+	catalog->audit_default = find_relation(schema,
+										   "idempotency_audit_log_default");
+	catalog->audit_sequence = find_relation(schema,
+											"idempotency_audit_log_id_seq");
+	catalog->audit_seals = find_relation(schema, "idempotency_audit_seals");
+	catalog->audit_owner = find_owner(catalog->audit_log);
+	catalog->seals_owner = find_owner(catalog->audit_seals);
 	catalog->secrets = find_relation(schema, "idempotency_secrets");
 	catalog->secrets_pkey = find_relation(schema, "idempotency_secrets_pkey");
 	catalog->owner = find_owner(catalog->keys);

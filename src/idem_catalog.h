@@ -19,6 +19,11 @@ typedef struct IdemCatalog
 	bool		keys_unique;	/* it has the primary key that we rest on */
 	Oid			policies;
 	Oid			audit_log;
+	Oid			audit_default;	/* its partition for any other time */
+	Oid			audit_sequence;
+	Oid			audit_seals;
+	Oid			audit_owner;	/* of the log: who inserts into it */
+	Oid			seals_owner;	/* of the seals: who seals, if the same */
 	Oid			secrets;
 	Oid			secrets_pkey;
 	Oid			response_type;

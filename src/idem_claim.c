@@ -39,6 +39,7 @@
 #include "idem_claim.h"
 #include "idem_digest.h"
 #include "idem_fingerprint.h"
+#include "idem_refusals.h"
 #include "idem_result.h"
 #include "idem_role.h"
 #include "idem_shmem.h"
@@ -205,7 +206,7 @@ count_wait(const IdemClaim *claim)
 /*
  * idem_claim_count
  *		Count the outcome of a claim; of one that was granted, of its finish,
- *		too.
+ *		too.  For the audit log, note a refusal.
  */
 void
 idem_claim_count(const IdemClaim *claim, IdemOutcome outcome)
@@ -220,6 +221,8 @@ idem_claim_count(const IdemClaim *claim, IdemOutcome outcome)
 		idem_shmem_count(counters, IDEM_COUNT_TAKEN_OVER, 1);
 	if (outcome != IDEM_OUTCOME_CLAIMED)
 		idem_shmem_count(counters, (IdemCounter) outcome, 1);
+	if (claim->row_policy.audit)
+		idem_refusals_note_outcome(outcome, &claim->id, &claim->row_policy);
 }
 
 /*
@@ -307,7 +310,7 @@ idem_claim_decide(IdemClaim *claim, bool check_new)
 	if (claim->waited)
 		count_wait(claim);
 	if (claim->decision.verdict == IDEM_FORBIDDEN)
-		idem_role_refuse(&claim->id);
+		idem_role_refuse(&claim->id, &claim->row_policy);
 }
 
 /*
@@ -349,7 +352,7 @@ idem_claim_fill(IdemClaim *claim)
 	{
 		claim->row_policy = claim->policy;
 		row->policy = cstring_to_text(NameStr(claim->policy.name));
-		row->claimed_by = idem_role_owner(&claim->policy);
+		row->claimed_by = idem_role_owner(&claim->policy, &claim->id);
 		row->fingerprint = claim->fingerprint;
 		row->context = claim->context;
 		row->created_at = claim->now;

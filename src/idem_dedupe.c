@@ -218,6 +218,20 @@ free_attempt(IdemState state, int32 attempt, TimestampTz expires_at,
 	return decision.verdict == IDEM_CLAIM_FRESH ? decision.attempt : 0;
 }
 
+/* Refuse a key whose row is another role's; 42501. */
+static void
+require_role(const IdemDedupe *dedupe, const DedupeKey *key,
+			 const text *claimed_by, const text *policy_name)
+{
+	IdemKey		id = id_of(dedupe, key);
+	IdemPolicy	policy;
+
+	if (idem_role_permits(claimed_by))
+		return;
+	idem_policy_get_stored(policy_name, &policy);
+	idem_role_refuse(&id, &policy);
+}
+
 /* Look at the rows of the new ones of some keys: those are not new. */
 static void
 look(IdemDedupe *dedupe, const DedupeKey *keys, int nkeys)
@@ -233,7 +247,6 @@ look(IdemDedupe *dedupe, const DedupeKey *keys, int nkeys)
 	{
 		const IdemStoreBrief *brief = &found[i];
 		DedupeKey  *key = find_key(dedupe, brief->key);
-		IdemKey		id = id_of(dedupe, key);
 
 		if (free_attempt(brief->state, 0, brief->expires_at, brief->purge_at,
 						 brief->policy) > 0)
@@ -241,7 +254,7 @@ look(IdemDedupe *dedupe, const DedupeKey *keys, int nkeys)
 			key->state = DEDUPE_FREE;
 			continue;
 		}
-		idem_role_require(&id, brief->claimed_by);
+		require_role(dedupe, key, brief->claimed_by, brief->policy);
 		settle(dedupe, key, NULL);
 	}
 	pfree(found);
@@ -306,7 +319,7 @@ settle_free(IdemDedupe *dedupe, DedupeKey *key)
 								   old.purge_at, old.policy);
 		if (row.attempt == 0)
 		{
-			idem_role_require(&id, old.claimed_by);
+			require_role(dedupe, key, old.claimed_by, old.policy);
 			settle(dedupe, key, NULL);
 			return;
 		}

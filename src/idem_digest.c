@@ -16,23 +16,54 @@
 
 #define LOG_ID_BYTES 8
 
+static void
+check_result(IdemDigest *digest, int result)
+{
+	if (result < 0)
+		elog(ERROR, "could not compute SHA-256: %s",
+			 pg_cryptohash_error(digest));
+}
+
+/*
+ * idem_digest_begin, idem_digest_add, idem_digest_end
+ *		SHA-256, piece by piece; the end frees it.
+ */
+IdemDigest *
+idem_digest_begin(void)
+{
+	IdemDigest *digest = pg_cryptohash_create(PG_SHA256);
+
+	check_result(digest, pg_cryptohash_init(digest));
+	return digest;
+}
+
+void
+idem_digest_add(IdemDigest *digest, const void *data, size_t len)
+{
+	check_result(digest, pg_cryptohash_update(digest, data, len));
+}
+
+void
+idem_digest_end(IdemDigest *digest, uint8 *result)
+{
+	check_result(digest, pg_cryptohash_final(digest, result,
+											 IDEM_DIGEST_BYTES));
+	pg_cryptohash_free(digest);
+}
+
 /*
  * idem_digest_parts
  *		SHA-256 of the parts, one after the other, into 32 bytes.
  */
 void
-idem_digest_parts(const IdemBytes *parts, int nparts, uint8 *digest)
+idem_digest_parts(const IdemBytes *parts, int nparts, uint8 *result)
 {
-	pg_cryptohash_ctx *ctx = pg_cryptohash_create(PG_SHA256);
-	int			result = pg_cryptohash_init(ctx);
+	IdemDigest *digest = idem_digest_begin();
 	int			i;
 
-	for (i = 0; i < nparts && result >= 0; i++)
-		result = pg_cryptohash_update(ctx, parts[i].data, parts[i].len);
-	if (result < 0 ||
-		pg_cryptohash_final(ctx, digest, PG_SHA256_DIGEST_LENGTH) < 0)
-		elog(ERROR, "could not compute SHA-256: %s", pg_cryptohash_error(ctx));
-	pg_cryptohash_free(ctx);
+	for (i = 0; i < nparts; i++)
+		idem_digest_add(digest, parts[i].data, parts[i].len);
+	idem_digest_end(digest, result);
 }
 
 /*

@@ -10,6 +10,14 @@
 
 #include "idem_state.h"
 
+#define IDEM_DIGEST_BYTES 32	/* of a SHA-256 */
+
+/* A SHA-256 that is computed piece by piece. */
+typedef struct pg_cryptohash_ctx IdemDigest;
+
+extern IdemDigest *idem_digest_begin(void);
+extern void idem_digest_add(IdemDigest *digest, const void *data, size_t len);
+extern void idem_digest_end(IdemDigest *digest, uint8 *result);
 extern void idem_digest_parts(const IdemBytes *parts, int nparts,
 							  uint8 *digest);
 extern bytea *idem_digest_bytea(const void *data, size_t len);

@@ -25,6 +25,7 @@
 #include "idem_audit.h"
 #include "idem_claim.h"
 #include "idem_digest.h"
+#include "idem_refusals.h"
 #include "idem_result.h"
 #include "idem_role.h"
 #include "idem_shmem.h"
@@ -98,7 +99,7 @@ hold(FunctionCallInfo fcinfo, IdemHeld *held)
 	if (!find(fcinfo, held, idem_store_hold) ||
 		idem_xact_is_running(&held->id))
 		return false;
-	idem_role_require(&held->id, held->row.claimed_by);
+	idem_role_require(&held->id, held->row.claimed_by, &held->policy);
 	held->own = idem_xact_owns(&held->row);
 	return true;
 }
@@ -117,7 +118,7 @@ hold_or_read_finished(FunctionCallInfo fcinfo, IdemHeld *held)
 		!find(fcinfo, held, idem_store_read) ||
 		!idem_state_finished(held->row.state))
 		return hold(fcinfo, held);
-	idem_role_require(&held->id, held->row.claimed_by);
+	idem_role_require(&held->id, held->row.claimed_by, &held->policy);
 	held->own = false;
 	return true;
 }
@@ -147,6 +148,7 @@ require_token(const IdemHeld *held, int64 token)
 	if (token == NO_TOKEN ? held->own : token == held->row.token)
 		return;
 	idem_shmem_count(held->policy.counters, IDEM_COUNT_LOST, 1);
+	idem_refusals_note(IDEM_REFUSAL_LOST, &held->id, &held->policy);
 	ereport(ERROR,
 			(errcode(ERRCODE_IDEM_CLAIM_LOST),
 			 errmsg("the claim on key %s in scope %s is not the caller's",
@@ -471,7 +473,7 @@ idem_lookup(PG_FUNCTION_ARGS)
 		held.row.state == IDEM_STATE_RELEASED ||
 		(now >= held.row.purge_at && !TIMESTAMP_IS_NOEND(held.row.purge_at)))
 		PG_RETURN_NULL();
-	idem_role_require(&held.id, held.row.claimed_by);
+	idem_role_require(&held.id, held.row.claimed_by, &held.policy);
 	return idem_result_form(outcome_of(&held.row, now), &held.row,
 							held.policy.mismatch_status, now);
 }

@@ -23,6 +23,7 @@
 
 #include "idem_args.h"
 #include "idem_catalog.h"
+#include "idem_store_spi.h"
 #include "idem_xact.h"
 
 typedef struct GrantLevel
@@ -50,6 +51,7 @@ static const char *const app_functions[] = {
 
 static const char *const operator_functions[] = {
 	"idem_activity_values",
+	"idem_audit_seal",
 	"idem_forget",
 	"idem_health",
 	"idem_lookup",
@@ -67,6 +69,9 @@ static const char *const operator_functions[] = {
 };
 
 static const char *const auditor_functions[] = {
+	"idem_audit_digest",
+	"idem_audit_seal",
+	"idem_audit_verify",
 	"idem_health",
 	"idem_policy_values",
 	NULL
@@ -83,6 +88,7 @@ static const char *const operator_relations[] = {
 static const char *const auditor_relations[] = {
 	"idem_policy_list",
 	"idempotency_audit_log",
+	"idempotency_audit_seals",
 	NULL
 };
 
@@ -91,15 +97,6 @@ static const GrantLevel levels[] = {
 	{"operator", operator_functions, operator_relations},
 	{"auditor", auditor_functions, auditor_relations}
 };
-
-static void
-execute(const char *command)
-{
-	int			code = SPI_execute(command, false, 0);
-
-	if (code != SPI_OK_UTILITY)
-		elog(ERROR, "SPI_execute failed: %s", SPI_result_code_string(code));
-}
 
 /* Every overload of a function of ours. */
 static void
@@ -124,7 +121,7 @@ grant_function(const char *name, const char *role)
 	}
 	ReleaseSysCacheList(list);
 	foreach(cell, commands)
-		execute(lfirst(cell));
+		idem_store_spi_command(lfirst(cell));
 }
 
 static const GrantLevel *
@@ -163,13 +160,14 @@ idem_grant(PG_FUNCTION_ARGS)
 	level = find_level(text_to_cstring(idem_args_text(fcinfo, 1, "level")));
 
 	SPI_connect();
-	execute(psprintf("GRANT USAGE ON SCHEMA %s TO %s",
-					 idem_catalog()->schema, role));
+	idem_store_spi_command(psprintf("GRANT USAGE ON SCHEMA %s TO %s",
+									idem_catalog()->schema, role));
 	for (i = 0; level->functions[i] != NULL; i++)
 		grant_function(level->functions[i], role);
 	for (i = 0; level->relations[i] != NULL; i++)
-		execute(psprintf("GRANT SELECT ON TABLE %s.%s TO %s",
-						 idem_catalog()->schema, level->relations[i], role));
+		idem_store_spi_command(psprintf("GRANT SELECT ON TABLE %s.%s TO %s",
+										idem_catalog()->schema,
+										level->relations[i], role));
 	SPI_finish();
 	PG_RETURN_VOID();
 }

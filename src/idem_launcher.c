@@ -42,6 +42,7 @@
 #include "utils/varlena.h"
 
 #include "idem_launcher.h"
+#include "idem_refusals.h"
 #include "idem_shmem.h"
 #include "idem_worker.h"
 
@@ -127,7 +128,9 @@ refresh_targets(TimestampTz now)
 
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
-	known = idem_shmem_databases(); /* before the catalog is read */
+	/* before the catalog is read */
+	known = list_concat_unique_oid(idem_shmem_databases(),
+								   idem_refusals_databases());
 	(void) SplitIdentifierString(pstrdup(databases), ',', &names);
 	catalog = table_open(DatabaseRelationId, AccessShareLock);
 	scan = table_beginscan_catalog(catalog, 0, NULL);
@@ -142,8 +145,12 @@ refresh_targets(TimestampTz now)
 	table_endscan(scan);
 	table_close(catalog, AccessShareLock);
 	foreach(cell, known)
-		if (!list_member_oid(all, lfirst_oid(cell)))
+	{
+		if (list_member_oid(all, lfirst_oid(cell)))
+			continue;
 		idem_shmem_drop_database(lfirst_oid(cell));
+		idem_refusals_forget(lfirst_oid(cell));
+	}
 	PopActiveSnapshot();
 	CommitTransactionCommand();
 

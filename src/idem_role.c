@@ -16,6 +16,7 @@
 #include "utils/builtins.h"
 
 #include "idem_digest.h"
+#include "idem_refusals.h"
 #include "idem_role.h"
 
 /*
@@ -35,11 +36,12 @@ idem_role_permits(const text *claimed_by)
 
 /*
  * idem_role_refuse
- *		Raise 42501: the key is another role's.
+ *		Raise 42501: the key, of a row under that policy, is another role's.
  */
 void
-idem_role_refuse(const IdemKey *id)
+idem_role_refuse(const IdemKey *id, const IdemPolicy *policy)
 {
+	idem_refusals_note(IDEM_REFUSAL_FORBIDDEN, id, policy);
 	ereport(ERROR,
 			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 			 errmsg("permission denied for key %s in scope %s",
@@ -54,28 +56,34 @@ idem_role_refuse(const IdemKey *id)
  *		Refuse unless idem_role_permits().
  */
 void
-idem_role_require(const IdemKey *id, const text *claimed_by)
+idem_role_require(const IdemKey *id, const text *claimed_by,
+				  const IdemPolicy *policy)
 {
 	if (!idem_role_permits(claimed_by))
-		idem_role_refuse(id);
+		idem_role_refuse(id, policy);
 }
 
 /*
  * idem_role_owner
- *		The name of the role that owns a new key under a policy; 42501.
+ *		The name of the role that owns a new key under a policy; 42501.  In
+ *		the id of many keys, none of them is named.
  */
 text *
-idem_role_owner(const IdemPolicy *policy)
+idem_role_owner(const IdemPolicy *policy, const IdemKey *id)
 {
 	const char *owner = NameStr(policy->owner_role);
 
 	if (owner[0] == '\0')
 		return cstring_to_text(GetUserNameFromId(GetUserId(), false));
 	if (!has_privs_of_role(GetUserId(), get_role_oid(owner, true)))
+	{
+		if (id->key != NULL)
+			idem_refusals_note(IDEM_REFUSAL_FORBIDDEN, id, policy);
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("must have privileges of the owner role of policy \"%s\"",
 						NameStr(policy->name)),
 				 errhint("Grant role \"%s\" to the current user.", owner)));
+	}
 	return cstring_to_text(owner);
 }

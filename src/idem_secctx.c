@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * idem_secctx.c
- *	  Becoming the owner of the key table, and back.
+ *	  Becoming the owner of a table of ours, and back.
  *
  * The only room that switches user, security context and search_path.  It
  * does so around statements on our own tables and never while user code (a
@@ -22,20 +22,17 @@
 #include "utils/guc.h"
 #include "utils/plancache.h"
 
-#include "idem_catalog.h"
 #include "idem_secctx.h"
 
 #define PINNED_SEARCH_PATH "pg_catalog, pg_temp"
 
 /*
  * idem_secctx_enter
- *		Become the owner of the key table, with a pinned search_path.
+ *		Become the owner of a table of ours, with a pinned search_path.
  */
 void
-idem_secctx_enter(IdemSecctx *saved)
+idem_secctx_enter(IdemSecctx *saved, Oid owner)
 {
-	Oid			owner = idem_catalog()->owner;
-
 	GetUserIdAndSecContext(&saved->userid, &saved->sec_context);
 	SetUserIdAndSecContext(owner, saved->sec_context |
 						   SECURITY_LOCAL_USERID_CHANGE |

@@ -1,11 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * idem_secret.c
- *	  Secrets, and the HMACs made with them.
- *
- * A secret is never used itself: each use has a key derived from it, so that
- * what is made for one purpose says nothing in another.  HMAC is pgcrypto's,
- * called by OID as a C function; nothing of it passes through SQL.
+ *	  Setting secrets, and contexts made with them.
  *
  *-------------------------------------------------------------------------
  */
@@ -19,37 +15,14 @@
 
 #include "idem.h"
 #include "idem_args.h"
-#include "idem_catalog.h"
+#include "idem_hmac.h"
+#include "idem_seal.h"
 #include "idem_store.h"
 #include "idem_text.h"
 #include "idem_xact.h"
 
 #define MIN_SECRET_BYTES 16
 #define MAX_SECRET_BYTES 1024
-
-#define PURPOSE_CONTEXT "context"
-#define PURPOSE_AUDIT "audit"
-
-/* What the derived key of a context is the HMAC of. */
-#define CONTEXT_LABEL "idempotency 1 context"
-
-static bytea *
-hmac_sha256(const void *data, int len, bytea *key)
-{
-	Oid			hmac = idem_catalog_hmac();
-	bytea	   *message = palloc(VARHDRSZ + len);
-
-	if (!OidIsValid(hmac))
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("function hmac(bytea, bytea, text) of extension \"pgcrypto\" not found"),
-				 errhint("Create extension \"pgcrypto\" in this database.")));
-	SET_VARSIZE(message, VARHDRSZ + len);
-	memcpy(VARDATA(message), data, len);
-	return DatumGetByteaPP(OidFunctionCall3(hmac, PointerGetDatum(message),
-											PointerGetDatum(key),
-											CStringGetTextDatum("sha256")));
-}
 
 static void
 append_uint32(StringInfo buffer, uint32 value)
@@ -76,13 +49,14 @@ idem_context(PG_FUNCTION_ARGS)
 	Datum	   *components;
 	int			count = idem_text_components(fcinfo, &components);
 	int32		key_id;
-	bytea	   *secret = idem_store_secret_newest(PURPOSE_CONTEXT, &key_id);
+	bytea	   *secret = idem_store_secret_newest(IDEM_PURPOSE_CONTEXT,
+												  &key_id);
 	bytea	   *mac;
 	StringInfoData buffer;
 	int			i;
 
 	if (secret == NULL)
-		secret = idem_store_secret_newest(PURPOSE_AUDIT, &key_id);
+		secret = idem_store_secret_newest(IDEM_PURPOSE_AUDIT, &key_id);
 	if (secret == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -97,8 +71,8 @@ idem_context(PG_FUNCTION_ARGS)
 		appendBinaryStringInfo(&buffer, VARDATA_ANY(component),
 							   VARSIZE_ANY_EXHDR(component));
 	}
-	mac = hmac_sha256(CONTEXT_LABEL, strlen(CONTEXT_LABEL), secret);
-	mac = hmac_sha256(buffer.data, buffer.len, mac);
+	mac = idem_hmac(buffer.data, buffer.len,
+					idem_hmac_key(secret, IDEM_HMAC_CONTEXT));
 
 	resetStringInfo(&buffer);
 	appendStringInfoSpaces(&buffer, VARHDRSZ);
@@ -114,8 +88,11 @@ IDEM_FUNCTION(idem_secret);
  * idem_secret(purpose text, secret bytea) RETURNS integer
  *		Superuser: store the next secret of a purpose; returns its key id.
  *
+ * One of "audit" goes into the chain of seals at once: whoever rewrites the
+ * chain without it can then not pretend that it was never there.
+ *
  * Raises 22004, 22023, 25006, 42501.  Holds SHARE ROW EXCLUSIVE on the table
- * of secrets to the end of the transaction.
+ * of secrets, and on that of the seals, to the end of the transaction.
  */
 Datum
 idem_secret(PG_FUNCTION_ARGS)
@@ -123,6 +100,7 @@ idem_secret(PG_FUNCTION_ARGS)
 	text	   *purpose = idem_args_text(fcinfo, 0, "purpose");
 	char	   *name = text_to_cstring(purpose);
 	bytea	   *secret;
+	int32		key_id;
 	int			len;
 
 	idem_args_require(fcinfo, 1, "secret");
@@ -132,12 +110,13 @@ idem_secret(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("must be superuser to set a secret"),
 				 errhint("Ask a superuser to call idem_secret().")));
-	if (strcmp(name, PURPOSE_CONTEXT) != 0 && strcmp(name, PURPOSE_AUDIT) != 0)
+	if (strcmp(name, IDEM_PURPOSE_CONTEXT) != 0 &&
+		strcmp(name, IDEM_PURPOSE_AUDIT) != 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("invalid value for argument \"%s\"", "purpose"),
 				 errhint("Available values: \"%s\", \"%s\".",
-						 PURPOSE_CONTEXT, PURPOSE_AUDIT)));
+						 IDEM_PURPOSE_CONTEXT, IDEM_PURPOSE_AUDIT)));
 	secret = PG_GETARG_BYTEA_PP(1);
 	len = VARSIZE_ANY_EXHDR(secret);
 	if (len < MIN_SECRET_BYTES || len > MAX_SECRET_BYTES)
@@ -145,5 +124,8 @@ idem_secret(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("a secret has %d to %d bytes", MIN_SECRET_BYTES, MAX_SECRET_BYTES),
 				 errhint("Make one with gen_random_bytes(32).")));
-	PG_RETURN_INT32(idem_store_secret_add(purpose, secret));
+	key_id = idem_store_secret_add(purpose, secret);
+	if (strcmp(name, IDEM_PURPOSE_AUDIT) == 0)
+		idem_seal_key();
+	PG_RETURN_INT32(key_id);
 }

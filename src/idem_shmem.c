@@ -17,21 +17,15 @@
  * One LWLock guards all that.  It is held for a search of the arrays at most,
  * no other lock is taken under it, and nothing can throw there.
  *
- * Over a clean restart everything is kept in a file, as pg_stat_statements
- * does it: written when the postmaster shuts down, removed when it has been
- * read, so that there is none after a crash.
+ * Over a clean restart everything is kept in a file (idem_keep.c).
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
-#include <unistd.h>
-
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "port/atomics.h"
-#include "port/pg_crc32c.h"
-#include "storage/fd.h"
 #include "storage/ipc.h"
 #include "storage/lwlock.h"
 #include "storage/shmem.h"
@@ -39,6 +33,7 @@
 #include "utils/timestamp.h"
 
 #include "idem_compat.h"
+#include "idem_keep.h"
 #include "idem_shmem.h"
 
 #define TRANCHE "idempotency"
@@ -46,7 +41,7 @@
 #define MAX_DATABASES 1024
 
 #define FILE_NAME PGSTAT_STAT_PERMANENT_DIRECTORY "/idempotency.stat"
-#define FILE_MAGIC 0x1DE00001	/* changes with the structs below */
+#define FILE_MAGIC 0x1DE00003	/* changes with the structs below */
 
 /* The first entry counts what found no room. */
 #define NO_ROOM 0
@@ -66,15 +61,15 @@ typedef struct IdemShmem
 	IdemSweepState databases[MAX_DATABASES];
 } IdemShmem;
 
-/* The file: this, then the entries in use. */
-typedef struct FileHead
+/* What is kept: this, then the entries in use. */
+typedef struct KeptHead
 {
-	uint32		magic;
-	uint32		major;			/* of the server */
 	uint32		policies;
 	uint32		databases;
-	pg_crc32c	crc;			/* of the entries */
-} FileHead;
+} KeptHead;
+
+#define KEPT_ROOM (sizeof(KeptHead) + sizeof(((IdemShmem *) NULL)->policies) + \
+				   sizeof(((IdemShmem *) NULL)->databases))
 
 static IdemShmem *shmem = NULL;
 static LWLock *lock = NULL;
@@ -413,120 +408,56 @@ idem_shmem_launcher(void)
 	return pid;
 }
 
-/* The entries in use, one after the other, in a buffer of their own. */
-static char *
-pack(FileHead *head, Size *size)
+/* on_shmem_exit of the postmaster, when no other process is left. */
+static void
+save(int code, Datum arg)
 {
-	char	   *buffer = palloc(sizeof(shmem->policies) +
-								sizeof(shmem->databases));
-	char	   *end = buffer;
+	KeptHead	head = {0, 0};
+	char	   *data;
+	char	   *end;
 	int			i;
 
-	memset(head, 0, sizeof(*head));
-	head->magic = FILE_MAGIC;
-	head->major = PG_MAJORVERSION_NUM;
+	if (code != 0 || shmem == NULL)
+		return;
+	data = palloc(KEPT_ROOM);
+	end = data + sizeof(head);
 	for (i = 0; i < MAX_POLICIES; i++)
 		if (i == NO_ROOM || OidIsValid(shmem->policies[i].database))
 		{
 			memcpy(end, &shmem->policies[i], sizeof(PolicyEntry));
 			end += sizeof(PolicyEntry);
-			head->policies++;
+			head.policies++;
 		}
 	for (i = 0; i < MAX_DATABASES; i++)
 		if (OidIsValid(shmem->databases[i].database))
 		{
 			memcpy(end, &shmem->databases[i], sizeof(IdemSweepState));
 			end += sizeof(IdemSweepState);
-			head->databases++;
+			head.databases++;
 		}
-	*size = end - buffer;
-	INIT_CRC32C(head->crc);
-	COMP_CRC32C(head->crc, buffer, *size);
-	FIN_CRC32C(head->crc);
-	return buffer;
+	memcpy(data, &head, sizeof(head));
+	idem_keep_write(FILE_NAME, FILE_MAGIC, data, end - data);
 }
 
-/* on_shmem_exit of the postmaster, when no other process is left. */
-static void
-save(int code, Datum arg)
-{
-	FileHead	head;
-	Size		size;
-	char	   *entries;
-	FILE	   *file;
-	bool		written;
-
-	if (code != 0 || shmem == NULL)
-		return;
-	entries = pack(&head, &size);
-	file = AllocateFile(FILE_NAME ".tmp", PG_BINARY_W);
-	written = file != NULL &&
-		fwrite(&head, sizeof(head), 1, file) == 1 &&
-		fwrite(entries, size, 1, file) == 1;
-	if (file != NULL && FreeFile(file) != 0)
-		written = false;
-	if (written)
-	{
-		(void) durable_rename(FILE_NAME ".tmp", FILE_NAME, LOG);
-		return;
-	}
-	ereport(LOG,
-			(errcode_for_file_access(),
-			 errmsg("could not write file \"%s\": %m", FILE_NAME ".tmp")));
-	unlink(FILE_NAME ".tmp");
-}
-
-static bool
-read_file(FILE *file, FileHead *head, char *buffer, Size room)
-{
-	Size		size;
-	pg_crc32c	crc;
-
-	if (fread(head, sizeof(*head), 1, file) != 1 ||
-		head->magic != FILE_MAGIC || head->major != PG_MAJORVERSION_NUM ||
-		head->policies < 1 || head->policies > MAX_POLICIES ||
-		head->databases > MAX_DATABASES)
-		return false;
-	size = head->policies * sizeof(PolicyEntry) +
-		head->databases * sizeof(IdemSweepState);
-	if (size > room || fread(buffer, size, 1, file) != 1)
-		return false;
-	INIT_CRC32C(crc);
-	COMP_CRC32C(crc, buffer, size);
-	FIN_CRC32C(crc);
-	return EQ_CRC32C(crc, head->crc);
-}
-
-/* What a clean shutdown left; the file is good for one start. */
+/* What a clean shutdown left. */
 static void
 restore(void)
 {
-	Size		room = sizeof(shmem->policies) + sizeof(shmem->databases);
-	char	   *buffer = palloc(room);
-	FILE	   *file = AllocateFile(FILE_NAME, PG_BINARY_R);
-	FileHead	head;
+	char	   *data = palloc(KEPT_ROOM);
+	KeptHead	head;
+	Size		size;
 
-	if (file == NULL && errno == ENOENT)
+	if (idem_keep_read(FILE_NAME, FILE_MAGIC, data, KEPT_ROOM, &size))
 	{
-		pfree(buffer);
-		return;
-	}
-	if (file != NULL && read_file(file, &head, buffer, room))
-	{
-		Size		policies = head.policies * sizeof(PolicyEntry);
+		Size		policies;
 
-		memcpy(shmem->policies, buffer, policies);
-		memcpy(shmem->databases, buffer + policies,
+		memcpy(&head, data, sizeof(head));
+		policies = head.policies * sizeof(PolicyEntry);
+		memcpy(shmem->policies, data + sizeof(head), policies);
+		memcpy(shmem->databases, data + sizeof(head) + policies,
 			   head.databases * sizeof(IdemSweepState));
 	}
-	else
-		ereport(LOG,
-				(errcode(ERRCODE_DATA_CORRUPTED),
-				 errmsg("ignoring invalid data in file \"%s\"", FILE_NAME)));
-	if (file != NULL)
-		FreeFile(file);
-	unlink(FILE_NAME);
-	pfree(buffer);
+	pfree(data);
 }
 
 static void

@@ -44,7 +44,17 @@ typedef struct IdemCounters
 
 #define IDEM_SWEEP_ERROR_BYTES	256
 
-/* How the sweeps of one database go. */
+/* What the worker does for a database, in this order. */
+typedef enum IdemTask
+{
+	IDEM_TASK_SWEEP,
+	IDEM_TASK_REFUSALS,
+	IDEM_TASK_SEALS
+} IdemTask;
+
+#define IDEM_NUM_TASKS (IDEM_TASK_SEALS + 1)
+
+/* How that goes in one database. */
 typedef struct IdemSweepState
 {
 	Oid			database;
@@ -55,6 +65,7 @@ typedef struct IdemSweepState
 	int64		last_rows;
 	TimestampTz low;			/* where the worker goes on */
 	TimestampTz full_due;		/* when it is to begin at the beginning */
+	IdemTask	failed_task;	/* that last_error is of */
 	char		last_error[IDEM_SWEEP_ERROR_BYTES]; /* empty: none */
 } IdemSweepState;
 

@@ -57,6 +57,12 @@ typedef struct IdemStoreAudit
 	int64		token;			/* 0: null */
 	const char *effective_role;
 	Datum		detail;			/* jsonb; 0: null */
+
+	/* of another session; else zero, for the time and session that it is */
+	TimestampTz at;
+	const char *session_role;
+	const char *client_addr;
+	const char *application_name;
 } IdemStoreAudit;
 
 /* idem_store_lock.c */
@@ -109,9 +115,15 @@ extern List *idem_store_policy_names(void);
 /* idem_store_audit.c */
 extern int64 idem_store_audit(const IdemStoreAudit *audit);
 extern bool idem_store_audit_passes(const IdemStoreAudit *row);
+extern bool idem_store_audit_begun(void);
+extern int64 idem_store_audit_origin(void);
+extern void idem_store_audit_adopt(void);
+extern int64 idem_store_audit_last_id(void);
+extern void idem_store_audit_own(void);
 
 /* idem_store_secret.c */
 extern int32 idem_store_secret_add(const text *purpose, const bytea *secret);
 extern bytea *idem_store_secret_newest(const char *purpose, int32 *key_id);
+extern bytea *idem_store_secret_get(const char *purpose, int32 key_id);
 
 #endif							/* IDEM_STORE_H */

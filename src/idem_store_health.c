@@ -12,6 +12,7 @@
 #include "postgres.h"
 
 #include "catalog/namespace.h"
+#include "catalog/pg_inherits.h"
 #include "catalog/pg_type.h"
 #include "commands/extension.h"
 #include "executor/spi.h"
@@ -39,6 +40,11 @@ typedef struct HealthQuery
 	const char *sql;			/* %1$s is our schema */
 } HealthQuery;
 
+/* Of the relations in $1, those of the audit log. */
+#define IS_AUDIT \
+	" (c.relispartition OR c.relname" \
+	" IN ('idempotency_audit_log', 'idempotency_audit_seals'))"
+
 static const HealthQuery queries[] = {
 	{
 		"tables_logged",
@@ -56,20 +62,23 @@ static const HealthQuery queries[] = {
 		" FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid"
 		" LEFT JOIN pg_proc p ON p.oid = t.tgfoid AND p.pronamespace = c.relnamespace"
 		" AND t.tgenabled = 'A' AND NOT t.tgdeferrable AND t.tgqual IS NULL"
-		" WHERE c.oid = ANY ($1) AND NOT t.tgisinternal) t FULL JOIN (VALUES"
-		" ('idempotency_policies', 'idempotency_policies_changed', 'idem_policy_changed'),"
-		" ('idempotency_policies', 'idempotency_policies_truncated', 'idem_policy_changed'),"
-		" ('idempotency_audit_log', 'idempotency_audit_guard_row', 'idem_audit_guard'),"
-		" ('idempotency_audit_log', 'idempotency_audit_guard_truncate', 'idem_audit_guard'))"
-		" o (relname, tgname, proname) ON (t.relname, t.tgname, t.proname)"
-		" = (o.relname, o.tgname, o.proname)"
+		" WHERE c.oid = ANY ($1) AND NOT t.tgisinternal) t FULL JOIN"
+		" (SELECT c.relname::text, o.tgname, o.proname FROM pg_class c, (VALUES"
+		" (false, 'idempotency_policies_changed', 'idem_policy_changed'),"
+		" (false, 'idempotency_policies_truncated', 'idem_policy_changed'),"
+		" (true, 'idempotency_audit_guard_row', 'idem_audit_guard'),"
+		" (true, 'idempotency_audit_guard_truncate', 'idem_audit_guard'))"
+		" o (audit, tgname, proname) WHERE c.oid = ANY ($1)"
+		" AND CASE WHEN o.audit THEN" IS_AUDIT
+		" ELSE c.relname = 'idempotency_policies' END) o"
+		" ON (t.relname, t.tgname, t.proname) = (o.relname, o.tgname, o.proname)"
 		" WHERE t.relname IS NULL OR o.relname IS NULL) d"
 	},
 	{
 		"row_security",
-		"SELECT relrowsecurity, CASE WHEN relrowsecurity THEN 'on for the audit log'"
-		" ELSE 'off for the audit log' END"
-		" FROM pg_class WHERE oid = ANY ($1) AND relname = 'idempotency_audit_log'"
+		"SELECT count(*) = 0, CASE WHEN count(*) = 0 THEN 'on for the audit log and its seals'"
+		" ELSE 'off for ' || string_agg(c.relname, ', ') END FROM pg_class c"
+		" WHERE c.oid = ANY ($1) AND" IS_AUDIT " AND NOT c.relrowsecurity"
 	},
 	{
 		"rules",
@@ -80,12 +89,20 @@ static const HealthQuery queries[] = {
 	{
 		"owner",
 		"SELECT count(DISTINCT c.relowner) = 1,"
-		" CASE WHEN count(DISTINCT c.relowner) > 1 THEN 'give all tables to one role: '"
+		" CASE WHEN count(DISTINCT c.relowner) > 1 THEN 'give both tables to one role: '"
 		" || string_agg(format('%%s of %%I', c.relname, r.rolname), ', ')"
 		" WHEN bool_and(r.rolsuper) THEN 'a superuser; a NOLOGIN role would do'"
 		" ELSE min(r.rolname) END"
 		" FROM pg_class c JOIN pg_roles r ON r.oid = c.relowner"
-		" WHERE c.oid = ANY ($1) AND c.relname <> 'idempotency_secrets'"
+		" WHERE c.oid = ANY ($1)"
+		" AND c.relname IN ('idempotency_keys', 'idempotency_policies')"
+	},
+	{
+		"audit_owner",
+		"SELECT count(*) = 0, CASE WHEN count(*) = 0 THEN 'only a superuser can change the log'"
+		" ELSE 'can be changed by ' || string_agg(format('%%I: %%s', r.rolname, c.relname), ', ') END"
+		" FROM pg_class c JOIN pg_roles r ON r.oid = c.relowner"
+		" WHERE c.oid = ANY ($1) AND" IS_AUDIT " AND NOT r.rolsuper"
 	},
 	{
 		"publications",
@@ -120,6 +137,16 @@ static const HealthQuery queries[] = {
 	},
 };
 
+/* Asked as the owner of the seals. */
+static const HealthQuery seals_query = {
+	"audit_seals",
+	"SELECT coalesce(lag < '1 hour', true), coalesce('oldest row that is not sealed: ' || lag,"
+	" 'all rows are sealed') FROM (SELECT clock_timestamp() - at AS lag"
+	" FROM %1$s.idempotency_audit_log"
+	" WHERE id > coalesce((SELECT max(id_to) FROM %1$s.idempotency_audit_seals), 0)"
+	" ORDER BY id LIMIT 1) l RIGHT JOIN (VALUES (1)) v (one) ON true"
+};
+
 /*
  * Asked as the caller, since a role sees only its own jobs, and only if it
  * may look there at all.
@@ -133,18 +160,24 @@ static const HealthQuery cron_query = {
 	" AND database = current_database()"
 };
 
+/* Keys, policies, secrets, seals, and the log with its partitions. */
 static Datum
 our_relations(void)
 {
 	const IdemCatalog *catalog = idem_catalog();
-	Datum		oids[4];
+	List	   *log = find_all_inheritors(catalog->audit_log, NoLock, NULL);
+	Datum	   *oids = palloc(sizeof(Datum) * (list_length(log) + 4));
+	int			count = 0;
+	ListCell   *cell;
 
-	oids[0] = ObjectIdGetDatum(catalog->keys);
-	oids[1] = ObjectIdGetDatum(catalog->policies);
-	oids[2] = ObjectIdGetDatum(catalog->audit_log);
-	oids[3] = ObjectIdGetDatum(catalog->secrets);
-	return PointerGetDatum(construct_array(oids, lengthof(oids), OIDOID,
-										   sizeof(Oid), true, TYPALIGN_INT));
+	oids[count++] = ObjectIdGetDatum(catalog->keys);
+	oids[count++] = ObjectIdGetDatum(catalog->policies);
+	oids[count++] = ObjectIdGetDatum(catalog->secrets);
+	oids[count++] = ObjectIdGetDatum(catalog->audit_seals);
+	foreach(cell, log)
+		oids[count++] = ObjectIdGetDatum(lfirst_oid(cell));
+	return PointerGetDatum(construct_array(oids, count, OIDOID, sizeof(Oid),
+										   true, TYPALIGN_INT));
 }
 
 /* As HealthFacts.late. */
@@ -156,7 +189,8 @@ keys_are_late(void)
 							   " WHERE purge_at < now() - interval '10 minutes')",
 							   idem_catalog()->schema);
 
-	if (SPI_execute_with_args(sql, 0, NULL, NULL, NULL, true, 1) != SPI_OK_SELECT)
+	if (SPI_execute_with_args(sql, 0, NULL, NULL, NULL, true, 1) !=
+		SPI_OK_SELECT)
 		elog(ERROR, "could not look for keys that are due");
 	return DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0],
 									  SPI_tuptable->tupdesc, 1, &isnull));
@@ -228,6 +262,9 @@ idem_store_health(bool running, const char *worker, IdemHealthSink sink,
 	facts.late = keys_are_late();
 	for (i = 0; i < lengthof(queries); i++)
 		run_query(&queries[i], &facts, sink, arg);
+	idem_store_spi_end(&saved);
+	idem_store_spi_begin_as(&saved, idem_catalog()->seals_owner);
+	run_query(&seals_query, &facts, sink, arg);
 	idem_store_spi_end(&saved);
 	run_cron_query(&facts, sink, arg);
 }

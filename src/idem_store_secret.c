@@ -36,12 +36,22 @@ typedef enum SecretColumn
 
 #define SECRET_COLUMNS (SECRET_CREATED_AT + 1)
 
+static int32
+key_id_of(Relation table, HeapTuple tuple)
+{
+	bool		isnull;
+
+	return DatumGetInt32(heap_getattr(tuple, SECRET_KEY_ID + 1,
+									  RelationGetDescr(table), &isnull));
+}
+
 /*
- * The newest row of a purpose, any purpose if that is NULL; a copy.  The key
- * id is the order of creation, whatever the purpose.
+ * The newest row of a purpose, any purpose if that is NULL, with this key id
+ * unless it is 0; a copy.  The key id is the order of creation, whatever the
+ * purpose.
  */
 static HeapTuple
-find_newest(Relation table, const char *purpose)
+find_newest(Relation table, const char *purpose, int32 key_id)
 {
 	Oid			indexid = idem_catalog()->secrets_pkey;
 	Relation	index = index_open(indexid, AccessShareLock);
@@ -61,23 +71,15 @@ find_newest(Relation table, const char *purpose)
 			break;
 		value = heap_getattr(tuple, SECRET_PURPOSE + 1,
 							 RelationGetDescr(table), &isnull);
-		if (purpose == NULL ||
-			strcmp(TextDatumGetCString(value), purpose) == 0)
+		if ((purpose == NULL ||
+			 strcmp(TextDatumGetCString(value), purpose) == 0) &&
+			(key_id == 0 || key_id == key_id_of(table, tuple)))
 			result = heap_copytuple(tuple);
 	}
 	systable_endscan_ordered(scan);
 	UnregisterSnapshot(snapshot);
 	index_close(index, AccessShareLock);
 	return result;
-}
-
-static int32
-key_id_of(Relation table, HeapTuple tuple)
-{
-	bool		isnull;
-
-	return DatumGetInt32(heap_getattr(tuple, SECRET_KEY_ID + 1,
-									  RelationGetDescr(table), &isnull));
 }
 
 /*
@@ -91,7 +93,7 @@ idem_store_secret_add(const text *purpose, const bytea *secret)
 {
 	Relation	table = table_open(idem_catalog()->secrets,
 								   ShareRowExclusiveLock);
-	HeapTuple	newest = find_newest(table, NULL);
+	HeapTuple	newest = find_newest(table, NULL, 0);
 	int32		key_id = newest == NULL ? 1 : key_id_of(table, newest) + 1;
 	Datum		values[SECRET_COLUMNS];
 	bool		nulls[SECRET_COLUMNS] = {0};
@@ -107,6 +109,15 @@ idem_store_secret_add(const text *purpose, const bytea *secret)
 	return key_id;
 }
 
+static bytea *
+copy_secret(Relation table, HeapTuple tuple)
+{
+	bool		isnull;
+
+	return DatumGetByteaPCopy(heap_getattr(tuple, SECRET_SECRET + 1,
+										   RelationGetDescr(table), &isnull));
+}
+
 /*
  * idem_store_secret_newest
  *		The newest secret of a purpose and its key id, or NULL.
@@ -115,18 +126,29 @@ bytea *
 idem_store_secret_newest(const char *purpose, int32 *key_id)
 {
 	Relation	table = table_open(idem_catalog()->secrets, AccessShareLock);
-	HeapTuple	tuple = find_newest(table, purpose);
+	HeapTuple	tuple = find_newest(table, purpose, 0);
 	bytea	   *secret = NULL;
 
 	if (tuple != NULL)
 	{
-		bool		isnull;
-		Datum		value = heap_getattr(tuple, SECRET_SECRET + 1,
-										 RelationGetDescr(table), &isnull);
-
 		*key_id = key_id_of(table, tuple);
-		secret = DatumGetByteaPCopy(value);
+		secret = copy_secret(table, tuple);
 	}
+	table_close(table, AccessShareLock);
+	return secret;
+}
+
+/*
+ * idem_store_secret_get
+ *		The secret of a purpose with this key id, or NULL.
+ */
+bytea *
+idem_store_secret_get(const char *purpose, int32 key_id)
+{
+	Relation	table = table_open(idem_catalog()->secrets, AccessShareLock);
+	HeapTuple	tuple = key_id > 0 ? find_newest(table, purpose, key_id) : NULL;
+	bytea	   *secret = tuple != NULL ? copy_secret(table, tuple) : NULL;
+
 	table_close(table, AccessShareLock);
 	return secret;
 }

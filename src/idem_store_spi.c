@@ -48,17 +48,24 @@ idem_store_spi_latest(void)
 }
 
 /*
- * idem_store_spi_begin, idem_store_spi_end
- *		Around one or more statements.
+ * idem_store_spi_begin_as, idem_store_spi_begin, idem_store_spi_end
+ *		Around one or more statements, as the owner of the table that they are
+ *		about, which is the key table unless told.
  */
 void
-idem_store_spi_begin(IdemSecctx *saved)
+idem_store_spi_begin_as(IdemSecctx *saved, Oid owner)
 {
 	int			code = SPI_connect();
 
 	if (code != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed: %s", SPI_result_code_string(code));
-	idem_secctx_enter(saved);
+	idem_secctx_enter(saved, owner);
+}
+
+void
+idem_store_spi_begin(IdemSecctx *saved)
+{
+	idem_store_spi_begin_as(saved, idem_catalog()->owner);
 }
 
 void
@@ -203,4 +210,41 @@ idem_store_spi_execute(IdemPlan *plan, Datum *values, const char *nulls,
 	else if (plan_generation(plan) != made)
 		plan->generation = 0;	/* made anew unpinned: not to be kept */
 	return SPI_processed;
+}
+
+/*
+ * idem_store_spi_value
+ *		A value of what the last statement returned; counted from 0.
+ */
+Datum
+idem_store_spi_value(int row, int column, bool *isnull)
+{
+	return SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc,
+						 column + 1, isnull);
+}
+
+/*
+ * idem_store_spi_number
+ *		A bigint of its first row; 0 for a null.
+ */
+int64
+idem_store_spi_number(int column)
+{
+	bool		isnull;
+	Datum		value = idem_store_spi_value(0, column, &isnull);
+
+	return isnull ? 0 : DatumGetInt64(value);
+}
+
+/*
+ * idem_store_spi_command
+ *		Execute a utility command, which can have no parameters.
+ */
+void
+idem_store_spi_command(const char *command)
+{
+	int			code = SPI_execute(command, false, 0);
+
+	if (code != SPI_OK_UTILITY)
+		elog(ERROR, "SPI_execute failed: %s", SPI_result_code_string(code));
 }

@@ -4,8 +4,10 @@
  *	  The sweep of one database, as a background worker.
  *
  * Started by the launcher (idem_launcher.c), removes what is past its
- * retention batch by batch, and ends: when nothing is left, or after
- * MAX_RUN_USEC, for other databases to have their turn.
+ * retention batch by batch: until nothing is left, or for MAX_RUN_USEC, for
+ * other databases to have their turn.  Then it writes the refusals that are
+ * queued for the database to the audit log, and seals that log, for as long
+ * at most each, and ends.
  *
  * Whoever wants the database for himself (DROP, RENAME, CREATE ... TEMPLATE)
  * locks it and then waits a few seconds for others to leave.  So each batch
@@ -21,6 +23,10 @@
  * the beginning nevertheless, as often as that takes no more than one part in
  * FULL_PASS_SHARE of its time, and else goes on where it was.  If it takes too
  * long, it is left for another time.
+ *
+ * Of the refusals, those that were queued when it began to write are written.
+ * They leave the queue with the commit (idem_refusals.c); after an error or a
+ * termination they are still there, for the next worker.
  *
  *-------------------------------------------------------------------------
  */
@@ -47,7 +53,10 @@
 #include "utils/timeout.h"
 #include "utils/timestamp.h"
 
+#include "idem_audit.h"
 #include "idem_catalog.h"
+#include "idem_refusals.h"
+#include "idem_seal.h"
 #include "idem_shmem.h"
 #include "idem_sweep.h"
 #include "idem_worker.h"
@@ -60,6 +69,7 @@
 #define FULL_PASS_SHARE		100
 #define FULL_PASS_USEC		(10 * USECS_PER_MINUTE) /* or else so often */
 #define FALLBACK_USEC		USECS_PER_MINUTE
+#define REFUSALS_BATCH		100
 
 /* What became of a batch. */
 typedef enum BatchEnd
@@ -80,7 +90,17 @@ typedef struct IdemWorkerRun
 	int64		batch;			/* rows in a batch */
 	int64		rows;			/* removed by the last batch */
 	TimestampTz reached;		/* by it, if it commits */
+	IdemRefused *refused;		/* what is left to write */
+	int			nrefused;
+	int			refused_batch;	/* how many of them are a batch */
+	bool		unsealed;		/* the last batch left rows of the log so */
+	IdemTask	task;			/* that we are at */
+	BatchEnd	ends[IDEM_NUM_TASKS];	/* how the last batch of each ended */
+	bool		failed;			/* with an error, which was noted */
 } IdemWorkerRun;
+
+/* What a batch does within its transaction. */
+typedef BatchEnd (*BatchWork) (IdemWorkerRun *run);
 
 static char database_name[NAMEDATALEN]; /* for the log */
 
@@ -112,9 +132,9 @@ lock_extension(Oid extension)
 	return get_extension_oid("idempotency", true) == extension;
 }
 
-/* What a batch does within its transaction. */
+/* What a batch begins with: locks, and whether it may do anything. */
 static BatchEnd
-sweep_batch(IdemWorkerRun *run)
+begin_batch(void)
 {
 	Oid			extension;
 
@@ -127,6 +147,16 @@ sweep_batch(IdemWorkerRun *run)
 		return BATCH_UNWANTED;
 	idem_catalog_require_version();
 	idem_xact_require_writable();
+	return BATCH_DONE;
+}
+
+static BatchEnd
+sweep_batch(IdemWorkerRun *run)
+{
+	BatchEnd	begun = begin_batch();
+
+	if (begun != BATCH_DONE)
+		return begun;
 	run->reached = run->state.low;
 	PushActiveSnapshot(GetTransactionSnapshot());
 	run->rows = idem_sweep_batch(&run->reached, run->batch);
@@ -134,20 +164,64 @@ sweep_batch(IdemWorkerRun *run)
 	return BATCH_DONE;
 }
 
-/* Remember an error, and tell it to the log when it is another one. */
-static void
-note_error(IdemSweepState *state, int sqlstate, const char *message)
+static BatchEnd
+seal_batch(IdemWorkerRun *run)
 {
+	BatchEnd	begun = begin_batch();
+
+	run->unsealed = false;
+	if (begun != BATCH_DONE)
+		return begun;
+	PushActiveSnapshot(GetTransactionSnapshot());
+	run->unsealed = idem_seal_batch();
+	PopActiveSnapshot();
+	return BATCH_DONE;
+}
+
+static BatchEnd
+refusals_batch(IdemWorkerRun *run)
+{
+	int			number = Min(run->nrefused, run->refused_batch);
+	BatchEnd	begun = begin_batch();
+
+	if (begun != BATCH_DONE)
+		return begun;
+	PushActiveSnapshot(GetTransactionSnapshot());
+	idem_audit_refused(run->refused, number);
+	PopActiveSnapshot();
+	idem_refusals_release(run->refused, number);
+	return BATCH_DONE;
+}
+
+/*
+ * Remember the first error of a run, and tell it to the log when it is not
+ * that of the last one.
+ */
+static void
+note_error(IdemWorkerRun *run, int sqlstate, const char *message)
+{
+	IdemSweepState *state = &run->state;
 	char		last[IDEM_SWEEP_ERROR_BYTES];
 
+	if (run->failed)
+		return;
+	run->failed = true;
+	state->failed_task = run->task;
 	strlcpy(last, state->last_error, sizeof(last));
 	strlcpy(state->last_error, message, sizeof(state->last_error));
-	if (strcmp(last, state->last_error) != 0)
-		ereport(LOG,
-				(errcode(sqlstate),
-				 errmsg("idempotency keys of database \"%s\" cannot be swept: %s",
-						database_name, message),
-				 errhint("Tried again with growing pauses; see idem_sweep_status.")));
+	if (strcmp(last, state->last_error) == 0)
+		return;
+	ereport(LOG,
+			(errcode(sqlstate),
+			 run->task == IDEM_TASK_SWEEP ?
+			 errmsg("idempotency keys of database \"%s\" cannot be swept: %s",
+					database_name, message) :
+			 run->task == IDEM_TASK_REFUSALS ?
+			 errmsg("refusals of database \"%s\" cannot be written to the audit log: %s",
+					database_name, message) :
+			 errmsg("audit log of database \"%s\" cannot be sealed: %s",
+					database_name, message),
+			 errhint("Tried again with growing pauses; see idem_sweep_status.")));
 }
 
 /*
@@ -171,7 +245,7 @@ clean_up(IdemWorkerRun *run, MemoryContext context)
 	if (error->sqlerrcode == ERRCODE_QUERY_CANCELED)
 		end = BATCH_TOO_LONG;
 	else
-		note_error(&run->state, error->sqlerrcode,
+		note_error(run, error->sqlerrcode,
 				   error->message != NULL ? error->message : "");
 	FreeErrorData(error);
 	RESUME_INTERRUPTS();
@@ -179,29 +253,25 @@ clean_up(IdemWorkerRun *run, MemoryContext context)
 }
 
 static BatchEnd
-run_batch(IdemWorkerRun *run)
+run_batch(IdemWorkerRun *run, BatchWork work, const char *activity)
 {
 	MemoryContext context = CurrentMemoryContext;
 	volatile BatchEnd end = BATCH_DONE;
 
-	run->rows = 0;
-	pgstat_report_activity(STATE_RUNNING, "removing expired idempotency keys");
+	pgstat_report_activity(STATE_RUNNING, activity);
 	SetCurrentStatementStartTimestamp();
 	PG_TRY();
 	{
 		StartTransactionCommand();
 		enable_timeout_after(STATEMENT_TIMEOUT, BATCH_TIMEOUT_MS);
-		end = sweep_batch(run);
+		end = work(run);
 		disable_timeout(STATEMENT_TIMEOUT, false);
 		QueryCancelPending = false; /* too late to be of use */
 		CommitTransactionCommand();
-		if (end == BATCH_DONE)
-			run->state.low = run->reached;
 	}
 	PG_CATCH();
 	{
 		end = clean_up(run, context);
-		run->rows = 0;
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);
@@ -310,42 +380,121 @@ sweep(IdemWorkerRun *run, TimestampTz start)
 	{
 		TimestampTz begin = GetCurrentTimestamp();
 
-		end = run_batch(run);
+		run->rows = 0;
+		end = run_batch(run, sweep_batch, "removing expired idempotency keys");
+		if (end == BATCH_DONE)
+			state->low = run->reached;
+		else
+			run->rows = 0;
 		if (run->full)
 			schedule_full_pass(state, begin);
 		state->last_rows += run->rows;
 		state->more = end == BATCH_TOO_LONG ||
 			(end == BATCH_DONE && run->rows == run->batch);
 		if (end == BATCH_TOO_LONG && !shorten(run, start))
+		{
+			note_error(run, ERRCODE_QUERY_CANCELED, "a batch takes too long");
 			return end;
+		}
 		run->full = false;
 		if (!state->more || !rest(start))
 			return end;
 	}
 }
 
-/* Tell the launcher, and idem_sweep_status, how it went. */
+/*
+ * Write what is queued, batch after batch; returns how the last one ended.
+ * Smaller ones if they take too long: somebody may have locked the log, or
+ * put a slow trigger on it.
+ */
+static BatchEnd
+write_refusals(IdemWorkerRun *run)
+{
+	TimestampTz start = GetCurrentTimestamp();
+	BatchEnd	end = BATCH_DONE;
+
+	run->refused = idem_refusals_begin(&run->nrefused);
+	run->refused_batch = REFUSALS_BATCH;
+	while (run->nrefused > 0 && GetCurrentTimestamp() - start < MAX_RUN_USEC)
+	{
+		int			number = Min(run->nrefused, run->refused_batch);
+
+		CHECK_FOR_INTERRUPTS();
+		end = run_batch(run, refusals_batch,
+						"writing refusals to the audit log");
+		if (end == BATCH_DONE)
+		{
+			run->refused += number;
+			run->nrefused -= number;
+		}
+		else if (end == BATCH_TOO_LONG && number > 1)
+			run->refused_batch = number / 10 + 1;
+		else
+			break;
+	}
+	if (end == BATCH_TOO_LONG)
+		note_error(run, ERRCODE_QUERY_CANCELED, "a row takes too long");
+	idem_refusals_end();
+	return end;
+}
+
+/* Seal what can be sealed, batch after batch. */
+static BatchEnd
+seal(IdemWorkerRun *run)
+{
+	TimestampTz start = GetCurrentTimestamp();
+	BatchEnd	end;
+
+	do
+	{
+		end = run_batch(run, seal_batch, "sealing the audit log");
+	} while (end == BATCH_DONE && run->unsealed && rest(start));
+	if (end == BATCH_TOO_LONG)
+		note_error(run, ERRCODE_QUERY_CANCELED, "a batch takes too long");
+	return end;
+}
+
+/* Tell the log that an error is over. */
 static void
-report(IdemWorkerRun *run, BatchEnd end, TimestampTz start)
+clear_error(IdemSweepState *state)
+{
+	ereport(LOG,
+			(state->failed_task == IDEM_TASK_SWEEP ?
+			 errmsg("idempotency keys of database \"%s\" are swept again",
+					database_name) :
+			 state->failed_task == IDEM_TASK_REFUSALS ?
+			 errmsg("refusals of database \"%s\" are written to the audit log again",
+					database_name) :
+			 errmsg("audit log of database \"%s\" is sealed again",
+					database_name)));
+	state->last_error[0] = '\0';
+}
+
+/*
+ * Tell the launcher, and idem_sweep_status, how it went.  An error is over
+ * when what it was at has been done.
+ */
+static void
+report(IdemWorkerRun *run, TimestampTz start)
 {
 	IdemSweepState *state = &run->state;
+	BatchEnd	swept = run->ends[IDEM_TASK_SWEEP];
+	int			task;
 
-	if (end == BATCH_ABSENT)
+	for (task = 0; task < IDEM_NUM_TASKS; task++)
 	{
+		if (run->ends[task] != BATCH_ABSENT)
+			continue;
 		idem_shmem_forget(MyDatabaseId);
+		idem_refusals_forget(MyDatabaseId);
 		return;
 	}
-	if (end == BATCH_UNWANTED && state->last_rows == 0)
+	if (swept == BATCH_UNWANTED && state->last_rows == 0)
 		return;
-	if (end == BATCH_TOO_LONG && run->batch <= MIN_BATCH)
-		note_error(state, ERRCODE_QUERY_CANCELED, "a batch takes too long");
-	else if (end != BATCH_FAILED && state->last_error[0] != '\0')
-	{
-		ereport(LOG,
-				(errmsg("idempotency keys of database \"%s\" are swept again",
-						database_name)));
-		state->last_error[0] = '\0';
-	}
+	if (!run->failed && state->last_error[0] != '\0' &&
+		(state->failed_task == IDEM_TASK_SWEEP ||
+		 run->ends[state->failed_task] == BATCH_DONE))
+		clear_error(state);
 	state->last_run = start;
 	state->last_duration = GetCurrentTimestamp() - start;
 	state->runs++;
@@ -376,6 +525,23 @@ read_database_name(void)
 	CommitTransactionCommand();
 }
 
+/* One after the other, as long as nobody else wants the database. */
+static void
+do_tasks(IdemWorkerRun *run, TimestampTz start)
+{
+	for (run->task = 0; run->task < IDEM_NUM_TASKS; run->task++)
+		run->ends[run->task] = BATCH_UNWANTED;
+	for (run->task = 0; run->task < IDEM_NUM_TASKS; run->task++)
+	{
+		BatchEnd	end = run->task == IDEM_TASK_SWEEP ? sweep(run, start) :
+		run->task == IDEM_TASK_REFUSALS ? write_refusals(run) : seal(run);
+
+		run->ends[run->task] = end;
+		if (end == BATCH_ABSENT || end == BATCH_UNWANTED)
+			return;
+	}
+}
+
 /*
  * idem_worker_main
  *		Entry point; the argument is the OID of the database.
@@ -389,7 +555,6 @@ idem_worker_main(Datum arg)
 {
 	TimestampTz start = GetCurrentTimestamp();
 	IdemWorkerRun run;
-	BatchEnd	end;
 
 	pqsignal(SIGTERM, die);
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
@@ -403,6 +568,6 @@ idem_worker_main(Datum arg)
 
 	memset(&run, 0, sizeof(run));
 	(void) idem_shmem_get_sweep(MyDatabaseId, &run.state);
-	end = sweep(&run, start);
-	report(&run, end, start);
+	do_tasks(&run, start);
+	report(&run, start);
 }

@@ -218,7 +218,11 @@ my %decided = (
 	idem_activity => 'operator',
 	idem_activity_values => 'operator',
 	idem_audit => 'app',
+	idem_audit_digest => 'auditor',
 	idem_audit_guard => '',
+	idem_audit_prune => '',
+	idem_audit_seal => 'operator auditor',
+	idem_audit_verify => 'auditor',
 	idem_canonical => 'all',
 	idem_checkpoint => 'app',
 	idem_claim => 'app',
@@ -256,7 +260,10 @@ my %decided = (
 	idem_sweep_status_values => 'operator',
 	idem_unschedule => 'operator',
 	idempotency_audit_log => 'auditor',
+	idempotency_audit_log_default => '',
 	idempotency_audit_log_id_seq => '',
+	idempotency_audit_origin => '',
+	idempotency_audit_seals => 'auditor',
 	idempotency_keys => '',
 	idempotency_policies => '',
 	idempotency_secrets => '');
@@ -680,6 +687,7 @@ is(sqlstate($node, "SELECT idem.idem_claim('nobody', 'k')", user => 'mallory'),
 #
 
 my %values = (
+	before => "'2000-01-01'",
 	action => "'a'", body => "'b'", checkpoint => "'{}'", content_type => "'text/plain'",
 	components => "ARRAY['c']", context => "'\\x00'", data => "'{}'", detail => "'{}'",
 	entity => "'e'", entity_id => "'i'", fingerprint => 'NULL', handler => "'public.handler(pg_catalog.jsonb)'",

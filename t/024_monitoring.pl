@@ -181,10 +181,9 @@ CREATE SCHEMA idempotency;
 CREATE EXTENSION idempotency SCHEMA idempotency CASCADE}) foreach ('shop', 'other');
 	$node->safe_psql('shop', q{
 CREATE ROLE idempotency_owner NOLOGIN;
-ALTER SCHEMA idempotency OWNER TO idempotency_owner;
+GRANT USAGE ON SCHEMA idempotency TO idempotency_owner;
 ALTER TABLE idempotency.idempotency_keys OWNER TO idempotency_owner;
-ALTER TABLE idempotency.idempotency_policies OWNER TO idempotency_owner;
-ALTER TABLE idempotency.idempotency_audit_log OWNER TO idempotency_owner});
+ALTER TABLE idempotency.idempotency_policies OWNER TO idempotency_owner});
 	$node->safe_psql('shop', $_) foreach @setup;
 	return $node;
 }

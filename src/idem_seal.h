@@ -1,0 +1,15 @@
+/*-------------------------------------------------------------------------
+ *
+ * idem_seal.h
+ *	  Sealing the audit log.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef IDEM_SEAL_H
+#define IDEM_SEAL_H
+
+extern bool idem_seal_batch(void);
+extern void idem_seal_key(void);
+extern void idem_seal_init(void);
+
+#endif							/* IDEM_SEAL_H */
