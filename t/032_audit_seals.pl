@@ -291,6 +291,14 @@ check_problems('with another key',
 is(psql('SELECT idem_audit_digest()'), $head, 'all of that was rolled back');
 
 #
+# A change of key: what the old one has sealed still verifies
+#
+psql(q{SELECT idem_secret('audit', '0123456789abcdef'), idem_audit('new', 'key', '1')});
+psql('SELECT idem_audit_seal()');
+is(psql('SELECT count(DISTINCT key_id) FROM idempotency_audit_seals'), '2', 'sealed with two keys');
+is(psql('SELECT * FROM idem_audit_verify()'), '', 'and verified with both');
+
+#
 # Arguments and rights
 #
 my $hex = 'a' x 64;
