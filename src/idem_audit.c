@@ -27,6 +27,7 @@
 #include "idem_catalog.h"
 #include "idem_digest.h"
 #include "idem_store.h"
+#include "idem_store_partition.h"
 #include "idem_store_seal.h"
 #include "idem_xact.h"
 
@@ -89,13 +90,19 @@ describe_refused(const IdemRefused *refused)
 /*
  * idem_audit_refused
  *		For a worker: record calls that were refused, in order.  Those of an
- *		audit log that has been dropped since are passed over.
+ *		audit log that has been dropped since are passed over.  55P03 when
+ *		somebody has locked the log.
  */
 void
 idem_audit_refused(const IdemRefused *refused, int number)
 {
 	int			i;
 
+	if (!idem_store_partition_lock(RowExclusiveLock))
+		ereport(ERROR,
+				(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
+				 errmsg("the audit log is locked"),
+				 errhint("End the transaction that has locked it.")));
 	for (i = 0; i < number; i++)
 	{
 		const IdemRefusalSubject *subject = &refused[i].subject;

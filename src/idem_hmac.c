@@ -15,6 +15,7 @@
 #include "utils/builtins.h"
 
 #include "idem_catalog.h"
+#include "idem_compat.h"
 #include "idem_hmac.h"
 
 /*

@@ -38,6 +38,7 @@
 
 #include "idem.h"
 #include "idem_args.h"
+#include "idem_compat.h"
 #include "idem_hmac.h"
 #include "idem_seal.h"
 #include "idem_store.h"
@@ -46,7 +47,6 @@
 #include "idem_xact.h"
 
 #define SEGMENT_ROWS	10000
-#define BATCH_ROWS		40000	/* of a transaction of the worker, at most */
 
 typedef enum AuditPeriod
 {
@@ -199,14 +199,15 @@ static bool
 seal_cell(SealStep *step, IdemSealRange range)
 {
 	IdemSealRows rows;
+	int64		limit;
 
 	do
 	{
-		int64		waiting = step->pending ? step->rows.count : 0;
-
-		if (step->budget - waiting <= 0)
+		limit = step->budget - (step->pending ? step->rows.count : 0);
+		if (limit <= 0)
 			return !idem_store_seal_exists(&range);
-		idem_store_seal_hash(&range, SEGMENT_ROWS, &rows);
+		limit = Min(limit, SEGMENT_ROWS);
+		idem_store_seal_hash(&range, limit, &rows);
 		if (rows.count == 0)
 			break;
 		flush_segment(step, false);
@@ -214,7 +215,7 @@ seal_cell(SealStep *step, IdemSealRange range)
 		step->range = range;
 		step->rows = rows;
 		range.id_from = rows.last_id;
-	} while (rows.count >= SEGMENT_ROWS);
+	} while (rows.count >= limit);
 	return true;
 }
 
@@ -378,16 +379,18 @@ idem_audit_seal(PG_FUNCTION_ARGS)
 
 /*
  * idem_seal_batch
- *		The same for the worker, with a bound; true when there are more.
+ *		The same for the worker, up to some rows; true when there are more.
  */
 bool
-idem_seal_batch(void)
+idem_seal_batch(int64 rows)
 {
 	bool		more = false;
 
-	if (!idem_store_audit_begun() || !idem_store_seal_lock(false))
+	if (!idem_store_audit_begun() ||
+		!idem_store_partition_lock(AccessShareLock) ||
+		!idem_store_seal_lock(false))
 		return false;
-	(void) seal_rows(BATCH_ROWS, &more);
+	(void) seal_rows(rows, &more);
 	if (!more)
 		make_partitions();
 	return more;

@@ -8,7 +8,7 @@
 #ifndef IDEM_SEAL_H
 #define IDEM_SEAL_H
 
-extern bool idem_seal_batch(void);
+extern bool idem_seal_batch(int64 rows);
 extern void idem_seal_key(void);
 extern void idem_seal_init(void);
 

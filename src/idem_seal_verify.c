@@ -20,6 +20,7 @@
 
 #include "idem.h"
 #include "idem_args.h"
+#include "idem_compat.h"
 #include "idem_hmac.h"
 #include "idem_store.h"
 #include "idem_store_seal.h"

@@ -20,6 +20,7 @@
 #include "postgres.h"
 
 #include "access/table.h"
+#include "catalog/pg_inherits.h"
 #include "catalog/pg_type.h"
 #include "partitioning/partbounds.h"
 #include "partitioning/partdesc.h"
@@ -67,6 +68,26 @@ get_bound(PartitionBoundInfo bounds, int i)
 		default:
 			return DatumGetTimestampTz(bounds->datums[i][0]);
 	}
+}
+
+/*
+ * idem_store_partition_lock
+ *		Lock the log and its partitions, if nobody is in the way.
+ *
+ * For the worker, which would else wait for one while it holds another: DDL
+ * on a partitioned table does not always lock in one order.
+ */
+bool
+idem_store_partition_lock(LOCKMODE mode)
+{
+	List	   *relations = find_all_inheritors(idem_catalog()->audit_log,
+												NoLock, NULL);
+	ListCell   *cell;
+
+	foreach(cell, relations)
+		if (!ConditionalLockRelationOid(lfirst_oid(cell), mode))
+		return false;
+	return true;
 }
 
 /*

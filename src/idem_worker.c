@@ -70,6 +70,7 @@
 #define FULL_PASS_USEC		(10 * USECS_PER_MINUTE) /* or else so often */
 #define FALLBACK_USEC		USECS_PER_MINUTE
 #define REFUSALS_BATCH		100
+#define SEAL_BATCH			40000	/* rows of the log */
 
 /* What became of a batch. */
 typedef enum BatchEnd
@@ -93,6 +94,7 @@ typedef struct IdemWorkerRun
 	IdemRefused *refused;		/* what is left to write */
 	int			nrefused;
 	int			refused_batch;	/* how many of them are a batch */
+	int64		seal_rows;		/* in a batch */
 	bool		unsealed;		/* the last batch left rows of the log so */
 	IdemTask	task;			/* that we are at */
 	BatchEnd	ends[IDEM_NUM_TASKS];	/* how the last batch of each ended */
@@ -173,7 +175,7 @@ seal_batch(IdemWorkerRun *run)
 	if (begun != BATCH_DONE)
 		return begun;
 	PushActiveSnapshot(GetTransactionSnapshot());
-	run->unsealed = idem_seal_batch();
+	run->unsealed = idem_seal_batch(run->seal_rows);
 	PopActiveSnapshot();
 	return BATCH_DONE;
 }
@@ -438,20 +440,29 @@ write_refusals(IdemWorkerRun *run)
 	return end;
 }
 
-/* Seal what can be sealed, batch after batch. */
+/* Seal what can be sealed, batch after batch; smaller ones if need be. */
 static BatchEnd
 seal(IdemWorkerRun *run)
 {
 	TimestampTz start = GetCurrentTimestamp();
 	BatchEnd	end;
 
+	run->seal_rows = SEAL_BATCH;
 	do
 	{
 		end = run_batch(run, seal_batch, "sealing the audit log");
-	} while (end == BATCH_DONE && run->unsealed && rest(start));
-	if (end == BATCH_TOO_LONG)
-		note_error(run, ERRCODE_QUERY_CANCELED, "a batch takes too long");
-	return end;
+		if (end != BATCH_TOO_LONG)
+			continue;
+		if (run->seal_rows <= MIN_BATCH)
+		{
+			note_error(run, ERRCODE_QUERY_CANCELED, "a batch takes too long");
+			return end;
+		}
+		run->seal_rows = Max(run->seal_rows / 4, MIN_BATCH);
+		run->unsealed = true;
+	} while ((end == BATCH_DONE || end == BATCH_TOO_LONG) &&
+			 run->unsealed && rest(start));
+	return end == BATCH_TOO_LONG ? BATCH_DONE : end;
 }
 
 /* Tell the log that an error is over. */

@@ -28,7 +28,8 @@ use Time::HiRes qw(time usleep);
 
 my $room = 1024;    # entries of the queue
 
-my $node = new_node('refusals', conf => q{
+# streaming, for a commit to wait for a standby
+my $node = new_node('refusals', streaming => 1, conf => q{
 shared_preload_libraries = 'idempotency'
 idempotency.sweep_interval = '1 s'
 listen_addresses = '127.0.0.1'
@@ -368,7 +369,7 @@ value(q{SELECT idem_policy('short', completed_ttl => '1 ms');
 poll('the sweep to go on', sub {
 	value(q{SELECT count(*) FROM idempotency_keys WHERE policy = 'short'}) == 0 });
 poll('the time-out in idem_sweep_status', sub {
-	value(q{SELECT last_error = 'a row takes too long' FROM idem_sweep_status}) eq 't' });
+	value(q{SELECT last_error = 'the audit log is locked' FROM idem_sweep_status}) eq 't' });
 is(value(q{SELECT outcome FROM idem_claim(s('stuck'), k('1'))}), 'duplicate',
 	'a locked log holds up nobody');
 $holder->query('ROLLBACK');
@@ -441,6 +442,26 @@ is(logged('many'), 'duplicate ' . (4 * 1500 + 13 * 700),
 is(dropped(), 0, 'and none was dropped');
 is(value(q{SELECT bool_and(at <= COALESCE((detail->>'last_at')::timestamptz, at))
 	FROM idempotency_audit_log WHERE detail ? 'count'}), 't', 'times are in order');
+
+# Between the commit and its leaving the queue: it waits for a standby
+finish('commit', 20, 'once');
+sub set_standby
+{
+	my ($name) = @_;
+
+	$node->append_conf('postgresql.conf', "synchronous_standby_names = '$name'\n");
+	$node->reload;
+	poll('the setting', sub { value('SHOW synchronous_standby_names') eq $name });
+	return;
+}
+set_standby('nobody');
+value(q{SELECT count(idem_claim(s('commit'), k(i::text))) FROM generate_series(1, 20) i});
+poll('a worker to wait at its commit', sub {
+	value("SELECT count(pg_terminate_backend(pid)) $sweeps AND wait_event = 'SyncRep'") > 0 });
+poll('its end', sub { value("SELECT count(*) $sweeps") == 0 });
+set_standby('');
+settle();
+is(logged('commit'), 'duplicate 20', 'nor does one that is terminated while it commits');
 
 #
 # A restart, and a crash.
