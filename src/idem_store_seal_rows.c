@@ -14,8 +14,8 @@
 #include "access/htup_details.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_type.h"
+#include "libpq/pqformat.h"
 #include "mb/pg_wchar.h"
-#include "port/pg_bswap.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 
@@ -120,27 +120,23 @@ convert_text(const char *text, int *len)
  * bytes, big-endian, and the text in UTF-8.
  */
 static void
-hash_column(IdemDigest *digest, FmgrInfo *output, Datum value, bool isnull)
+append_column(StringInfo bytes, FmgrInfo *output, Datum value, bool isnull)
 {
-	uint8		head[5] = {0};
 	char	   *text;
 	const char *utf8;
 	int			len;
-	uint32		big_endian;
 
 	if (isnull)
 	{
-		idem_digest_add(digest, head, 1);
+		appendStringInfoChar(bytes, 0);
 		return;
 	}
 	text = OutputFunctionCall(output, value);
 
 	utf8 = convert_text(text, &len);
-	big_endian = pg_hton32(len);
-	head[0] = 1;
-	memcpy(&head[1], &big_endian, sizeof(big_endian));
-	idem_digest_add(digest, head, sizeof(head));
-	idem_digest_add(digest, utf8, len);
+	appendStringInfoChar(bytes, 1);
+	pq_sendint32(bytes, len);
+	appendBinaryStringInfo(bytes, utf8, len);
 	if (utf8 != text)
 		pfree((char *) utf8);
 	pfree(text);
@@ -164,16 +160,19 @@ void
 idem_store_seal_digest(const IdemSeal *seal, uint8 *result)
 {
 	IdemDigest *digest = idem_digest_begin();
+	StringInfoData bytes;
 	int			i;
 
-	idem_digest_add(digest, SEAL_LABEL, strlen(SEAL_LABEL));
+	initStringInfo(&bytes);
+	appendStringInfoString(&bytes, SEAL_LABEL);
 	for (i = 0; i < IDEM_SEALED_COLUMNS; i++)
 	{
 		FmgrInfo	output;
 
 		look_up_output(idem_store_seal_types[i], &output);
-		hash_column(digest, &output, seal->values[i], seal->nulls[i]);
+		append_column(&bytes, &output, seal->values[i], seal->nulls[i]);
 	}
+	idem_digest_add(digest, bytes.data, bytes.len);
 	idem_digest_end(digest, result);
 }
 
@@ -223,9 +222,11 @@ hash_chunk(IdemDigest *digest, FmgrInfo *outputs, uint64 count,
 		   IdemSealRows *rows)
 {
 	TupleDesc	desc = SPI_tuptable->tupdesc;
+	StringInfoData bytes;
 	uint64		i;
 	int			column;
 
+	initStringInfo(&bytes);
 	for (i = 0; i < count; i++)
 	{
 		Datum		values[LOG_COLUMNS];
@@ -238,15 +239,18 @@ hash_chunk(IdemDigest *digest, FmgrInfo *outputs, uint64 count,
 			if (outputs[column].fn_oid == InvalidOid)
 				look_up_output(TupleDescAttr(desc, column)->atttypid,
 							   &outputs[column]);
-			hash_column(digest, &outputs[column], values[column],
-						nulls[column]);
+			append_column(&bytes, &outputs[column], values[column],
+						  nulls[column]);
 		}
+		idem_digest_add(digest, bytes.data, bytes.len);
+		resetStringInfo(&bytes);
 		at = DatumGetTimestampTz(values[1]);
 		rows->first_at = rows->count == 0 ? at : Min(rows->first_at, at);
 		rows->last_at = rows->count == 0 ? at : Max(rows->last_at, at);
 		rows->last_id = DatumGetInt64(values[0]);
 		rows->count++;
 	}
+	pfree(bytes.data);
 }
 
 /*
