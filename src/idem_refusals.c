@@ -42,9 +42,6 @@
 #include "fmgr.h"
 #include "miscadmin.h"
 #include "pgstat.h"
-#include "storage/ipc.h"
-#include "storage/lwlock.h"
-#include "storage/shmem.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/timestamp.h"
@@ -95,9 +92,6 @@ static LWLock *lock = NULL;
 /* In a worker: what is free when this transaction commits. */
 static const IdemRefused *written = NULL;
 static int	nwritten = 0;
-
-static shmem_request_hook_type prev_request_hook = NULL;
-static shmem_startup_hook_type prev_startup_hook = NULL;
 
 /*
  * idem_refusals_name
@@ -535,33 +529,14 @@ init(void)
 }
 
 static void
-request(void)
+start(void *memory, LWLock *its_lock, bool found)
 {
-	if (prev_request_hook)
-		prev_request_hook();
-	RequestAddinShmemSpace(MAXALIGN(sizeof(RefusalQueue)));
-	RequestNamedLWLockTranche(TRANCHE, 1);
-}
-
-/* Runs in the postmaster, again after a crash. */
-static void
-startup(void)
-{
-	bool		found;
-
-	if (prev_startup_hook)
-		prev_startup_hook();
-	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
-	lock = &(GetNamedLWLockTranche(TRANCHE))->lock;
-	queue = ShmemInitStruct(TRANCHE, sizeof(RefusalQueue), &found);
-	if (!found)
-	{
-		init();
-		restore();
-	}
-	LWLockRelease(AddinShmemInitLock);
-	if (!IsUnderPostmaster)
-		on_shmem_exit(save, (Datum) 0);
+	queue = memory;
+	lock = its_lock;
+	if (found)
+		return;
+	init();
+	restore();
 }
 
 /*
@@ -571,8 +546,9 @@ startup(void)
 void
 idem_refusals_init(void)
 {
-	prev_request_hook = shmem_request_hook;
-	shmem_request_hook = request;
-	prev_startup_hook = shmem_startup_hook;
-	shmem_startup_hook = startup;
+	static const IdemShmemArea area = {
+		TRANCHE, sizeof(RefusalQueue), start, save
+	};
+
+	idem_shmem_add(&area);
 }

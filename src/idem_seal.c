@@ -81,7 +81,6 @@ typedef struct SealStep
 	int64		budget;			/* rows that may yet be sealed, or more of a
 								 * segment */
 	int64		sealed;
-	bool		more;			/* the budget did not suffice */
 	bool		pending;		/* a segment, complete but for "closed": */
 	IdemSealRange range;
 	IdemSealRows rows;

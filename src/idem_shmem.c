@@ -37,6 +37,7 @@
 #include "idem_shmem.h"
 
 #define TRANCHE "idempotency"
+#define MAX_AREAS 4
 #define MAX_POLICIES 1024
 #define MAX_DATABASES 1024
 
@@ -74,8 +75,6 @@ typedef struct KeptHead
 static IdemShmem *shmem = NULL;
 static LWLock *lock = NULL;
 
-static shmem_request_hook_type prev_request_hook = NULL;
-static shmem_startup_hook_type prev_startup_hook = NULL;
 
 /*
  * idem_shmem_exists
@@ -478,44 +477,84 @@ init(void)
 }
 
 static void
+start(void *memory, LWLock *its_lock, bool found)
+{
+	shmem = memory;
+	lock = its_lock;
+	if (found)
+		return;
+	init();
+	restore();
+}
+
+/* The areas, and who had the hooks before. */
+static const IdemShmemArea *areas[MAX_AREAS];
+static int	nareas = 0;
+static shmem_request_hook_type prev_request_hook = NULL;
+static shmem_startup_hook_type prev_startup_hook = NULL;
+
+static void
 request(void)
 {
+	int			i;
+
 	if (prev_request_hook)
 		prev_request_hook();
-	RequestAddinShmemSpace(MAXALIGN(sizeof(IdemShmem)));
-	RequestNamedLWLockTranche(TRANCHE, 1);
+	for (i = 0; i < nareas; i++)
+	{
+		RequestAddinShmemSpace(MAXALIGN(areas[i]->size));
+		RequestNamedLWLockTranche(areas[i]->name, 1);
+	}
 }
 
 /* Runs in the postmaster, again after a crash. */
 static void
 startup(void)
 {
-	bool		found;
+	int			i;
 
 	if (prev_startup_hook)
 		prev_startup_hook();
 	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
-	lock = &(GetNamedLWLockTranche(TRANCHE))->lock;
-	shmem = ShmemInitStruct(TRANCHE, sizeof(IdemShmem), &found);
-	if (!found)
+	for (i = 0; i < nareas; i++)
 	{
-		init();
-		restore();
+		const IdemShmemArea *area = areas[i];
+		bool		found;
+		void	   *memory = ShmemInitStruct(area->name, area->size, &found);
+
+		area->start(memory, &GetNamedLWLockTranche(area->name)->lock, found);
 	}
 	LWLockRelease(AddinShmemInitLock);
-	if (!IsUnderPostmaster)
-		on_shmem_exit(save, (Datum) 0);
+	for (i = 0; i < nareas && !IsUnderPostmaster; i++)
+		on_shmem_exit(areas[i]->save, (Datum) 0);
+}
+
+/*
+ * idem_shmem_add
+ *		Ask for an area; while libraries are preloaded.
+ */
+void
+idem_shmem_add(const IdemShmemArea *area)
+{
+	if (nareas == 0)
+	{
+		prev_request_hook = shmem_request_hook;
+		shmem_request_hook = request;
+		prev_startup_hook = shmem_startup_hook;
+		shmem_startup_hook = startup;
+	}
+	Assert(nareas < MAX_AREAS);
+	areas[nareas++] = area;
 }
 
 /*
  * idem_shmem_init
- *		Ask for the memory; once, while libraries are preloaded.
+ *		Ask for that of this room.
  */
 void
 idem_shmem_init(void)
 {
-	prev_request_hook = shmem_request_hook;
-	shmem_request_hook = request;
-	prev_startup_hook = shmem_startup_hook;
-	shmem_startup_hook = startup;
+	static const IdemShmemArea area = {TRANCHE, sizeof(IdemShmem), start, save};
+
+	idem_shmem_add(&area);
 }

@@ -10,6 +10,8 @@
 
 #include "datatype/timestamp.h"
 #include "nodes/pg_list.h"
+#include "storage/ipc.h"
+#include "storage/lwlock.h"
 
 /* What is counted for a policy.  The first are those of IdemOutcome. */
 typedef enum IdemCounter
@@ -69,6 +71,16 @@ typedef struct IdemSweepState
 	char		last_error[IDEM_SWEEP_ERROR_BYTES]; /* empty: none */
 } IdemSweepState;
 
+/* A piece of shared memory, with a lock of its own. */
+typedef struct IdemShmemArea
+{
+	const char *name;
+	Size		size;
+	void		(*start) (void *memory, LWLock *lock, bool found);
+	pg_on_exit_callback save;	/* in the postmaster, at its end */
+} IdemShmemArea;
+
+extern void idem_shmem_add(const IdemShmemArea *area);
 extern bool idem_shmem_exists(void);
 extern void idem_shmem_init(void);
 
