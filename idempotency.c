@@ -14,6 +14,7 @@
  *					idem_launcher, idem_worker	the same in the background
  *					idem_stats		what is counted, and how the sweeps go
  *					idem_audit		the append-only log
+ *					idem_seal, idem_seal_verify	its seals
  *					idem_secret		secrets and contexts
  *					idem_text		scopes, headers, names for logs
  *					idem_grant		who may call what
@@ -23,8 +24,10 @@
  *					idem_result		the composite idem_result
  *					idem_policy		policies and their cache
  *					idem_role		whose key it is
+ *					idem_bucket		token buckets, pure: for the limiter to come
  *					idem_canonical	canonical JSON, pure
  *					idem_fingerprint, idem_digest	SHA-256
+ *					idem_hmac		HMACs with keys derived from the secrets
  *					idem_args		checks of arguments
  *					idem_xact		what this transaction claims and runs
  *	storage			idem_store_*	the one door to our tables
