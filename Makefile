@@ -6,6 +6,7 @@ OBJS = \
 	src/idem_answer.o \
 	src/idem_args.o \
 	src/idem_audit.o \
+	src/idem_bucket.o \
 	src/idem_canonical.o \
 	src/idem_catalog.o \
 	src/idem_claim.o \
@@ -112,6 +113,7 @@ TAP_TESTS = 1
 
 # Programs without a server.
 UNIT = \
+	test/unit/bucket \
 	test/unit/canonical \
 	test/unit/state
 
