@@ -7,6 +7,8 @@ OBJS = \
 	src/idem_args.o \
 	src/idem_audit.o \
 	src/idem_bucket.o \
+	src/idem_buckets.o \
+	src/idem_cache.o \
 	src/idem_canonical.o \
 	src/idem_catalog.o \
 	src/idem_claim.o \
@@ -19,6 +21,7 @@ OBJS = \
 	src/idem_hmac.o \
 	src/idem_keep.o \
 	src/idem_launcher.o \
+	src/idem_limiter.o \
 	src/idem_policy.o \
 	src/idem_policy_values.o \
 	src/idem_refusals.o \
@@ -38,8 +41,8 @@ OBJS = \
 	src/idem_store_direct.o \
 	src/idem_store_health.o \
 	src/idem_store_lock.o \
+	src/idem_store_named.o \
 	src/idem_store_partition.o \
-	src/idem_store_policy.o \
 	src/idem_store_row.o \
 	src/idem_store_seal.o \
 	src/idem_store_seal_rows.o \
@@ -50,6 +53,7 @@ OBJS = \
 	src/idem_store_way.o \
 	src/idem_sweep.o \
 	src/idem_text.o \
+	src/idem_throttle.o \
 	src/idem_worker.o \
 	src/idem_xact.o
 
@@ -73,6 +77,7 @@ REGRESS = \
 	audit \
 	helpers \
 	sweep \
+	throttle \
 	settings \
 	members \
 	shop \

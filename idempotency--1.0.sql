@@ -173,6 +173,35 @@ CREATE TABLE @extschema@.idempotency_policies (
 COMMENT ON TABLE @extschema@.idempotency_policies IS
 'policies that someone has set; a null column has the shipped value';
 
+CREATE TABLE @extschema@.idempotency_limiters (
+	name text COLLATE pg_catalog."C" NOT NULL,
+	capacity integer NOT NULL,
+	per interval NOT NULL,
+	backoff_base interval,
+	backoff_max interval,
+	when_full text NOT NULL,
+	CONSTRAINT idempotency_limiters_pkey PRIMARY KEY (name),
+	-- idem_limiter() says it better; these are for a direct UPDATE
+	CONSTRAINT idempotency_limiters_name_check
+		CHECK (name <> '' AND octet_length(name) < 64),
+	CONSTRAINT idempotency_limiters_capacity_check
+		CHECK (capacity BETWEEN 1 AND 1000000000),
+	CONSTRAINT idempotency_limiters_per_check
+		CHECK (extract(year FROM per) = 0 AND extract(month FROM per) = 0
+			AND per > '0' AND per <= '3660 days'),
+	CONSTRAINT idempotency_limiters_backoff_base_check
+		CHECK (extract(year FROM backoff_base) = 0 AND extract(month FROM backoff_base) = 0
+			AND backoff_base > '0' AND backoff_base <= '3660 days'),
+	CONSTRAINT idempotency_limiters_backoff_max_check
+		CHECK (extract(year FROM backoff_max) = 0 AND extract(month FROM backoff_max) = 0
+			AND backoff_max >= backoff_base AND backoff_max <= '3660 days'
+			AND (backoff_max IS NULL OR backoff_base IS NOT NULL)),
+	CONSTRAINT idempotency_limiters_when_full_check
+		CHECK (when_full IN ('refuse', 'allow'))
+);
+COMMENT ON TABLE @extschema@.idempotency_limiters IS
+'rate limiters; what subjects have left is in shared memory';
+
 -- Rows are in partitions by time, which idem_audit_seal() makes in advance; a
 -- partition is no member of the extension, so that pg_dump dumps it.  Indexes
 -- are those of the partitions, since a restored partition brings its own.
@@ -268,6 +297,7 @@ COMMENT ON TABLE @extschema@.idempotency_secrets IS
 REVOKE ALL ON
 	@extschema@.idempotency_keys,
 	@extschema@.idempotency_policies,
+	@extschema@.idempotency_limiters,
 	@extschema@.idempotency_audit_log,
 	@extschema@.idempotency_audit_log_default,
 	@extschema@.idempotency_audit_seals,
@@ -279,6 +309,7 @@ FROM PUBLIC;
 -- partitioned table, by its partitions.
 SELECT pg_catalog.pg_extension_config_dump('idempotency_keys', '');
 SELECT pg_catalog.pg_extension_config_dump('idempotency_policies', '');
+SELECT pg_catalog.pg_extension_config_dump('idempotency_limiters', '');
 SELECT pg_catalog.pg_extension_config_dump('idempotency_audit_log_default', '');
 SELECT pg_catalog.pg_extension_config_dump('idempotency_audit_log_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('idempotency_audit_seals', '');
@@ -312,6 +343,31 @@ COMMENT ON TRIGGER idempotency_policies_changed
 COMMENT ON TRIGGER idempotency_policies_truncated
 	ON @extschema@.idempotency_policies IS
 'tells every backend that policies have changed';
+
+CREATE FUNCTION @extschema@.idem_limiter_changed() RETURNS trigger
+AS 'MODULE_PATHNAME', 'idem_limiter_changed'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION @extschema@.idem_limiter_changed() IS
+'trigger: tells every backend that limiters have changed';
+
+CREATE TRIGGER idempotency_limiters_changed
+	AFTER INSERT OR UPDATE OR DELETE
+	ON @extschema@.idempotency_limiters
+	FOR EACH ROW EXECUTE FUNCTION @extschema@.idem_limiter_changed();
+CREATE TRIGGER idempotency_limiters_truncated
+	AFTER TRUNCATE
+	ON @extschema@.idempotency_limiters
+	FOR EACH STATEMENT EXECUTE FUNCTION @extschema@.idem_limiter_changed();
+ALTER TABLE @extschema@.idempotency_limiters
+	ENABLE ALWAYS TRIGGER idempotency_limiters_changed;
+ALTER TABLE @extschema@.idempotency_limiters
+	ENABLE ALWAYS TRIGGER idempotency_limiters_truncated;
+COMMENT ON TRIGGER idempotency_limiters_changed
+	ON @extschema@.idempotency_limiters IS
+'tells every backend that limiters have changed';
+COMMENT ON TRIGGER idempotency_limiters_truncated
+	ON @extschema@.idempotency_limiters IS
+'tells every backend that limiters have changed';
 
 CREATE FUNCTION @extschema@.idem_audit_guard() RETURNS trigger
 AS 'MODULE_PATHNAME', 'idem_audit_guard'
@@ -737,6 +793,48 @@ COMMENT ON FUNCTION @extschema@.idem_unschedule() IS
 'remove the caller''s job idempotency-sweep from pg_cron; false when there is none';
 
 --
+-- Rate limiting
+--
+
+CREATE FUNCTION @extschema@.idem_limiter(
+	name text,
+	capacity integer,
+	per interval,
+	backoff_base interval DEFAULT NULL,
+	backoff_max interval DEFAULT NULL,
+	when_full text DEFAULT 'refuse'
+) RETURNS void
+AS 'MODULE_PATHNAME', 'idem_limiter'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION @extschema@.idem_limiter(text, integer, interval, interval, interval, text) IS
+'define or change a rate limiter';
+
+CREATE FUNCTION @extschema@.idem_limiter_drop(name text) RETURNS boolean
+AS 'MODULE_PATHNAME', 'idem_limiter_drop'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION @extschema@.idem_limiter_drop(text) IS
+'drop a rate limiter, with what its subjects have used';
+
+CREATE FUNCTION @extschema@.idem_throttle(
+	limiter text,
+	subject text,
+	cost integer DEFAULT 1
+) RETURNS TABLE (allowed boolean, remaining integer, retry_after interval)
+AS 'MODULE_PATHNAME', 'idem_throttle'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED ROWS 1;
+COMMENT ON FUNCTION @extschema@.idem_throttle(text, text, integer) IS
+'take tokens from the bucket of a subject, for good; use it in FROM';
+
+CREATE FUNCTION @extschema@.idem_throttle_peek(
+	limiter text,
+	subject text
+) RETURNS TABLE (allowed boolean, remaining integer, retry_after interval)
+AS 'MODULE_PATHNAME', 'idem_throttle_peek'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED ROWS 1;
+COMMENT ON FUNCTION @extschema@.idem_throttle_peek(text, text) IS
+'what idem_throttle would say, without taking anything';
+
+--
 -- Audit
 --
 
@@ -980,6 +1078,36 @@ REVOKE ALL ON @extschema@.idem_sweep_status FROM PUBLIC;
 COMMENT ON VIEW @extschema@.idem_sweep_status IS
 'the last sweep of this database, and how long the oldest key has been due';
 
+CREATE FUNCTION @extschema@.idem_throttle_activity_values()
+RETURNS TABLE (
+	limiter text,
+	subject_id text,
+	remaining integer,
+	pause_left interval,
+	allowed bigint,
+	refused bigint,
+	last_call timestamptz
+)
+AS 'MODULE_PATHNAME', 'idem_throttle_activity_values'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+COMMENT ON FUNCTION @extschema@.idem_throttle_activity_values() IS
+'buckets of this database; behind the view idem_throttle_activity';
+
+CREATE VIEW @extschema@.idem_throttle_activity AS
+SELECT
+	a.limiter,
+	a.subject_id,
+	a.remaining,
+	a.pause_left,
+	a.allowed,
+	a.refused,
+	a.last_call
+FROM @extschema@.idem_throttle_activity_values() a
+ORDER BY a.refused DESC, a.allowed DESC, a.limiter, a.subject_id;
+REVOKE ALL ON @extschema@.idem_throttle_activity FROM PUBLIC;
+COMMENT ON VIEW @extschema@.idem_throttle_activity IS
+'subjects of the rate limiters, busiest first, by log ids';
+
 --
 -- Privileges: nothing is executable by PUBLIC but the pure helpers.  The rest
 -- is granted by idem_grant, which must know every function.
@@ -987,6 +1115,7 @@ COMMENT ON VIEW @extschema@.idem_sweep_status IS
 
 REVOKE ALL ON ROUTINE
 	@extschema@.idem_policy_changed(),
+	@extschema@.idem_limiter_changed(),
 	@extschema@.idem_audit_guard(),
 	@extschema@.idem_claim(text, text, jsonb, bytea, text, bytea, uuid, interval, interval, interval),
 	@extschema@.idem_require(text, text, jsonb, bytea, text, bytea, uuid, interval, interval, interval),
@@ -1012,6 +1141,11 @@ REVOKE ALL ON ROUTINE
 	@extschema@.idem_sweep_all(interval),
 	@extschema@.idem_schedule(text),
 	@extschema@.idem_unschedule(),
+	@extschema@.idem_limiter(text, integer, interval, interval, interval, text),
+	@extschema@.idem_limiter_drop(text),
+	@extschema@.idem_throttle(text, text, integer),
+	@extschema@.idem_throttle_peek(text, text),
+	@extschema@.idem_throttle_activity_values(),
 	@extschema@.idem_stats_values(),
 	@extschema@.idem_stats_reset(),
 	@extschema@.idem_activity_values(),

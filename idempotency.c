@@ -12,6 +12,7 @@
  *					idem_finish		complete, fail, extend, release, look up
  *					idem_sweep		remove what is past its retention
  *					idem_launcher, idem_worker	the same in the background
+ *					idem_throttle	take from the token bucket of a subject
  *					idem_stats		what is counted, and how the sweeps go
  *					idem_audit		the append-only log
  *					idem_seal, idem_seal_verify	its seals
@@ -22,9 +23,9 @@
  *	what they use	idem_state		the decision table, pure
  *					idem_answer		answers and their bytes
  *					idem_result		the composite idem_result
- *					idem_policy		policies and their cache
+ *					idem_policy, idem_limiter	named rules
  *					idem_role		whose key it is
- *					idem_bucket		token buckets, pure: for the limiter to come
+ *					idem_bucket		the arithmetic of a token bucket, pure
  *					idem_canonical	canonical JSON, pure
  *					idem_fingerprint, idem_digest	SHA-256
  *					idem_hmac		HMACs with keys derived from the secrets
@@ -32,8 +33,10 @@
  *					idem_xact		what this transaction claims and runs
  *	storage			idem_store_*	the one door to our tables
  *	ground			idem_shmem		what all processes share
+ *					idem_buckets	all token buckets, likewise
  *					idem_refusals	refused calls, on their way to the audit log
- *					idem_keep		both, over a clean restart
+ *					idem_keep		shmem and refusals, over a clean restart
+ *					idem_cache		what a backend remembers of named rules
  *					idem_secctx		the switch to the owner of the tables
  *					idem_catalog	our objects in this database
  *					idem_compat.h	differences between majors
@@ -46,9 +49,11 @@
 #include "miscadmin.h"
 #include "utils/guc.h"
 
+#include "src/idem_buckets.h"
 #include "src/idem_catalog.h"
 #include "src/idem_compat.h"
 #include "src/idem_launcher.h"
+#include "src/idem_limiter.h"
 #include "src/idem_policy.h"
 #include "src/idem_policy_values.h"
 #include "src/idem_refusals.h"
@@ -75,6 +80,8 @@ _PG_init(void)
 		return;
 	idem_policy_init();
 	idem_policy_values_init();
+	idem_limiter_init();
+	idem_buckets_init();
 	idem_sweep_init();
 	idem_seal_init();
 	idem_catalog_init();

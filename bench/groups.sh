@@ -131,6 +131,24 @@ run_dedupe() {
 	unset PGOPTIONS
 }
 
+# Before 17 buckets need the library to be preloaded.
+run_throttle() {
+	as_user "${CC:-gcc}" -O2 -shared -fPIC -o "$WORK/empty.so" \
+		-I "$("$PG_CONFIG" --includedir-server)" "$WORK/src/bench/empty.c" ||
+		die "could not compile empty.c"
+	psql_quietly -d bench -c "ALTER SYSTEM SET shared_preload_libraries = 'idempotency'"
+	restart_cluster
+	psql_quietly -d bench -c "CREATE FUNCTION empty(limiter text, subject text, cost integer DEFAULT 1)
+			RETURNS TABLE (allowed boolean, remaining integer, retry_after interval)
+			AS '$WORK/empty.so' LANGUAGE C ROWS 1" \
+		-c "SELECT idem_limiter('bench', 20, '1 min', '1 s', '10 min')" >/dev/null
+	interleave throttle '' bench "$cores" 0 ours/throttle peers/empty
+	interleave subjects '' bench 64 0 ours/throttle_one ours/throttle
+	psql_quietly -d bench -c 'DROP FUNCTION empty' \
+		-c 'ALTER SYSTEM RESET shared_preload_libraries'
+	restart_cluster
+}
+
 # Rows a second of one pass over a table with expired rows beside stored ones.
 sweep() {
 	local from=$EPOCHREALTIME to

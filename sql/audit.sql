@@ -141,6 +141,7 @@ DROP RULE regress_rule ON idempotency_audit_log;
 CREATE ROLE regress_idem_owner;
 ALTER TABLE idempotency_keys OWNER TO regress_idem_owner;
 ALTER TABLE idempotency_policies OWNER TO regress_idem_owner;
+ALTER TABLE idempotency_limiters OWNER TO regress_idem_owner;
 ALTER TABLE idempotency_audit_log OWNER TO regress_idem_owner;
 ALTER TABLE idempotency_secrets OWNER TO regress_idem_owner;
 GRANT INSERT, UPDATE, DELETE, TRUNCATE, SELECT ON idempotency_audit_log TO regress_idem_clerk;
@@ -214,6 +215,7 @@ SELECT relrowsecurity FROM pg_class WHERE oid = 'idempotency_audit_log'::regclas
 
 ALTER TABLE idempotency_keys OWNER TO CURRENT_USER;
 ALTER TABLE idempotency_policies OWNER TO CURRENT_USER;
+ALTER TABLE idempotency_limiters OWNER TO CURRENT_USER;
 ALTER TABLE idempotency_audit_log OWNER TO CURRENT_USER;
 ALTER TABLE idempotency_secrets OWNER TO CURRENT_USER;
 DROP OWNED BY regress_idem_clerk, regress_idem_owner;

@@ -30,6 +30,8 @@ FROM idempotency_keys WHERE scope = 'errors' AND key = 'canary-once';
 SELECT outcome FROM idem_claim('errors', 'canary-gone', policy => 'errors-gone', ttl => '1 us');
 UPDATE idempotency_keys SET expires_at = created_at WHERE scope = 'errors' AND key = 'canary-gone';
 
+SELECT idem_limiter('errors-limiter', 1, '1 s');
+
 CREATE TEMP TABLE calls (id serial, state text, call text);
 INSERT INTO calls (state, call) VALUES
 	-- nulls
@@ -78,6 +80,16 @@ INSERT INTO calls (state, call) VALUES
 	('22004', 'idem_forget(''errors'', NULL)'),
 	('22004', 'idem_policy(NULL)'),
 	('22004', 'idem_policy_drop(NULL)'),
+	('22004', 'idem_limiter(NULL, 1, ''1 s'')'),
+	('22004', 'idem_limiter(''errors'', NULL, ''1 s'')'),
+	('22004', 'idem_limiter(''errors'', 1, NULL)'),
+	('22004', 'idem_limiter(''errors'', 1, ''1 s'', when_full => NULL)'),
+	('22004', 'idem_limiter_drop(NULL)'),
+	('22004', 'idem_throttle(NULL, ''canary'')'),
+	('22004', 'idem_throttle(''errors-limiter'', NULL)'),
+	('22004', 'idem_throttle(''errors-limiter'', ''canary'', NULL)'),
+	('22004', 'idem_throttle_peek(NULL, ''canary'')'),
+	('22004', 'idem_throttle_peek(''errors-limiter'', NULL)'),
 	('22004', 'idem_audit(NULL, ''order'', ''canary'')'),
 	('22004', 'idem_audit(''sold'', NULL, ''canary'')'),
 	('22004', 'idem_audit(''sold'', ''order'', NULL)'),
@@ -121,6 +133,34 @@ INSERT INTO calls (state, call) VALUES
 	('22023', 'idem_claim(''errors'', ''canary-no-uuid'', ''{}'', policy => ''errors-uuid'')'),
 	('22023', 'idem_dedupe(''errors'', ''{canary-no-uuid}'', ''errors-uuid'')'),
 	('22023', 'idem_run(''regress_errors.handler(jsonb)'', ''errors'', ''canary-no-uuid'', ''{}'', ''errors-uuid'')'),
+	-- limiters
+	('22023', 'idem_limiter('''', 1, ''1 s'')'),
+	('22023', 'idem_limiter(repeat(''n'', 64), 1, ''1 s'')'),
+	('22023', 'idem_limiter(''errors'', 0, ''1 s'')'),
+	('22023', 'idem_limiter(''errors'', -1, ''1 s'')'),
+	('22023', 'idem_limiter(''errors'', 1000000001, ''1 s'')'),
+	('22023', 'idem_limiter(''errors'', 1, ''0'')'),
+	('22023', 'idem_limiter(''errors'', 1, ''-1 s'')'),
+	('22023', 'idem_limiter(''errors'', 1, ''1 month'')'),
+	('22023', 'idem_limiter(''errors'', 1, ''3661 days'')'),
+	('22023', 'idem_limiter(''errors'', 1, ''178000000 days'')'),
+	('22023', 'idem_limiter(''errors'', 1, ''1 s'', ''0'')'),
+	('22023', 'idem_limiter(''errors'', 1, ''1 s'', ''-1 s'')'),
+	('22023', 'idem_limiter(''errors'', 1, ''1 s'', ''1 year'')'),
+	('22023', 'idem_limiter(''errors'', 1, ''1 s'', ''3661 days'')'),
+	('22023', 'idem_limiter(''errors'', 1, ''1 s'', ''2 s'', ''1 s'')'),
+	('22023', 'idem_limiter(''errors'', 1, ''1 s'', ''1 s'', ''3661 days'')'),
+	('22023', 'idem_limiter(''errors'', 1, ''1 s'', backoff_max => ''1 s'')'),
+	('22023', 'idem_limiter(''errors'', 1, ''1 s'', when_full => ''canary'')'),
+	('22023', 'idem_throttle(''errors-limiter'', '''')'),
+	('22023', 'idem_throttle(''errors-limiter'', repeat(''canary'', 200))'),
+	('22023', 'idem_throttle(''errors-limiter'', ''canary'', -1)'),
+	('22023', 'idem_throttle_peek(''errors-limiter'', '''')'),
+	('42704', 'idem_throttle(''errors-none'', ''canary'')'),
+	('42704', 'idem_throttle('''', ''canary'')'),
+	('42704', 'idem_throttle(repeat(''n'', 64), ''canary'')'),
+	('42704', 'idem_throttle_peek(''errors-none'', ''canary'')'),
+	('22023', 'idem_audit(''limited'', ''idempotency_limiter'', ''canary'')'),
 	-- fingerprints and contexts
 	('22023', 'idem_claim(''errors'', ''11111111-1111-4111-8111-111111111111'', policy => ''errors-uuid'')'),
 	('22023', 'idem_run(''regress_errors.handler(jsonb)'', ''errors'', ''11111111-1111-4111-8111-111111111111'', policy => ''errors-uuid'')'),
@@ -230,7 +270,8 @@ $$;
 
 CREATE TEMP TABLE before AS
 SELECT (SELECT count(*) FROM idempotency_keys) AS keys, (SELECT sum(token) FROM idempotency_keys) AS tokens,
-	(SELECT count(*) FROM idempotency_policies) AS policies, (SELECT count(*) FROM idempotency_audit_log) AS audit,
+	(SELECT count(*) FROM idempotency_policies) AS policies, (SELECT count(*) FROM idempotency_limiters) AS limiters,
+	(SELECT count(*) FROM idempotency_audit_log) AS audit,
 	(SELECT count(*) FROM idempotency_secrets) AS secrets,
 	(SELECT md5(string_agg(k::text, ',' ORDER BY key)) FROM idempotency_keys k WHERE scope = 'errors') AS digest;
 
@@ -247,7 +288,8 @@ SELECT format('SELECT FROM %s', call) FROM calls WHERE state <> 'none' ORDER BY 
 \set VERBOSITY default
 \set ECHO all
 SELECT b.keys = (SELECT count(*) FROM idempotency_keys) AS keys, b.tokens = (SELECT sum(token) FROM idempotency_keys) AS tokens,
-	b.policies = (SELECT count(*) FROM idempotency_policies) AS policies, b.audit = (SELECT count(*) FROM idempotency_audit_log) AS audit,
+	b.policies = (SELECT count(*) FROM idempotency_policies) AS policies, b.limiters = (SELECT count(*) FROM idempotency_limiters) AS limiters,
+	b.audit = (SELECT count(*) FROM idempotency_audit_log) AS audit,
 	b.secrets = (SELECT count(*) FROM idempotency_secrets) AS secrets,
 	b.digest = (SELECT md5(string_agg(k::text, ',' ORDER BY key)) FROM idempotency_keys k WHERE scope = 'errors') AS rows
 FROM before b;
@@ -260,7 +302,7 @@ WHERE d.classid = 'pg_proc'::regclass AND d.refclassid = 'pg_extension'::regclas
 	AND d.refobjid = (SELECT oid FROM pg_extension WHERE extname = 'idempotency')
 	AND p.prorettype <> 'trigger'::regtype
 	AND p.proname NOT IN ('idem_health', 'idem_policy_values', 'idem_sweep_all', 'idem_stats_values', 'idem_stats_reset',
-		'idem_activity_values', 'idem_sweep_status_values', 'idem_audit_seal', 'idem_audit_digest')
+		'idem_activity_values', 'idem_sweep_status_values', 'idem_audit_seal', 'idem_audit_digest', 'idem_throttle_activity_values')
 	AND NOT EXISTS (SELECT FROM calls WHERE call LIKE p.proname || '(%')
 ORDER BY 1;
 
@@ -309,3 +351,4 @@ SET client_min_messages = warning;
 DROP SCHEMA regress_errors CASCADE;
 RESET client_min_messages;
 SELECT count(idem_policy_drop(name)) AS dropped FROM idem_policy_list WHERE name LIKE 'errors-%';
+SELECT idem_limiter_drop('errors-limiter');

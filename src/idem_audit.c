@@ -31,9 +31,6 @@
 #include "idem_store_seal.h"
 #include "idem_xact.h"
 
-/* The entity of the transitions, which application code cannot write. */
-#define KEY_ENTITY "idempotency_key"
-
 /*
  * idem_audit_transition
  *		Record what became of a key.
@@ -45,7 +42,7 @@ idem_audit_transition(const char *action, const IdemKey *id, const IdemRow *row)
 
 	memset(&audit, 0, sizeof(audit));
 	audit.action = action;
-	audit.entity = KEY_ENTITY;
+	audit.entity = IDEM_ENTITY_KEY;
 	audit.entity_id = psprintf("%s/%s", idem_digest_log_id(id->scope),
 							   idem_digest_log_id(id->key));
 	audit.attempt = row->attempt;
@@ -68,15 +65,17 @@ append_time(StringInfo json, TimestampTz when)
 					 tm.tm_hour, tm.tm_min, tm.tm_sec, (int) fsec);
 }
 
-/* Under which policy, how often and, if more than once, until when. */
+/* By which rule, how often and, if more than once, until when. */
 static Datum
 describe_refused(const IdemRefused *refused)
 {
 	StringInfoData json;
 
 	initStringInfo(&json);
-	appendStringInfoString(&json, "{\"policy\": ");
-	escape_json(&json, refused->subject.policy);
+	appendStringInfo(&json, "{\"%s\": ",
+					 refused->subject.action == IDEM_REFUSAL_LIMITED ?
+					 "limiter" : "policy");
+	escape_json(&json, refused->subject.rule);
 	appendStringInfo(&json, ", \"count\": " INT64_FORMAT, refused->count);
 	if (refused->count > 1)
 	{
@@ -112,7 +111,7 @@ idem_audit_refused(const IdemRefused *refused, int number)
 			continue;
 		memset(&audit, 0, sizeof(audit));
 		audit.action = idem_refusals_name(subject->action);
-		audit.entity = KEY_ENTITY;
+		audit.entity = idem_refusals_entity(subject->action);
 		audit.entity_id = subject->entity_id;
 		audit.effective_role = subject->effective_role;
 		audit.detail = describe_refused(&refused[i]);
@@ -144,11 +143,12 @@ idem_audit(PG_FUNCTION_ARGS)
 	audit.action = text_to_cstring(idem_args_label(fcinfo, 0, "action"));
 	audit.entity = text_to_cstring(idem_args_label(fcinfo, 1, "entity"));
 	audit.entity_id = text_to_cstring(idem_args_label(fcinfo, 2, "entity_id"));
-	if (strcmp(audit.entity, KEY_ENTITY) == 0)
+	if (strcmp(audit.entity, IDEM_ENTITY_KEY) == 0 ||
+		strcmp(audit.entity, IDEM_ENTITY_LIMITER) == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("entity \"%s\" is reserved", KEY_ENTITY),
-				 errhint("Rows about keys are written by the extension itself, under a policy with \"audit\".")));
+				 errmsg("entity \"%s\" is reserved", audit.entity),
+				 errhint("Rows about keys and limiters are written by the extension itself, under a policy with \"audit\".")));
 	audit.detail = PointerGetDatum(idem_args_detail(fcinfo, 3, "detail"));
 	audit.effective_role = GetUserNameFromId(GetUserId(), false);
 	PG_RETURN_INT64(idem_store_audit(&audit));

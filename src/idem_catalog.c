@@ -55,8 +55,9 @@ static void
 relation_changed(Datum arg, Oid relid)
 {
 	if (relid == InvalidOid || relid == cached.keys ||
-		relid == cached.policies || relid == cached.audit_log ||
-		relid == cached.audit_seals || relid == cached.secrets)
+		relid == cached.policies || relid == cached.limiters ||
+		relid == cached.audit_log || relid == cached.audit_seals ||
+		relid == cached.secrets)
 		cached_valid = false;
 }
 
@@ -208,6 +209,7 @@ look_up(IdemCatalog *catalog)
 	catalog->keys = find_relation(schema, "idempotency_keys");
 	catalog->keys_unique = has_primary_key(catalog->keys);
 	catalog->policies = find_relation(schema, "idempotency_policies");
+	catalog->limiters = find_relation(schema, "idempotency_limiters");
 	catalog->audit_log = find_relation(schema, "idempotency_audit_log");
 	catalog->audit_default = find_relation(schema,
 										   "idempotency_audit_log_default");

@@ -18,6 +18,7 @@ typedef struct IdemCatalog
 	Oid			keys;
 	bool		keys_unique;	/* it has the primary key that we rest on */
 	Oid			policies;
+	Oid			limiters;
 	Oid			audit_log;
 	Oid			audit_default;	/* its partition for any other time */
 	Oid			audit_sequence;

@@ -20,6 +20,10 @@
 #include "utils/acl.h"
 #include "utils/timestamp.h"
 
+#if PG_VERSION_NUM >= 170000
+#include "storage/dsm_registry.h"
+#endif
+
 /* 16 moved the macros of varlena out of postgres.h. */
 #if PG_VERSION_NUM >= 160000
 #include "varatt.h"
@@ -123,6 +127,33 @@ idem_compat_update(Relation relation, ItemPointer tid, TupleTableSlot *slot,
 #else
 #define idem_compat_index_beginscan(heap, index, snapshot, nkeys) \
 	index_beginscan((heap), (index), (snapshot), (nkeys), 0)
+#endif
+
+/*
+ * 17 has named segments of dynamic shared memory, made by whoever asks first:
+ * the address of one, or NULL before.
+ */
+static inline void *
+idem_compat_named_segment(const char *name, Size size,
+						  void (*init) (void *memory))
+{
+#if PG_VERSION_NUM >= 170000
+	bool		found;
+
+	return GetNamedDSMSegment(name, size, init, &found);
+#else
+	return NULL;
+#endif
+}
+
+/* 19 wants the name of a tranche at once, and registers it itself. */
+#if PG_VERSION_NUM >= 190000
+#define idem_compat_new_tranche(name) LWLockNewTrancheId(name)
+#define idem_compat_register_tranche(tranche, name) ((void) 0)
+#else
+#define idem_compat_new_tranche(name) LWLockNewTrancheId()
+#define idem_compat_register_tranche(tranche, name) \
+	LWLockRegisterTranche((tranche), (name))
 #endif
 
 /* 18 lets a library say its name and version. */

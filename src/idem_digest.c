@@ -84,6 +84,20 @@ idem_digest_bytea(const void *data, size_t len)
 }
 
 /*
+ * idem_digest_short
+ *		The first 16 hex digits of a SHA-256.
+ */
+char *
+idem_digest_short(const void *digest)
+{
+	char	   *id = palloc(2 * LOG_ID_BYTES + 1);
+
+	hex_encode(digest, LOG_ID_BYTES, id);
+	id[2 * LOG_ID_BYTES] = '\0';
+	return id;
+}
+
+/*
  * idem_digest_log_id
  *		What a message may say in place of a scope or a key: the first 16 hex
  *		digits of its SHA-256.  A pseudonym, no secret: who guesses the key can
@@ -93,13 +107,10 @@ char *
 idem_digest_log_id(const text *name)
 {
 	uint8		digest[PG_SHA256_DIGEST_LENGTH];
-	char	   *id = palloc(2 * LOG_ID_BYTES + 1);
 	IdemBytes	part;
 
 	part.data = VARDATA_ANY(name);
 	part.len = VARSIZE_ANY_EXHDR(name);
 	idem_digest_parts(&part, 1, digest);
-	hex_encode((const char *) digest, LOG_ID_BYTES, id);
-	id[2 * LOG_ID_BYTES] = '\0';
-	return id;
+	return idem_digest_short(digest);
 }

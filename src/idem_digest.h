@@ -21,6 +21,7 @@ extern void idem_digest_end(IdemDigest *digest, uint8 *result);
 extern void idem_digest_parts(const IdemBytes *parts, int nparts,
 							  uint8 *digest);
 extern bytea *idem_digest_bytea(const void *data, size_t len);
+extern char *idem_digest_short(const void *digest);
 extern char *idem_digest_log_id(const text *name);
 
 #endif							/* IDEM_DIGEST_H */

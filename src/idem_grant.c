@@ -46,6 +46,8 @@ static const char *const app_functions[] = {
 	"idem_release",
 	"idem_require",
 	"idem_run",
+	"idem_throttle",
+	"idem_throttle_peek",
 	NULL
 };
 
@@ -54,6 +56,8 @@ static const char *const operator_functions[] = {
 	"idem_audit_seal",
 	"idem_forget",
 	"idem_health",
+	"idem_limiter",
+	"idem_limiter_drop",
 	"idem_lookup",
 	"idem_policy",
 	"idem_policy_drop",
@@ -64,6 +68,8 @@ static const char *const operator_functions[] = {
 	"idem_sweep",
 	"idem_sweep_all",
 	"idem_sweep_status_values",
+	"idem_throttle_activity_values",
+	"idem_throttle_peek",
 	"idem_unschedule",
 	NULL
 };
@@ -83,6 +89,8 @@ static const char *const operator_relations[] = {
 	"idem_policy_list",
 	"idem_stats",
 	"idem_sweep_status",
+	"idem_throttle_activity",
+	"idempotency_limiters",
 	NULL
 };
 static const char *const auditor_relations[] = {

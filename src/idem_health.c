@@ -17,6 +17,7 @@
 #include "utils/syscache.h"
 
 #include "idem.h"
+#include "idem_buckets.h"
 #include "idem_catalog.h"
 #include "idem_launcher.h"
 #include "idem_store_health.h"
@@ -89,6 +90,25 @@ put_check(void *arg, const char *name, bool ok, const char *detail)
 	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 }
 
+/* What the rate limiters can remember, and whether that was enough. */
+static void
+put_buckets_check(void *arg)
+{
+	IdemBucketsUse use;
+
+	if (!idem_buckets_exist())
+	{
+		put_check(arg, "buckets", true,
+				  "no rate limiting: the library is not preloaded");
+		return;
+	}
+	idem_buckets_use(&use);
+	put_check(arg, "buckets", use.no_room == 0,
+			  psprintf("room for " INT64_FORMAT ", " INT64_FORMAT
+					   " taken; calls that found none: " INT64_FORMAT,
+					   use.room, use.used, use.no_room));
+}
+
 IDEM_FUNCTION(idem_health);
 
 /*
@@ -116,6 +136,7 @@ idem_health(PG_FUNCTION_ARGS)
 			  unique ? "exactly (scope, key), valid" :
 			  "restore PRIMARY KEY (scope, key) on idempotency_keys");
 	put_check(fcinfo->resultinfo, "storage", true, idem_store_way_describe());
+	put_buckets_check(fcinfo->resultinfo);
 	idem_store_health(running, worker, put_check, fcinfo->resultinfo);
 	return (Datum) 0;
 }

@@ -41,6 +41,7 @@
 #include "utils/timestamp.h"
 #include "utils/varlena.h"
 
+#include "idem_buckets.h"
 #include "idem_launcher.h"
 #include "idem_refusals.h"
 #include "idem_shmem.h"
@@ -150,6 +151,7 @@ refresh_targets(TimestampTz now)
 			continue;
 		idem_shmem_drop_database(lfirst_oid(cell));
 		idem_refusals_forget(lfirst_oid(cell));
+		idem_buckets_forget(lfirst_oid(cell), NULL);
 	}
 	PopActiveSnapshot();
 	CommitTransactionCommand();

@@ -3,80 +3,28 @@
  * idem_policy.c
  *	  Policies: finding, setting and dropping them.
  *
- * Owns a backend-local cache of policies in CacheMemoryContext.  It is
- * emptied by a relation cache invalidation of the policies table, which the
- * trigger on that sends for every change; every entry point accepts
- * invalidations before it asks for a policy.
- *
- * A policy is handed out as a copy: the cache may be emptied while its user
- * waits, runs a handler or reads a table.
+ * Owns a cache of policies (idem_cache.c), so that reading one costs no query
+ * per call.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
-#include "access/xact.h"
 #include "commands/trigger.h"
 #include "fmgr.h"
 #include "funcapi.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
-#include "utils/hsearch.h"
 #include "utils/inval.h"
-#include "utils/memutils.h"
 
 #include "idem_args.h"
+#include "idem_cache.h"
 #include "idem_catalog.h"
 #include "idem_policy.h"
 #include "idem_policy_values.h"
 #include "idem_shmem.h"
 #include "idem_store.h"
 #include "idem_xact.h"
-
-typedef struct PolicyEntry
-{
-	NameData	name;			/* the hash key */
-	bool		missing;		/* nobody has set it */
-	IdemPolicy	policy;
-}			PolicyEntry;
-
-static HTAB *cache = NULL;
-static MemoryContext cache_context = NULL;
-static bool cache_valid = false;
-static uint64 cache_changes = 0;	/* invalidations seen */
-static Oid	policies_relid = InvalidOid;	/* where the cache is from */
-
-static void
-relation_changed(Datum arg, Oid relid)
-{
-	if (relid == InvalidOid || relid == policies_relid)
-	{
-		cache_valid = false;
-		cache_changes++;
-	}
-}
-
-/* An empty cache for the policies table as it is now. */
-static void
-reset_cache(void)
-{
-	HASHCTL		ctl;
-
-	if (cache_context == NULL)
-		cache_context = AllocSetContextCreate(CacheMemoryContext,
-											  "idempotency policies",
-											  ALLOCSET_SMALL_SIZES);
-	cache = NULL;
-	MemoryContextReset(cache_context);
-	policies_relid = idem_catalog()->policies;
-	memset(&ctl, 0, sizeof(ctl));
-	ctl.keysize = NAMEDATALEN;
-	ctl.entrysize = sizeof(PolicyEntry);
-	ctl.hcxt = cache_context;
-	cache = hash_create("idempotency policies", 16, &ctl,
-						HASH_ELEM | HASH_STRINGS | HASH_CONTEXT);
-	cache_valid = true;
-}
 
 /* Read one policy from the table; false when nobody has set it. */
 static bool
@@ -86,53 +34,34 @@ load(const char *name, IdemPolicy *policy)
 	bool		nulls[IDEM_POLICY_COLUMNS];
 
 	idem_policy_values_ship(policy, name);
-	if (!idem_store_policy_read(name, values, nulls))
+	if (!idem_store_named_read(IDEM_STORE_POLICIES, name, values, nulls))
 		return strcmp(name, IDEM_POLICY_DEFAULT) == 0;
 	idem_policy_values_apply(policy, values, nulls, false);
 	return true;
 }
 
-/*
- * Find a policy in the cache, or load it.  A policy read while the table
- * changed, or with the snapshot of a parallel plan, is used, as a query would
- * have used it, but not kept.  That a name is unknown is kept for those that
- * stand in rows; the number of others is up to the callers.
- */
+/* The same for the cache; whoever uses a policy is counted under it. */
 static bool
-find(const char *name, IdemPolicy *policy, bool stored)
+load_for_use(const char *name, void *value)
 {
-	PolicyEntry *entry;
-	uint64		changes;
-	bool		known;
+	IdemPolicy *policy = value;
 
-	if (strlen(name) >= NAMEDATALEN)
+	if (!load(name, policy))
 		return false;
-	AcceptInvalidationMessages();
-	if (!cache_valid)
-		reset_cache();
-	entry = hash_search(cache, name, HASH_FIND, NULL);
-	if (entry != NULL)
-	{
-		*policy = entry->policy;
-		return !entry->missing;
-	}
-
-	changes = cache_changes;
-	known = load(name, policy);
-	if (known)
-	{
-		policy->counters = idem_shmem_policy(name);
-		idem_shmem_know_database();
-	}
-	if ((known || stored) && cache_valid && changes == cache_changes &&
-		!IsInParallelMode())
-	{
-		entry = hash_search(cache, name, HASH_ENTER, NULL);
-		entry->missing = !known;
-		entry->policy = *policy;
-	}
-	return known;
+	policy->counters = idem_shmem_policy(name);
+	idem_shmem_know_database();
+	return true;
 }
+
+static Oid
+get_table(void)
+{
+	return idem_catalog()->policies;
+}
+
+static IdemCache cache = {
+	"idempotency policies", sizeof(IdemPolicy), get_table, load_for_use
+};
 
 /*
  * idem_policy_get
@@ -141,7 +70,7 @@ find(const char *name, IdemPolicy *policy, bool stored)
 void
 idem_policy_get(const char *name, IdemPolicy *policy)
 {
-	if (!find(name, policy, false))
+	if (!idem_cache_find(&cache, name, policy, false))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("idempotency policy \"%s\" does not exist", name),
@@ -151,14 +80,15 @@ idem_policy_get(const char *name, IdemPolicy *policy)
 /*
  * idem_policy_get_stored
  *		The policy a row was claimed under: "default" if that one is gone.
+ *		The names in rows are few, so one that is unknown is kept, too.
  */
 void
 idem_policy_get_stored(const text *name, IdemPolicy *policy)
 {
 	char	   *cstring = text_to_cstring(name);
 
-	if (!find(cstring, policy, true) &&
-		!find(IDEM_POLICY_DEFAULT, policy, true))
+	if (!idem_cache_find(&cache, cstring, policy, true) &&
+		!idem_cache_find(&cache, IDEM_POLICY_DEFAULT, policy, true))
 		elog(ERROR, "no idempotency policy \"%s\"", IDEM_POLICY_DEFAULT);
 	pfree(cstring);
 }
@@ -191,9 +121,9 @@ idem_policy(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("policy name must not be empty"),
 				 errhint("Name the policy, such as 'payments'; calls without one use 'default'.")));
-	idem_store_policy_lock();
+	idem_store_named_lock(IDEM_STORE_POLICIES);
 	idem_policy_values_ship(&policy, "");
-	exists = idem_store_policy_read(cname, values, nulls);
+	exists = idem_store_named_read(IDEM_STORE_POLICIES, cname, values, nulls);
 	if (!exists)
 		memset(nulls, true, sizeof(nulls));
 	for (i = 0; i < IDEM_POLICY_COLUMNS; i++)
@@ -211,7 +141,7 @@ idem_policy(PG_FUNCTION_ARGS)
 				 errmsg("role \"%s\" does not exist",
 						NameStr(policy.owner_role)),
 				 errhint("Create the role that is to own the keys, or leave \"owner_role\" empty.")));
-	idem_store_policy_write(values, nulls, exists);
+	idem_store_named_write(IDEM_STORE_POLICIES, values, nulls, exists);
 	PG_RETURN_VOID();
 }
 
@@ -230,7 +160,7 @@ idem_policy_drop(PG_FUNCTION_ARGS)
 	text	   *name = idem_args_text(fcinfo, 0, "name");
 
 	idem_xact_require_writable();
-	PG_RETURN_BOOL(idem_store_policy_delete(name));
+	PG_RETURN_BOOL(idem_store_named_delete(IDEM_STORE_POLICIES, name));
 }
 
 static void
@@ -256,7 +186,7 @@ idem_policy_values(PG_FUNCTION_ARGS)
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	IdemPolicy	policy;
 	bool		seen_default = false;
-	List	   *names = idem_store_policy_names();
+	List	   *names = idem_store_named_names(IDEM_STORE_POLICIES);
 	ListCell   *cell;
 
 	InitMaterializedSRF(fcinfo, 0);
@@ -308,5 +238,5 @@ idem_policy_changed(PG_FUNCTION_ARGS)
 void
 idem_policy_init(void)
 {
-	CacheRegisterRelcacheCallback(relation_changed, (Datum) 0);
+	idem_cache_init(&cache);
 }

@@ -103,6 +103,17 @@ idem_refusals_name(IdemRefusal action)
 	return names[action];
 }
 
+/*
+ * idem_refusals_entity
+ *		What is refused, as the audit log has it.
+ */
+const char *
+idem_refusals_entity(IdemRefusal action)
+{
+	return action == IDEM_REFUSAL_LIMITED ? IDEM_ENTITY_LIMITER :
+		IDEM_ENTITY_KEY;
+}
+
 /* What inet_client_addr() says; asked once in a session. */
 static const char *
 get_client_addr(void)
@@ -137,15 +148,14 @@ copy_role_name(char *name, Oid role)
 
 static void
 fill_subject(IdemRefusalSubject *subject, IdemRefusal action,
-			 const IdemKey *id, const IdemPolicy *policy)
+			 const char *entity_id, const char *rule)
 {
 	memset(subject, 0, sizeof(*subject));
 	subject->database = MyDatabaseId;
 	subject->audit_log = idem_catalog()->audit_log;
 	subject->action = action;
-	snprintf(subject->entity_id, sizeof(subject->entity_id), "%s/%s",
-			 idem_digest_log_id(id->scope), idem_digest_log_id(id->key));
-	strlcpy(subject->policy, NameStr(policy->name), NAMEDATALEN);
+	strlcpy(subject->entity_id, entity_id, sizeof(subject->entity_id));
+	strlcpy(subject->rule, rule, NAMEDATALEN);
 	copy_role_name(subject->session_role, GetSessionUserId());
 	copy_role_name(subject->effective_role, GetUserId());
 	strlcpy(subject->client_addr, get_client_addr(), NAMEDATALEN);
@@ -177,14 +187,19 @@ find_entry(const IdemRefusalSubject *subject, uint32 hash)
 	return NULL;
 }
 
-/* With the lock: a new entry, not yet counted; NULL when there is no room. */
+/*
+ * With the lock: a new entry, not yet counted; NULL when there is no room.
+ * Half of it is not for rate limits: whoever calls in the name of many would
+ * drive out what is said of keys.
+ */
 static QueueEntry *
 add_entry(const IdemRefusalSubject *subject, uint32 hash, TimestampTz now)
 {
 	int			place = queue->free;
 	QueueEntry *entry;
 
-	if (place == NONE)
+	if (place == NONE || (subject->action == IDEM_REFUSAL_LIMITED &&
+						  queue->used >= MAX_REFUSALS / 2))
 		return NULL;
 	entry = &queue->entries[place];
 	queue->free = entry->next;
@@ -243,12 +258,23 @@ static void
 log_refusal(const IdemRefusalSubject *subject)
 {
 	ereport(LOG_SERVER_ONLY,
-			(errmsg("idempotency key %s refused: %s",
+			(errmsg("%s %s refused: %s",
+					subject->action == IDEM_REFUSAL_LIMITED ?
+					"rate limiter" : "idempotency key",
 					subject->entity_id, names[subject->action]),
 			 errdetail("Session role \"%s\", effective role \"%s\".",
 					   subject->session_role, subject->effective_role),
 			 errhidestmt(true),
 			 errhidecontext(true)));
+}
+
+static void
+note(const IdemRefusalSubject *subject, int counters)
+{
+	if (queue == NULL)
+		log_refusal(subject);
+	else if (!enqueue(subject))
+		idem_shmem_count(counters, IDEM_COUNT_REFUSALS_DROPPED, 1);
 }
 
 /*
@@ -267,11 +293,34 @@ idem_refusals_note(IdemRefusal action, const IdemKey *id,
 
 	if (!policy->audit || XactReadOnly || RecoveryInProgress())
 		return;
-	fill_subject(&subject, action, id, policy);
-	if (queue == NULL)
-		log_refusal(&subject);
-	else if (!enqueue(&subject))
-		idem_shmem_count(policy->counters, IDEM_COUNT_REFUSALS_DROPPED, 1);
+	fill_subject(&subject, action, psprintf("%s/%s",
+											idem_digest_log_id(id->scope),
+											idem_digest_log_id(id->key)),
+				 NameStr(policy->name));
+	note(&subject, policy->counters);
+}
+
+/*
+ * idem_refusals_note_limited
+ *		The same for a subject that a rate limiter refuses, if policy "default"
+ *		has audit; in a read-only transaction, too.
+ */
+void
+idem_refusals_note_limited(const char *limiter, const void *limiter_digest,
+						   const void *subject_digest, int counters)
+{
+	IdemRefusalSubject subject;
+	IdemPolicy	policy;
+
+	if (RecoveryInProgress())
+		return;
+	idem_policy_get(IDEM_POLICY_DEFAULT, &policy);
+	if (!policy.audit)
+		return;
+	fill_subject(&subject, IDEM_REFUSAL_LIMITED,
+				 psprintf("%s/%s", idem_digest_short(limiter_digest),
+						  idem_digest_short(subject_digest)), limiter);
+	note(&subject, counters);
 }
 
 /*

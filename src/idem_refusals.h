@@ -14,6 +14,10 @@
 #include "idem.h"
 #include "idem_policy.h"
 
+/* Entities that application code cannot write rows of. */
+#define IDEM_ENTITY_KEY		"idempotency_key"
+#define IDEM_ENTITY_LIMITER	"idempotency_limiter"
+
 /* Why a call was refused: an action of the audit log. */
 typedef enum IdemRefusal
 {
@@ -38,7 +42,7 @@ typedef struct IdemRefusalSubject
 	Oid			audit_log;		/* of that time: a later one is another's */
 	IdemRefusal action;
 	char		entity_id[36];	/* two log ids */
-	char		policy[NAMEDATALEN];
+	char		rule[NAMEDATALEN];	/* name of the policy, or of the limiter */
 	char		session_role[NAMEDATALEN];
 	char		effective_role[NAMEDATALEN];
 	char		client_addr[NAMEDATALEN];	/* empty: not over a network */
@@ -58,9 +62,14 @@ typedef struct IdemRefused
 
 extern void idem_refusals_note(IdemRefusal action, const IdemKey *id,
 							   const IdemPolicy *policy);
+extern void idem_refusals_note_limited(const char *limiter,
+									   const void *limiter_digest,
+									   const void *subject_digest,
+									   int counters);
 extern void idem_refusals_note_outcome(IdemOutcome outcome, const IdemKey *id,
 									   const IdemPolicy *policy);
 extern const char *idem_refusals_name(IdemRefusal action);
+extern const char *idem_refusals_entity(IdemRefusal action);
 
 extern IdemRefused *idem_refusals_begin(int *number);
 extern void idem_refusals_release(const IdemRefused *refused, int number);

@@ -526,7 +526,8 @@ startup(void)
 	}
 	LWLockRelease(AddinShmemInitLock);
 	for (i = 0; i < nareas && !IsUnderPostmaster; i++)
-		on_shmem_exit(areas[i]->save, (Datum) 0);
+		if (areas[i]->save != NULL)
+			on_shmem_exit(areas[i]->save, (Datum) 0);
 }
 
 /*

@@ -77,12 +77,15 @@ typedef struct IdemShmemArea
 	const char *name;
 	Size		size;
 	void		(*start) (void *memory, LWLock *lock, bool found);
-	pg_on_exit_callback save;	/* in the postmaster, at its end */
+	pg_on_exit_callback save;	/* in the postmaster, at its end; or NULL */
 } IdemShmemArea;
 
 extern void idem_shmem_add(const IdemShmemArea *area);
 extern bool idem_shmem_exists(void);
 extern void idem_shmem_init(void);
+
+/* The name under which is counted what has no policy: rate limiting. */
+#define IDEM_SHMEM_NO_POLICY ""
 
 extern int	idem_shmem_policy(const char *name);
 extern void idem_shmem_count(int policy, IdemCounter counter, uint64 n);

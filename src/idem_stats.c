@@ -53,8 +53,9 @@ put_counters(ReturnSetInfo *rsinfo, const IdemCounters *counters)
 	int			i;
 
 	values[COLUMN_DATID] = ObjectIdGetDatum(counters->database);
-	nulls[COLUMN_DATID] = nulls[COLUMN_POLICY] =
-		!OidIsValid(counters->database);
+	nulls[COLUMN_DATID] = !OidIsValid(counters->database);
+	nulls[COLUMN_POLICY] = nulls[COLUMN_DATID] ||
+		strcmp(NameStr(counters->policy), IDEM_SHMEM_NO_POLICY) == 0;
 	values[COLUMN_POLICY] = CStringGetTextDatum(NameStr(counters->policy));
 	for (i = 0; i < IDEM_NUM_COUNTERS; i++)
 		values[COLUMN_FIRST_COUNTER + i] =

@@ -103,14 +103,21 @@ extern int	idem_store_insert_many(const text *scope, ArrayType *keys,
 extern int	idem_store_read_many(const text *scope, ArrayType *keys,
 								 IdemStoreBrief *found);
 
-/* idem_store_policy.c */
-extern bool idem_store_policy_read(const char *name, Datum *values,
-								   bool *nulls);
-extern void idem_store_policy_lock(void);
-extern void idem_store_policy_write(const Datum *values, const bool *nulls,
-									bool exists);
-extern bool idem_store_policy_delete(const text *name);
-extern List *idem_store_policy_names(void);
+/* idem_store_named.c */
+
+typedef enum IdemStoreNamed
+{
+	IDEM_STORE_POLICIES,
+	IDEM_STORE_LIMITERS
+} IdemStoreNamed;
+
+extern bool idem_store_named_read(IdemStoreNamed table, const char *name,
+								  Datum *values, bool *nulls);
+extern void idem_store_named_lock(IdemStoreNamed table);
+extern void idem_store_named_write(IdemStoreNamed table, const Datum *values,
+								   const bool *nulls, bool exists);
+extern bool idem_store_named_delete(IdemStoreNamed table, const text *name);
+extern List *idem_store_named_names(IdemStoreNamed table);
 
 /* idem_store_audit.c */
 extern int64 idem_store_audit(const IdemStoreAudit *audit);

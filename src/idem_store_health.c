@@ -64,13 +64,15 @@ static const HealthQuery queries[] = {
 		" AND t.tgenabled = 'A' AND NOT t.tgdeferrable AND t.tgqual IS NULL"
 		" WHERE c.oid = ANY ($1) AND NOT t.tgisinternal) t FULL JOIN"
 		" (SELECT c.relname::text, o.tgname, o.proname FROM pg_class c, (VALUES"
-		" (false, 'idempotency_policies_changed', 'idem_policy_changed'),"
-		" (false, 'idempotency_policies_truncated', 'idem_policy_changed'),"
-		" (true, 'idempotency_audit_guard_row', 'idem_audit_guard'),"
-		" (true, 'idempotency_audit_guard_truncate', 'idem_audit_guard'))"
-		" o (audit, tgname, proname) WHERE c.oid = ANY ($1)"
-		" AND CASE WHEN o.audit THEN" IS_AUDIT
-		" ELSE c.relname = 'idempotency_policies' END) o"
+		" ('idempotency_policies', 'idempotency_policies_changed', 'idem_policy_changed'),"
+		" ('idempotency_policies', 'idempotency_policies_truncated', 'idem_policy_changed'),"
+		" ('idempotency_limiters', 'idempotency_limiters_changed', 'idem_limiter_changed'),"
+		" ('idempotency_limiters', 'idempotency_limiters_truncated', 'idem_limiter_changed'),"
+		" (NULL, 'idempotency_audit_guard_row', 'idem_audit_guard'),"
+		" (NULL, 'idempotency_audit_guard_truncate', 'idem_audit_guard'))"
+		" o (relname, tgname, proname) WHERE c.oid = ANY ($1)"
+		" AND CASE WHEN o.relname IS NULL THEN" IS_AUDIT
+		" ELSE c.relname = o.relname END) o"
 		" ON (t.relname, t.tgname, t.proname) = (o.relname, o.tgname, o.proname)"
 		" WHERE t.relname IS NULL OR o.relname IS NULL) d"
 	},
@@ -89,13 +91,13 @@ static const HealthQuery queries[] = {
 	{
 		"owner",
 		"SELECT count(DISTINCT c.relowner) = 1,"
-		" CASE WHEN count(DISTINCT c.relowner) > 1 THEN 'give both tables to one role: '"
+		" CASE WHEN count(DISTINCT c.relowner) > 1 THEN 'give these tables to one role: '"
 		" || string_agg(format('%%s of %%I', c.relname, r.rolname), ', ')"
 		" WHEN bool_and(r.rolsuper) THEN 'a superuser; a NOLOGIN role would do'"
 		" ELSE min(r.rolname) END"
 		" FROM pg_class c JOIN pg_roles r ON r.oid = c.relowner"
 		" WHERE c.oid = ANY ($1)"
-		" AND c.relname IN ('idempotency_keys', 'idempotency_policies')"
+		" AND c.relname IN ('idempotency_keys', 'idempotency_policies', 'idempotency_limiters')"
 	},
 	{
 		"audit_owner",
@@ -160,18 +162,19 @@ static const HealthQuery cron_query = {
 	" AND database = current_database()"
 };
 
-/* Keys, policies, secrets, seals, and the log with its partitions. */
+/* Keys, policies, limiters, secrets, seals, and the log with its partitions. */
 static Datum
 our_relations(void)
 {
 	const IdemCatalog *catalog = idem_catalog();
 	List	   *log = find_all_inheritors(catalog->audit_log, NoLock, NULL);
-	Datum	   *oids = palloc(sizeof(Datum) * (list_length(log) + 4));
+	Datum	   *oids = palloc(sizeof(Datum) * (list_length(log) + 5));
 	int			count = 0;
 	ListCell   *cell;
 
 	oids[count++] = ObjectIdGetDatum(catalog->keys);
 	oids[count++] = ObjectIdGetDatum(catalog->policies);
+	oids[count++] = ObjectIdGetDatum(catalog->limiters);
 	oids[count++] = ObjectIdGetDatum(catalog->secrets);
 	oids[count++] = ObjectIdGetDatum(catalog->audit_seals);
 	foreach(cell, log)

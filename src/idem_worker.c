@@ -54,6 +54,7 @@
 #include "utils/timestamp.h"
 
 #include "idem_audit.h"
+#include "idem_buckets.h"
 #include "idem_catalog.h"
 #include "idem_refusals.h"
 #include "idem_seal.h"
@@ -498,6 +499,7 @@ report(IdemWorkerRun *run, TimestampTz start)
 			continue;
 		idem_shmem_forget(MyDatabaseId);
 		idem_refusals_forget(MyDatabaseId);
+		idem_buckets_forget(MyDatabaseId, NULL);
 		return;
 	}
 	if (swept == BATCH_UNWANTED && state->last_rows == 0)

@@ -238,6 +238,9 @@ my %decided = (
 	idem_json => 'all',
 	idem_key => 'all',
 	idem_log_id => 'all',
+	idem_limiter => 'operator',
+	idem_limiter_changed => '',
+	idem_limiter_drop => 'operator',
 	idem_lookup => 'app operator',
 	idem_policy => 'operator',
 	idem_policy_changed => '',
@@ -258,6 +261,10 @@ my %decided = (
 	idem_sweep_all => 'operator',
 	idem_sweep_status => 'operator',
 	idem_sweep_status_values => 'operator',
+	idem_throttle => 'app',
+	idem_throttle_activity => 'operator',
+	idem_throttle_activity_values => 'operator',
+	idem_throttle_peek => 'app operator',
 	idem_unschedule => 'operator',
 	idempotency_audit_log => 'auditor',
 	idempotency_audit_log_default => '',
@@ -265,6 +272,7 @@ my %decided = (
 	idempotency_audit_origin => '',
 	idempotency_audit_seals => 'auditor',
 	idempotency_keys => '',
+	idempotency_limiters => 'operator',
 	idempotency_policies => '',
 	idempotency_secrets => '');
 my @roles = qw(nobody app operator auditor);
@@ -540,6 +548,7 @@ CREATE ROLE keeper NOLOGIN;
 GRANT USAGE ON SCHEMA idem TO keeper;
 ALTER TABLE idem.idempotency_keys OWNER TO keeper;
 ALTER TABLE idem.idempotency_policies OWNER TO keeper;
+ALTER TABLE idem.idempotency_limiters OWNER TO keeper;
 ALTER TABLE idem.idempotency_audit_log OWNER TO keeper;
 ALTER TABLE idem.idempotency_secrets OWNER TO keeper;
 });
@@ -687,18 +696,18 @@ is(sqlstate($node, "SELECT idem.idem_claim('nobody', 'k')", user => 'mallory'),
 #
 
 my %values = (
-	before => "'2000-01-01'",
+	backoff_base => "'1 s'", backoff_max => 'NULL', before => "'2000-01-01'", capacity => '1', cost => '1',
 	action => "'a'", body => "'b'", checkpoint => "'{}'", content_type => "'text/plain'",
 	components => "ARRAY['c']", context => "'\\x00'", data => "'{}'", detail => "'{}'",
 	entity => "'e'", entity_id => "'i'", fingerprint => 'NULL', handler => "'public.handler(pg_catalog.jsonb)'",
 	header => "'\"k\"'", headers => "'{}'", key => "'nulls'", keys => "'{nulls}'",
-	lease => "'1 min'", level => "'app'", max_duration => "'1 s'", max_rows => '1',
-	name => "'nulls'", on_error => "'raise'", owner => 'gen_random_uuid()', policy => "'default'",
+	limiter => "'nulls'", lease => "'1 min'", level => "'app'", max_duration => "'1 s'", max_rows => '1',
+	name => "'nulls'", on_error => "'raise'", per => "'1 s'", owner => 'gen_random_uuid()', policy => "'default'",
 	purpose => "'context'", recovery_point => "'r'", request => "'{}'", response => "'\"r\"'",
 	result => 'ROW(NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL)',
 	retryable => 'true', role => "'app'", scope => "'nulls'",
 	secret => "'0123456789abcdef'", status_code => '200', token => '1', ttl => "'1 min'",
-	value => "'{}'", wait => "'0'");
+	subject => "'s'", value => "'{}'", wait => "'0'", when_full => "'refuse'");
 
 my $arguments = $node->safe_psql(
 	'postgres', qq{

@@ -40,6 +40,7 @@ $node->safe_psql('postgres',
 my $setup = q{
 ALTER TABLE idempotency_keys OWNER TO keeper;
 ALTER TABLE idempotency_policies OWNER TO keeper;
+ALTER TABLE idempotency_limiters OWNER TO keeper;
 CREATE TABLE effects (key text NOT NULL);
 CREATE FUNCTION buy(request jsonb) RETURNS json LANGUAGE sql AS $$
 	INSERT INTO effects VALUES (request->>'key');

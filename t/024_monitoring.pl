@@ -183,7 +183,8 @@ CREATE EXTENSION idempotency SCHEMA idempotency CASCADE}) foreach ('shop', 'othe
 CREATE ROLE idempotency_owner NOLOGIN;
 GRANT USAGE ON SCHEMA idempotency TO idempotency_owner;
 ALTER TABLE idempotency.idempotency_keys OWNER TO idempotency_owner;
-ALTER TABLE idempotency.idempotency_policies OWNER TO idempotency_owner});
+ALTER TABLE idempotency.idempotency_policies OWNER TO idempotency_owner;
+ALTER TABLE idempotency.idempotency_limiters OWNER TO idempotency_owner});
 	$node->safe_psql('shop', $_) foreach @setup;
 	return $node;
 }

@@ -327,7 +327,8 @@ CREATE ROLE clerk LOGIN;
 SELECT idem_grant('clerk', 'app');
 SELECT idem_policy('clerks', completed_ttl => '1 ms', owner_role => 'clerk');
 ALTER TABLE idempotency_keys OWNER TO keeper;
-ALTER TABLE idempotency_policies OWNER TO keeper});
+ALTER TABLE idempotency_policies OWNER TO keeper;
+ALTER TABLE idempotency_limiters OWNER TO keeper});
 set('idempotency.sweep_batch = 1');
 $node->safe_psql('postgres', q{SELECT count(*) FROM idem_dedupe('clerks', ARRAY(
 	SELECT i::text FROM generate_series(1, 10000) i), 'clerks')});

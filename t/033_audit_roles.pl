@@ -38,6 +38,7 @@ CREATE SCHEMA idempotency AUTHORIZATION idempotency_owner;
 CREATE EXTENSION idempotency SCHEMA idempotency CASCADE;
 ALTER TABLE idempotency.idempotency_keys OWNER TO idempotency_owner;
 ALTER TABLE idempotency.idempotency_policies OWNER TO idempotency_owner;
+ALTER TABLE idempotency.idempotency_limiters OWNER TO idempotency_owner;
 GRANT USAGE ON SCHEMA idempotency TO PUBLIC;
 SET search_path = idempotency;
 SELECT idem_grant('app', 'app'), idem_grant('operator', 'operator'), idem_grant('auditor', 'auditor');

@@ -324,7 +324,7 @@ my %known = map { /^(\w+)/ => 1 } keys %described;
 foreach my $file (@files)
 {
 	my %unknown = map { $_ => 1 } grep {
-		!$known{$_} && !/^idem_(outcome|result|response|policy_list|stats|activity|sweep_status)$/
+		!$known{$_} && !/^idem_(outcome|result|response|policy_list|stats|activity|sweep_status|throttle_activity)$/
 	} $content{$file} =~ /\b(idem_[a-z_]+)\b/g;
 
 	is(join(' ', sort keys %unknown), '', "$file names only what there is");

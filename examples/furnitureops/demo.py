@@ -19,7 +19,8 @@ things go wrong:
   - an article is sold out or does not exist.
 
 At last every key is sent once more, in peace.  Then all that was answered is
-held against what the tables say; exit status 1 if anything does not fit.
+held against what the tables say; exit status 1 if anything does not fit.  One
+address buys more than 20 times in a minute, and is held up.
 
 What is sent depends on --seed alone, how the clients interleave does not.
 """
@@ -70,7 +71,7 @@ OTHER_PAYLOAD = 0.08        # share of sends with the key of another request
 TX_STEPS = ("claim", "work", "complete")
 
 ANSWER = "outcome::text, http_status, headers::text, content_type, body"
-BUY = f"SELECT {ANSWER} FROM shop.buy(%s, %s, %s)"
+BUY = f"SELECT {ANSWER} FROM shop.buy(%s, %s, %s, %s)"
 SCOPE = "idempotency.idem_scope('furnitureops', 'buy', %s)"
 CLAIM = (f"SELECT {ANSWER} FROM idempotency.idem_claim({SCOPE}, %s, %s,"
          " policy => 'furnitureops', wait => %s)")
@@ -103,6 +104,11 @@ def connect(user, **kwargs):
 ##
 ## The plan
 ##
+
+def address_of(order):
+    """Each order comes from an address of its own, by whatever edge node."""
+    return "10." + ".".join(str(byte) for byte in hashlib.sha256(order.key.encode()).digest()[:3])
+
 
 def make_order(rng, key):
     kind = rng.random()
@@ -231,7 +237,7 @@ class Client:
 
     def send_web(self, conn, send):
         order = send.order
-        args = (order.customer, order.key, order.payloads[send.variant])
+        args = (order.customer, order.key, order.payloads[send.variant], address_of(order))
         if send.manner == "web":
             self.take(conn.execute(BUY, args).fetchone(), final=True)
         elif send.manner == "web reply lost":
@@ -494,10 +500,64 @@ class Attacker:
                 for order in self.orders:
                     self.run(backend, order)
                     self.note(order, web.execute(
-                        BUY, (order.customer, order.key, order.payloads[0])).fetchone())
+                        BUY, (order.customer, order.key, order.payloads[0],
+                              address_of(order))).fetchone())
 
     def late(self):
         return self.seen[-2 * self.REPEATS * self.KEYS:]
+
+
+##
+## One in a hurry
+##
+
+class Hurried:
+    """Buys from one address as fast as it can; another one does not."""
+
+    ADDRESS = "203.0.113.7"
+    OTHER = "203.0.113.8"
+    LIMIT = 20              # of schema.sql, a minute
+    LONGEST = 15 * 60       # seconds, likewise
+    TRIES = 60
+
+    def __init__(self):
+        self.orders = []        # that were bought
+        self.seen = []
+        self.waits = []         # seconds that a refusal told it to wait
+        self.problems = []
+
+    def buy(self, conn, number, address):
+        key = f"hurried-{number}"
+        sku = PLENTIFUL[number % len(PLENTIFUL)]
+        payload = json.dumps({"sku": sku, "quantity": 1, "reference": key})
+        order = Order("hurried", key, sku, (1, 1), (payload, payload))
+        row = conn.execute(BUY, (order.customer, key, payload, address)).fetchone()
+        self.seen.append(Seen(key, 0, "hurried", None, row[0], row[1:], 0))
+        if row[0] == "completed":
+            self.orders.append(order)
+        return row[0]
+
+    def run(self):
+        started = time.monotonic()
+        with connect("shop_web") as conn:
+            for number in range(self.TRIES):
+                try:
+                    self.buy(conn, number, self.ADDRESS)
+                except psycopg.Error as error:
+                    if error.sqlstate != "SHP04":
+                        raise
+                    self.waits.append(int(error.diag.message_detail))
+            allowed = self.LIMIT + int((time.monotonic() - started) * self.LIMIT / 60)
+            if not self.LIMIT <= len(self.orders) <= allowed:
+                self.problems.append(f"{len(self.orders)} bought")
+            if self.waits != sorted(self.waits) or self.waits[-1] != self.LONGEST:
+                self.problems.append(f"told to wait {self.waits} seconds")
+            for number in range(len(self.orders)):
+                outcome = self.buy(conn, number, self.ADDRESS)
+                if outcome != "replayed":
+                    self.problems.append(f"hurried-{number}: repeated, {outcome}")
+            if self.buy(conn, self.TRIES, self.OTHER) != "completed":
+                self.problems.append("another address could not buy")
 
 
 ##
@@ -545,7 +605,9 @@ class Reckoning:
         self.audit = admin.execute(
             "SELECT action, entity_id, (detail ->> 'sale')::bigint,"
             " (detail ->> 'quantity')::integer"
-            " FROM idempotency.idempotency_audit_log").fetchall()
+            " FROM idempotency.idempotency_audit_log"
+            " WHERE action IN ('sale', 'claimed', 'taken_over', 'completed', 'failed',"
+            " 'released', 'forgotten')").fetchall()
 
     def stored(self, order):
         """State and answer of the key's row, if there is one."""
@@ -658,7 +720,7 @@ class Reckoning:
                     yield f"{key}, {one.manner}: {one.outcome}"
 
 
-def report(reckoning, load_seen, seen, elapsed, late):
+def report(reckoning, load_seen, seen, elapsed, late, hurried):
     outcomes = collections.Counter(one.outcome for one in seen)
     mishaps = collections.Counter(one.mishap for one in seen)
     units = sum(sold for _, sold in reckoning.stock.values())
@@ -685,6 +747,7 @@ def report(reckoning, load_seen, seen, elapsed, late):
         ("backends terminated", mishaps["terminated"]),
         ("rolled back", mishaps["rolled back"]),
         ("expired, refused", f"{sum(one.outcome == 'expired' for one in late)} of {len(late)}"),
+        ("over the limit, refused (SHP04)", len(hurried.waits)),
         ("audit rows", len(reckoning.audit)),
         ("requests a second", int(len(load_seen) / elapsed)),
         ("replay p50", percentile(0.5)),
@@ -693,11 +756,11 @@ def report(reckoning, load_seen, seen, elapsed, late):
     print()
     for name, value in lines:
         text = f"{value:,}" if isinstance(value, int) else value
-        print(f"  {name:<28}{text:>14}")
+        print(f"  {name:<32}{text:>14}")
     print()
 
 
-def judge(reckoning, late):
+def judge(reckoning, late, hurried):
     checks = Checks()
     checks.check("no key took effect twice", reckoning.at_most_once())
     checks.check("what was acknowledged took effect exactly once",
@@ -716,6 +779,8 @@ def judge(reckoning, late):
     checks.check("a late repeat is refused every time",
                  (f"{one.key}: {one.outcome}" for one in late
                   if one.outcome != "expired"))
+    checks.check("one address buys 20 times a minute, is held up longer and longer,"
+                 " and its repeats are answered", hurried.problems)
     checks.check("nobody saw any other error", reckoning.errors())
     return checks.failed
 
@@ -755,12 +820,15 @@ def main():
     seen = load_seen + load.run(load.retry, lambda: None)
     print("recorded requests are sent again, too late", flush=True)
     attacker.repeat()
+    hurried = Hurried()
+    print("one address buys more than 20 times in a minute", flush=True)
+    hurried.run()
     settle(admin)
 
-    seen += attacker.seen
-    reckoning = Reckoning(admin, load.orders() + attacker.orders, seen)
-    report(reckoning, load_seen, seen, elapsed, attacker.late())
-    failed = judge(reckoning, attacker.late())
+    seen += attacker.seen + hurried.seen
+    reckoning = Reckoning(admin, load.orders() + attacker.orders + hurried.orders, seen)
+    report(reckoning, load_seen, seen, elapsed, attacker.late(), hurried)
+    failed = judge(reckoning, attacker.late(), hurried)
     admin.close()
     print()
     if failed:

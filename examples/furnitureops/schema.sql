@@ -41,6 +41,11 @@ SELECT idempotency.idem_policy('furnitureops',
 	owner_role => 'shop_keys',
 	audit => true);
 
+-- 20 purchases a minute from one address; who goes on nevertheless is refused
+-- for 1 second, for 2, for 4, up to 15 minutes.
+SELECT idempotency.idem_limiter('furnitureops', 20, '1 min',
+	backoff_base => '1 s', backoff_max => '15 min');
+
 CREATE SCHEMA shop AUTHORIZATION shop_owner;
 SELECT idempotency.idem_grant('shop_owner', 'app');
 SET ROLE shop_owner;
@@ -124,24 +129,58 @@ BEGIN
 END
 $$;
 
+-- The same within the limit for an address, which shop.buy() leaves in the
+-- setting shop.address.  As a handler it runs only for a key that is claimed:
+-- a repeat costs nothing, and is answered even when the limit is reached.  A
+-- network of IPv6 is one subject, since each customer has a whole one.
+--
+--     SHP04  too many purchases from this address; detail: seconds to wait
+CREATE FUNCTION shop.decrement_stock_limited(request jsonb)
+RETURNS idempotency.idem_response
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = shop, idempotency, pg_temp
+AS $$
+DECLARE
+	address inet := nullif(current_setting('shop.address', true), '');
+	subject cidr := network(set_masklen(address,
+		CASE family(address) WHEN 4 THEN 32 ELSE 64 END));
+	limited record;
+BEGIN
+	IF address IS NOT NULL THEN
+		SELECT * INTO limited FROM idem_throttle('furnitureops', subject::text);
+		IF NOT limited.allowed THEN
+			RAISE EXCEPTION USING
+				ERRCODE = 'SHP04',
+				MESSAGE = 'too many purchases from this address',
+				DETAIL = ceil(extract(epoch FROM limited.retry_after));
+		END IF;
+	END IF;
+	RETURN decrement_stock_atomic(request);
+END
+$$;
+
 -- What the edge nodes call.  The scope is made here: EXECUTE on idem_run is
 -- power over every scope, and edge nodes are to have no power over the keys of
 -- anything else.  The node is not part of it, since a customer whose node has
--- died repeats the request at another one.
-CREATE FUNCTION shop.buy(customer text, key text, request jsonb)
+-- died repeats the request at another one; nor is the address, which may be
+-- another one, too.  Without an address, for our own shops, there is no limit.
+CREATE FUNCTION shop.buy(customer text, key text, request jsonb,
+	address inet DEFAULT NULL)
 RETURNS idempotency.idem_result
 LANGUAGE sql VOLATILE SECURITY DEFINER
 SET search_path = shop, idempotency, pg_temp
 BEGIN ATOMIC
-	SELECT idempotency.idem_run('shop.decrement_stock_atomic(jsonb)',
+	SELECT set_config('shop.address', coalesce(host(address), ''), true);
+	SELECT idempotency.idem_run('shop.decrement_stock_limited(jsonb)',
 		idempotency.idem_scope('furnitureops', 'buy', customer), key, request,
 		'furnitureops');
 END;
 
 REVOKE ALL ON FUNCTION shop.decrement_stock_atomic(jsonb),
-	shop.buy(text, text, jsonb) FROM PUBLIC;
+	shop.decrement_stock_limited(jsonb),
+	shop.buy(text, text, jsonb, inet) FROM PUBLIC;
 GRANT USAGE ON SCHEMA shop TO shop_web, shop_backend;
-GRANT EXECUTE ON FUNCTION shop.buy(text, text, jsonb) TO shop_web;
+GRANT EXECUTE ON FUNCTION shop.buy(text, text, jsonb, inet) TO shop_web;
 GRANT EXECUTE ON FUNCTION shop.decrement_stock_atomic(jsonb) TO shop_backend;
 RESET ROLE;
 
