@@ -225,12 +225,16 @@ make_work() {
 # the JIT is left out, which would need the clang of the server's build.
 build_extension() {
 	say "building for PostgreSQL $PG_MAJOR"
-	as_user mkdir "$WORK/src"
-	tar -C "$TOP" --exclude=./.git --exclude=tmp_check --exclude='*.o' \
-		--exclude='*.so' --exclude='*.bc' -cf - . |
-		as_user tar -C "$WORK/src" -xf - || die "could not copy $TOP"
+	copy_tree
 	make_in_copy clean || die "make clean failed"
 	make_in_copy -j2 COPT="$*" all || die "could not build the extension"
+}
+
+copy_tree() {
+	as_user mkdir "$WORK/src"
+	tar -C "$TOP" --exclude=./.git --exclude=tmp_check --exclude=node_modules \
+		--exclude='*.o' --exclude='*.so' --exclude='*.bc' -cf - . |
+		as_user tar -C "$WORK/src" -xf - || die "could not copy $TOP"
 }
 
 make_in_copy() {

@@ -72,7 +72,8 @@ typedef struct Partition
 	int			used;
 	int64		searched_at;	/* when no bucket could be forgotten, */
 	int64		quiet_until;	/* nor before this: no full_at is less */
-	int64		no_room;
+	int64		no_room;		/* calls that found none, */
+	int64		no_room_at;		/* the last of them then */
 } Partition;
 
 /* Each on cache lines of its own. */
@@ -440,6 +441,7 @@ idem_buckets_take(const IdemBucketKey *key, const IdemBucketRule *rule,
 	{
 		refuse_without_room(partition, now, result);
 		partition->no_room++;
+		partition->no_room_at = now;
 	}
 	LWLockRelease(&partition->lock);
 	return entry != NULL;
@@ -558,6 +560,7 @@ idem_buckets_use(IdemBucketsUse *use)
 		LWLockAcquire(&partition->lock, LW_SHARED);
 		use->used += partition->used;
 		use->no_room += partition->no_room;
+		use->no_room_at = Max(use->no_room_at, partition->no_room_at);
 		LWLockRelease(&partition->lock);
 	}
 }

@@ -38,7 +38,8 @@ typedef struct IdemBucketsUse
 {
 	int64		room;
 	int64		used;			/* forgettable ones included */
-	int64		no_room;		/* calls that found none, since the start */
+	int64		no_room;		/* calls that found none, since the start; */
+	int64		no_room_at;		/* the last of them; 0: none */
 } IdemBucketsUse;
 
 extern void idem_buckets_require(void);

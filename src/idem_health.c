@@ -15,6 +15,7 @@
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/syscache.h"
+#include "utils/timestamp.h"
 
 #include "idem.h"
 #include "idem_buckets.h"
@@ -103,10 +104,15 @@ put_buckets_check(void *arg)
 		return;
 	}
 	idem_buckets_use(&use);
-	put_check(arg, "buckets", use.no_room == 0,
-			  psprintf("room for " INT64_FORMAT ", " INT64_FORMAT
-					   " taken; calls that found none: " INT64_FORMAT,
-					   use.room, use.used, use.no_room));
+	put_check(arg, "buckets",
+			  use.no_room == 0 ||
+			  GetCurrentTimestamp() - use.no_room_at > USECS_PER_HOUR,
+			  psprintf("room for " INT64_FORMAT ", " INT64_FORMAT " taken; "
+					   INT64_FORMAT " calls found none%s%s",
+					   use.room, use.used, use.no_room,
+					   use.no_room > 0 ? ", the last at " : "",
+					   use.no_room > 0 ?
+					   timestamptz_to_str(use.no_room_at) : ""));
 }
 
 IDEM_FUNCTION(idem_health);

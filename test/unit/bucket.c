@@ -352,6 +352,7 @@ int
 main(void)
 {
 	plan(0);
+	seed_random(SEED);
 	diag("seed " UINT64_FORMAT, SEED);
 	test_histories(HISTORIES, false);
 	test_histories(CHANGED, true);

@@ -13,23 +13,12 @@
  *
  *-------------------------------------------------------------------------
  */
+#include "random.h"
+
 #define SEED			UINT64CONST(20170306)
 #define HISTORIES		120000
 #define CHANGED			40000
 #define STEPS			16
-
-static uint64 random_state = SEED;
-
-/* splitmix64 */
-static uint64
-next_random(void)
-{
-	uint64		z = (random_state += UINT64CONST(0x9e3779b97f4a7c15));
-
-	z = (z ^ (z >> 30)) * UINT64CONST(0xbf58476d1ce4e5b9);
-	z = (z ^ (z >> 27)) * UINT64CONST(0x94d049bb133111eb);
-	return z ^ (z >> 31);
-}
 
 /* From 0 to a limit, both included */
 static int64

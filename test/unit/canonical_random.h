@@ -16,27 +16,10 @@
  */
 #include <time.h>
 
+#include "random.h"
+
 /* Give up fuzzing after this long, however slow the machine */
 #define FUZZ_SECONDS	2
-
-static uint64 random_state;
-
-static void
-seed_random(uint64 seed)
-{
-	random_state = seed;
-}
-
-/* splitmix64 */
-static uint64
-next_random(void)
-{
-	uint64		z = (random_state += UINT64CONST(0x9e3779b97f4a7c15));
-
-	z = (z ^ (z >> 30)) * UINT64CONST(0xbf58476d1ce4e5b9);
-	z = (z ^ (z >> 27)) * UINT64CONST(0x94d049bb133111eb);
-	return z ^ (z >> 31);
-}
 
 static int
 random_below(int limit)

@@ -1,0 +1,53 @@
+# example.sh - what examples/NAME/run has in common; to be sourced.
+#
+# begin_example NAME [PACKAGE...] installs the Debian packages that are missing,
+# builds and installs the extension (unless EXTENSION_INSTALLED=1 says that this
+# has been done), and starts a cluster NAME of its own with it preloaded: in
+# PGHOST, PGPORT and PGUSER, see start_cluster in scripts/lib.sh.  The example's
+# files are then in $EXAMPLE, a copy that the unprivileged user may write to.
+#
+# run_example COMMAND... runs the example itself as that user, and ends with its
+# exit status; what was started is stopped at the end, whatever happens.
+#
+# shellcheck shell=bash
+
+# shellcheck source-path=SCRIPTDIR source=../../scripts/lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/../../scripts/lib.sh"
+
+EXAMPLE=            # folder of the example's copy
+
+begin_example() {
+	local name=$1
+	shift
+
+	choose_postgres python3 "$@"
+	make_work
+	if [[ ${EXTENSION_INSTALLED:-} == 1 ]]; then
+		copy_tree
+	else
+		build_extension
+		install_extension
+	fi
+	EXAMPLE=$WORK/src/examples/$name
+	start_cluster "$name" 'max_connections = 300' 'fsync = off' \
+		"shared_preload_libraries = 'idempotency'"
+}
+
+# Run the SQL of a file in a new database: load_schema DATABASE FILE
+load_schema() {
+	as_user "$PG_BIN/createdb" "$1"
+	quietly "$WORK/schema.log" as_user "$PG_BIN/psql" --no-psqlrc --quiet \
+		--set ON_ERROR_STOP=1 --dbname "$1" --file "$2" || die "could not load $2"
+}
+
+# A process group of its own, for cleanup() to end all of it.
+run_example() {
+	local status=0
+
+	setsid "${AS_USER[@]}" env -C "$EXAMPLE" PYTHONPATH="$WORK/src/examples/lib" \
+		PYTHONDONTWRITEBYTECODE=1 WORK="$WORK" "$@" </dev/null &
+	RUNNER=$!
+	wait "$RUNNER" || status=$?
+	RUNNER=
+	exit "$status"
+}
