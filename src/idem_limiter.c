@@ -6,7 +6,9 @@
  * Owns a cache of limiters (idem_cache.c), so that a call of idem_throttle()
  * costs no query, the bounds of every parameter, and the list of limiters
  * that this transaction has dropped: their buckets are forgotten when it
- * commits, and kept when it does not.
+ * commits, and kept when it does not.  A session that has yet to hear of that
+ * may make one anew; so a limiter that is defined where there was none has
+ * its buckets forgotten once more.
  *
  *-------------------------------------------------------------------------
  */
@@ -270,19 +272,28 @@ note_dropped(uint64 id)
 }
 
 /*
- * Defined again.  Should that be rolled back to a savepoint, then the buckets
- * stay until they are full, as after PREPARE TRANSACTION.
+ * One that this transaction has dropped keeps its buckets.  Should that be
+ * rolled back to a savepoint, they stay until they are full, as they do after
+ * PREPARE TRANSACTION.  Nobody can use any other before we commit.
  */
 static void
 note_defined(uint64 id)
 {
 	DroppedLimiter **link = &dropped;
+	bool		was_dropped = false;
 
 	while (*link != NULL)
+	{
 		if ((*link)->id == id)
+		{
 			*link = (*link)->next;
+			was_dropped = true;
+		}
 		else
 			link = &(*link)->next;
+	}
+	if (!was_dropped)
+		idem_buckets_forget(MyDatabaseId, &id);
 }
 
 /*
@@ -347,6 +358,7 @@ idem_limiter_changed(PG_FUNCTION_ARGS)
 				 errhint("It is for the triggers of \"%s\" only.",
 						 "idempotency_limiters")));
 	CacheInvalidateRelcache(trigdata->tg_relation);
+	(void) idem_buckets_exist();	/* at commit it would be too late */
 	desc = RelationGetDescr(trigdata->tg_relation);
 	if (TRIGGER_FIRED_BY_DELETE(trigdata->tg_event) ||
 		TRIGGER_FIRED_BY_UPDATE(trigdata->tg_event))

@@ -422,6 +422,19 @@ foreach my $case (
 	value($drop);
 }
 
+# What a session may make anew before it hears of a drop, or a TRUNCATE or a
+# dropped extension leave, is gone when the limiter is defined.
+value($define->(10));
+value(take('change', 'a', 10));
+value('TRUNCATE idempotency_limiters');
+is(value('SELECT count(*) FROM idem_throttle_activity WHERE limiter IS NOT NULL'), 0,
+	'after TRUNCATE there are no limiters');
+value($define->(10));
+is(value(left('change', 'a')), 10, 'one that is defined has no buckets of an earlier one');
+value($drop);
+value(q{SELECT idem_limiter('slow', 100, '3660 days')});
+value(take('slow', 'a', 100));
+
 sub left_of
 {
 	my ($subject) = @_;
