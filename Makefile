@@ -19,9 +19,12 @@ OBJS = \
 	src/idem_grant.o \
 	src/idem_health.o \
 	src/idem_hmac.o \
+	src/idem_http.o \
+	src/idem_http_run.o \
 	src/idem_keep.o \
 	src/idem_launcher.o \
 	src/idem_limiter.o \
+	src/idem_pairs.o \
 	src/idem_policy.o \
 	src/idem_policy_values.o \
 	src/idem_refusals.o \
@@ -76,6 +79,7 @@ REGRESS = \
 	policy \
 	audit \
 	helpers \
+	http \
 	sweep \
 	throttle \
 	settings \
@@ -106,6 +110,7 @@ ISOLATION = \
 	run-claim \
 	run-nested \
 	run-dedupe \
+	http-two \
 	dedupe-order \
 	dedupe-sweep \
 	ways-mixed \

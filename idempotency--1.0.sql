@@ -961,6 +961,38 @@ COMMENT ON FUNCTION @extschema@.idem_health() IS
 'check the installation';
 
 --
+-- HTTP
+--
+
+-- Volatile for the time in it, that of the call.
+CREATE FUNCTION @extschema@.idem_http_problem(result @extschema@.idem_result)
+RETURNS json
+AS 'MODULE_PATHNAME', 'idem_http_problem'
+LANGUAGE C VOLATILE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION @extschema@.idem_http_problem(@extschema@.idem_result) IS
+'problem details (RFC 9457) of a refusal, or null';
+
+CREATE FUNCTION @extschema@.idem_http_headers(result @extschema@.idem_result)
+RETURNS json
+AS 'MODULE_PATHNAME', 'idem_http_headers'
+LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION @extschema@.idem_http_headers(@extschema@.idem_result) IS
+'the headers of an answer, as an array of single-key objects';
+
+-- For API functions alone: a client would choose principal and handler.
+CREATE FUNCTION @extschema@.idem_http_run(
+	handler regprocedure,
+	request jsonb,
+	policy text DEFAULT 'default',
+	principal text DEFAULT NULL
+)
+RETURNS json
+AS 'MODULE_PATHNAME', 'idem_http_run'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION @extschema@.idem_http_run(regprocedure, jsonb, text, text) IS
+'idem_run for an API function of PostgREST, which must be SECURITY DEFINER';
+
+--
 -- Seeing it
 --
 
@@ -1164,6 +1196,9 @@ REVOKE ALL ON ROUTINE
 	@extschema@.idem_key(text),
 	@extschema@.idem_json(@extschema@.idem_result),
 	@extschema@.idem_respond(integer, json, json),
+	@extschema@.idem_http_problem(@extschema@.idem_result),
+	@extschema@.idem_http_headers(@extschema@.idem_result),
+	@extschema@.idem_http_run(regprocedure, jsonb, text, text),
 	@extschema@.idem_grant(regrole, text),
 	@extschema@.idem_health()
 FROM PUBLIC;

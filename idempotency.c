@@ -8,6 +8,7 @@
  *
  *	entry points	idem_claim		claim a key: the loop around the decision
  *					idem_run		claim, work and answer in one statement
+ *					idem_http_run	the same for an API function of PostgREST
  *					idem_dedupe		many keys of a message consumer
  *					idem_finish		complete, fail, extend, release, look up
  *					idem_sweep		remove what is past its retention
@@ -18,6 +19,7 @@
  *					idem_seal, idem_seal_verify	its seals
  *					idem_secret		secrets and contexts
  *					idem_text		scopes, headers, names for logs
+ *					idem_http		refusals and headers as HTTP has them
  *					idem_grant		who may call what
  *					idem_health		checks of the installation
  *	what they use	idem_state		the decision table, pure
@@ -30,6 +32,7 @@
  *					idem_fingerprint, idem_digest	SHA-256
  *					idem_hmac		HMACs with keys derived from the secrets
  *					idem_args		checks of arguments
+ *					idem_pairs		names and texts in JSON
  *					idem_xact		what this transaction claims and runs
  *	storage			idem_store_*	the one door to our tables
  *	ground			idem_shmem		what all processes share

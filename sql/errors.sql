@@ -9,10 +9,18 @@ RESET client_min_messages;
 CREATE SCHEMA regress_errors;
 CREATE FUNCTION regress_errors.handler(request jsonb) RETURNS json LANGUAGE sql AS
 $$ SELECT '{}'::json $$;
+CREATE FUNCTION regress_errors.text_handler(request jsonb) RETURNS text LANGUAGE sql AS
+$$ SELECT '{}' $$;
 CREATE FUNCTION regress_errors.strict_handler(request jsonb) RETURNS json STRICT LANGUAGE sql AS
 $$ SELECT '{}'::json $$;
 CREATE FUNCTION regress_errors.no_handler(request jsonb) RETURNS integer LANGUAGE sql AS
 $$ SELECT 1 $$;
+
+-- A request of PostgREST.
+SET request.method = 'POST';
+SET request.path = '/canary';
+SET request.headers = '{"idempotency-key": "canary-http"}';
+SET request.jwt.claims = '{"sub": "canary"}';
 
 -- Keys to do wrong things to: a claim of another transaction, an answer, a
 -- failure for good, and one of another role.
@@ -47,6 +55,9 @@ INSERT INTO calls (state, call) VALUES
 	('22004', 'idem_run(''regress_errors.handler(jsonb)'', ''errors'', ''canary'', policy => NULL)'),
 	('22004', 'idem_run(''regress_errors.handler(jsonb)'', ''errors'', ''canary'', on_error => NULL)'),
 	('22004', 'idem_run(''regress_errors.strict_handler(jsonb)'', ''errors'', ''canary'')'),
+	('22004', 'idem_http_run(NULL, ''{}'')'),
+	('22004', 'idem_http_run(''regress_errors.handler(jsonb)'', NULL)'),
+	('22004', 'idem_http_run(''regress_errors.handler(jsonb)'', ''{}'', NULL)'),
 	('22004', 'idem_dedupe(NULL, ''{canary}'')'),
 	('22004', 'idem_dedupe(''errors'', NULL)'),
 	('22004', 'idem_dedupe(''errors'', ''{canary,NULL}'')'),
@@ -111,6 +122,9 @@ INSERT INTO calls (state, call) VALUES
 	('none', 'idem_fingerprint(NULL)'),
 	('none', 'idem_log_id(NULL)'),
 	('none', 'idem_json(NULL)'),
+	('none', 'idem_http_problem(NULL)'),
+	('none', 'idem_http_headers(NULL)'),
+	('none', 'idem_http_run(''regress_errors.handler(jsonb)'', ''{}'', principal => NULL)'),
 	('none', 'idem_respond(200, NULL, NULL)'),
 	-- scopes and keys
 	('22023', 'idem_claim('''', ''canary'')'),
@@ -184,6 +198,7 @@ INSERT INTO calls (state, call) VALUES
 	('42704', 'idem_claim(''errors'', ''canary'', policy => repeat(''p'', 100))'),
 	('42704', 'idem_require(''errors'', ''canary'', policy => ''errors-unknown'')'),
 	('42704', 'idem_run(''regress_errors.handler(jsonb)'', ''errors'', ''canary'', policy => ''errors-unknown'')'),
+	('42704', 'idem_http_run(''regress_errors.handler(jsonb)'', ''{}'', ''errors-unknown'')'),
 	('42704', 'idem_dedupe(''errors'', ''{canary}'', ''errors-unknown'')'),
 	('22023', 'idem_policy('''')'),
 	('22023', 'idem_policy(repeat(''p'', 64))'),
@@ -239,6 +254,15 @@ INSERT INTO calls (state, call) VALUES
 	('22023', 'idem_scope(''canary'', '''')'),
 	('22023', 'idem_scope(E''canary\u001e'')'),
 	('22023', 'idem_key(''"canary'')'),
+	('22023', 'idem_http_run(''regress_errors.no_handler(jsonb)'', ''{}'')'),
+	('22023', 'idem_http_run(''regress_errors.text_handler(jsonb)'', ''{}'')'),
+	('22023', 'idem_http_run(''regress_errors.handler(jsonb)'', ''{}'', principal => E''canary\u001e'')'),
+	('22023', 'idem_http_run(''regress_errors.handler(jsonb)'', ''{}'', principal => repeat(''canary'', 200))'),
+	('22023', 'idem_http_headers(json_populate_record(NULL::idem_result, ''{"headers": {"canary": "canary\r"}}''))'),
+	('22023', 'idem_http_headers(json_populate_record(NULL::idem_result, ''{"headers": {"canary:": "canary"}}''))'),
+	('22023', 'idem_http_headers(json_populate_record(NULL::idem_result, ''{"headers": ["canary"]}''))'),
+	('22023', 'idem_http_headers(json_populate_record(NULL::idem_result, ''{"error_code": "canary", "http_status": 429, "retry_after": "1 month"}''))'),
+	('22023', 'idem_http_problem(json_populate_record(NULL::idem_result, ''{"error_code": "canary", "http_status": 200}''))'),
 	('22023', 'idem_secret(''canary'', ''0123456789012345'')'),
 	('22023', 'idem_secret(''context'', ''canary'')'),
 	('22023', 'idem_grant(current_user::regrole, ''canary'')');

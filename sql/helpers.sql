@@ -132,7 +132,7 @@ DROP ROLE "regress_idem ""odd""";
 -- idem_health: what it checks, and that all is well; a worker needs preload.
 CALL idem_sweep_all();
 SELECT check_name FROM idem_health() WHERE NOT ok AND check_name NOT IN ('worker', 'pg_cron', 'server_version');
-SELECT name AS not_checked FROM unnest(ARRAY['schema_safe', 'primary_key', 'storage', 'worker', 'sweep_lag', 'triggers', 'server_version', 'pgcrypto', 'audit_owner', 'audit_seals']) name
+SELECT name AS not_checked FROM unnest(ARRAY['schema_safe', 'primary_key', 'storage', 'worker', 'sweep_lag', 'triggers', 'server_version', 'pgcrypto', 'audit_owner', 'audit_seals', 'http_exposed']) name
 WHERE name NOT IN (SELECT check_name FROM idem_health());
 
 -- It sees a trigger of ours that is gone, and one that is not ours.

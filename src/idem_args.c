@@ -249,26 +249,59 @@ uuid_has_version(const text *canonical, char version)
 	return c[14] == version && strchr("89ab", c[19]) != NULL;
 }
 
+/* The version that a UUID must have; 0: any. */
+static char
+required_version(IdemKeyFormat format)
+{
+	switch (format)
+	{
+		case IDEM_KEY_UUIDV4:
+			return '4';
+		case IDEM_KEY_UUIDV7:
+			return '7';
+		case IDEM_KEY_ANY:
+		case IDEM_KEY_UUID:
+			break;
+	}
+	return '\0';
+}
+
+/*
+ * idem_args_formatted_key
+ *		The key in the form that its policy wants, or NULL if it is not one
+ *		that the policy takes.
+ */
+text *
+idem_args_formatted_key(text *key, const IdemPolicy *policy)
+{
+	char		version = required_version(policy->key_format);
+	int			len = VARSIZE_ANY_EXHDR(key);
+	text	   *canonical;
+
+	if (len == 0 || len > policy->max_key_bytes)
+		return NULL;
+	if (policy->key_format == IDEM_KEY_ANY)
+		return key;
+	canonical = idem_args_canonical_uuid(key);
+	if (canonical != NULL && version != '\0' &&
+		!uuid_has_version(canonical, version))
+		return NULL;
+	return canonical;
+}
+
 /*
  * idem_args_format_key
- *		The key in the form that its policy wants; 22023.
+ *		The same for a key that must be right; 22023.
  */
 text *
 idem_args_format_key(text *key, const IdemPolicy *policy)
 {
+	char		version = required_version(policy->key_format);
 	text	   *canonical;
-	char		version = '\0';
 
 	check_length(key, policy->max_key_bytes, "key");
-	if (policy->key_format == IDEM_KEY_ANY)
-		return key;
-	if (policy->key_format == IDEM_KEY_UUIDV4)
-		version = '4';
-	else if (policy->key_format == IDEM_KEY_UUIDV7)
-		version = '7';
-	canonical = idem_args_canonical_uuid(key);
-	if (canonical == NULL ||
-		(version != '\0' && !uuid_has_version(canonical, version)))
+	canonical = idem_args_formatted_key(key, policy);
+	if (canonical == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("key does not have the format of policy \"%s\"",

@@ -29,6 +29,7 @@ extern int64 idem_args_check_max(const char *what, int64 usec, int64 max,
 								 const char *setting);
 extern text *idem_args_scope(FunctionCallInfo fcinfo, int argno);
 extern text *idem_args_key(FunctionCallInfo fcinfo, int argno);
+extern text *idem_args_formatted_key(text *key, const IdemPolicy *policy);
 extern text *idem_args_format_key(text *key, const IdemPolicy *policy);
 extern text *idem_args_canonical_uuid(const text *key);
 

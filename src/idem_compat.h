@@ -59,23 +59,44 @@
 #define idem_compat_interval_is_finite(interval) true
 #endif
 
-/* 17 moved the lexer's memory into the hands of its caller. */
+/* 16 lets the actions of the JSON parser fail; ours never do. */
+#if PG_VERSION_NUM >= 160000
+typedef JsonParseErrorType IdemCompatJsonAction;
+#define idem_compat_json_go_on() return JSON_SUCCESS
+#else
+typedef void IdemCompatJsonAction;
+#define idem_compat_json_go_on() return
+#endif
+
+/*
+ * Whether this is JSON; its actions see strings only with need_escapes.  17
+ * moved the lexer's memory into the hands of its caller.
+ */
 static inline bool
-idem_compat_json_is_valid(char *json, int len, int encoding)
+idem_compat_json_parse(char *json, int len, int encoding, bool need_escapes,
+					   JsonSemAction *actions)
 {
 	JsonLexContext *lex;
 	bool		valid;
 
 #if PG_VERSION_NUM >= 170000
-	lex = makeJsonLexContextCstringLen(NULL, json, len, encoding, false);
+	lex = makeJsonLexContextCstringLen(NULL, json, len, encoding, need_escapes);
 #else
-	lex = makeJsonLexContextCstringLen(json, len, encoding, false);
+	lex = makeJsonLexContextCstringLen(json, len, encoding, need_escapes);
 #endif
-	valid = pg_parse_json(lex, &nullSemAction) == JSON_SUCCESS;
+	valid = pg_parse_json(lex, actions) == JSON_SUCCESS;
 #if PG_VERSION_NUM >= 170000
 	freeJsonLexContext(lex);
 #endif
 	return valid;
+}
+
+static inline bool
+idem_compat_json_is_valid(char *json, int len, int encoding)
+{
+	JsonSemAction actions = nullSemAction;
+
+	return idem_compat_json_parse(json, len, encoding, false, &actions);
 }
 
 /* What an update asks of the indexes; 16 set BRIN and its like apart. */

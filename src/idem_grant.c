@@ -42,6 +42,8 @@ static const char *const app_functions[] = {
 	"idem_dedupe",
 	"idem_extend",
 	"idem_fail",
+	"idem_http_headers",
+	"idem_http_problem",
 	"idem_lookup",
 	"idem_release",
 	"idem_require",

@@ -191,14 +191,67 @@ idem_result_form(IdemOutcome outcome, const IdemRow *row, int mismatch_status,
 	return form_tuple(values, nulls);
 }
 
-/* The body of an idem_result; NULL: none. */
-static bytea *
-get_body(HeapTupleHeader result)
+/* One column of an idem_result, with a substitute for a null. */
+static Datum
+get(HeapTupleHeader result, ResultColumn column, Datum substitute)
 {
 	bool		isnull;
-	Datum		body = GetAttributeByNum(result, RESULT_BODY + 1, &isnull);
+	Datum		value = GetAttributeByNum(result, column + 1, &isnull);
 
-	return isnull ? NULL : DatumGetByteaPP(body);
+	return isnull ? substitute : value;
+}
+
+/* A varlena column, detoasted; NULL: null. */
+static void *
+get_varlena(HeapTupleHeader result, ResultColumn column)
+{
+	Datum		value = get(result, column, (Datum) 0);
+
+	return value == (Datum) 0 ? NULL : PG_DETOAST_DATUM_PACKED(value);
+}
+
+/*
+ * idem_result_read
+ *		What an HTTP server needs of an idem_result.
+ */
+void
+idem_result_read(HeapTupleHeader result, IdemResultHttp *http)
+{
+	Oid			replayed = idem_catalog()->outcomes[IDEM_OUTCOME_REPLAYED];
+	Datum		outcome = get(result, RESULT_OUTCOME, ObjectIdGetDatum(InvalidOid));
+	Datum		retry_after = get(result, RESULT_RETRY_AFTER, (Datum) 0);
+
+	http->replayed = DatumGetObjectId(outcome) == replayed;
+	http->headers = get_varlena(result, RESULT_HEADERS);
+	http->content_type = get_varlena(result, RESULT_CONTENT_TYPE);
+	http->body = get_varlena(result, RESULT_BODY);
+	http->expires_at = DatumGetTimestampTz(get(result, RESULT_EXPIRES_AT,
+											   TimestampTzGetDatum(DT_NOEND)));
+	http->retry_after = retry_after == (Datum) 0 ? NULL :
+		DatumGetIntervalP(retry_after);
+	http->status = DatumGetInt32(get(result, RESULT_HTTP_STATUS,
+									 Int32GetDatum(0)));
+	http->error_code = get_varlena(result, RESULT_ERROR_CODE);
+}
+
+/*
+ * idem_result_json
+ *		A stored body as JSON, its text exactly as stored; NULL where it is no
+ *		valid JSON.  22P05 where the database's encoding cannot express it.
+ */
+text *
+idem_result_json(bytea *body)
+{
+	char	   *text = VARDATA_ANY(body);
+	int			len = VARSIZE_ANY_EXHDR(body);
+
+	if (!pg_verify_mbstr(PG_UTF8, text, len, true) ||
+		!idem_compat_json_is_valid(text, len, PG_UTF8))
+		return NULL;
+	text = pg_any_to_server(text, len, PG_UTF8);
+	if (text != VARDATA_ANY(body))
+		len = strlen(text);
+	return cstring_to_text_with_len(text, len);
 }
 
 IDEM_FUNCTION(idem_json);
@@ -212,21 +265,10 @@ IDEM_FUNCTION(idem_json);
 Datum
 idem_json(PG_FUNCTION_ARGS)
 {
-	bytea	   *body = get_body(PG_GETARG_HEAPTUPLEHEADER(0));
-	char	   *text;
-	int			len;
+	bytea	   *body = get_varlena(PG_GETARG_HEAPTUPLEHEADER(0), RESULT_BODY);
+	text	   *json = body == NULL ? NULL : idem_result_json(body);
 
-	if (body == NULL)
+	if (json == NULL)
 		PG_RETURN_NULL();
-	text = VARDATA_ANY(body);
-
-	len = VARSIZE_ANY_EXHDR(body);
-	if (!pg_verify_mbstr(PG_UTF8, text, len, true) ||
-		!idem_compat_json_is_valid(text, len, PG_UTF8))
-		PG_RETURN_NULL();
-	text = pg_any_to_server(text, len, PG_UTF8);
-
-	if (text != VARDATA_ANY(body))
-		len = strlen(text);
-	PG_RETURN_TEXT_P(cstring_to_text_with_len(text, len));
+	PG_RETURN_TEXT_P(json);
 }

@@ -44,24 +44,12 @@
 #include "idem_claim.h"
 #include "idem_compat.h"
 #include "idem_fingerprint.h"
+#include "idem_run.h"
 #include "idem_store.h"
 #include "idem_xact.h"
 
 /* Status of a failure that was recorded. */
 #define STATUS_FAILED 500
-
-/* Arguments of idem_run. */
-typedef enum RunArg
-{
-	ARG_HANDLER,
-	ARG_SCOPE,
-	ARG_KEY,
-	ARG_REQUEST,
-	ARG_POLICY,
-	ARG_CONTEXT,
-	ARG_WAIT,
-	ARG_ON_ERROR
-} RunArg;
 
 typedef struct IdemRun
 {
@@ -298,7 +286,7 @@ store(IdemRun *run)
 static bool
 read_on_error(FunctionCallInfo fcinfo)
 {
-	char	   *on_error = text_to_cstring(idem_args_text(fcinfo, ARG_ON_ERROR, "on_error"));
+	char	   *on_error = text_to_cstring(idem_args_text(fcinfo, IDEM_RUN_ON_ERROR, "on_error"));
 
 	if (strcmp(on_error, "raise") != 0 && strcmp(on_error, "record") != 0)
 		ereport(ERROR,
@@ -314,23 +302,23 @@ read_arguments(FunctionCallInfo fcinfo, IdemRun *run)
 	IdemClaim  *claim = &run->claim;
 
 	idem_xact_require_writable();
-	idem_args_require(fcinfo, ARG_HANDLER, "handler");
-	run->request.isnull = PG_ARGISNULL(ARG_REQUEST);
-	run->request.value = PG_GETARG_DATUM(ARG_REQUEST);
+	idem_args_require(fcinfo, IDEM_RUN_HANDLER, "handler");
+	run->request.isnull = PG_ARGISNULL(IDEM_RUN_REQUEST);
+	run->request.value = PG_GETARG_DATUM(IDEM_RUN_REQUEST);
 	run->record = read_on_error(fcinfo);
-	idem_claim_begin(claim, idem_args_scope(fcinfo, ARG_SCOPE),
-					 idem_args_text(fcinfo, ARG_POLICY, "policy"));
-	claim->id.key = idem_args_format_key(idem_args_key(fcinfo, ARG_KEY),
+	idem_claim_begin(claim, idem_args_scope(fcinfo, IDEM_RUN_SCOPE),
+					 idem_args_text(fcinfo, IDEM_RUN_POLICY, "policy"));
+	claim->id.key = idem_args_format_key(idem_args_key(fcinfo, IDEM_RUN_KEY),
 										 &claim->policy);
 	if (!run->request.isnull)
 		claim->fingerprint =
 			idem_fingerprint_of(DatumGetJsonbP(run->request.value));
 	idem_claim_require_fingerprint(claim);
-	claim->context = idem_args_digest(fcinfo, ARG_CONTEXT, "context");
-	if (!PG_ARGISNULL(ARG_WAIT))
+	claim->context = idem_args_digest(fcinfo, IDEM_RUN_CONTEXT, "context");
+	if (!PG_ARGISNULL(IDEM_RUN_WAIT))
 		claim->wait = idem_policy_wait_usec("wait",
-											idem_args_usec("wait", PG_GETARG_DATUM(ARG_WAIT)));
-	prepare_handler(run, PG_GETARG_OID(ARG_HANDLER));
+											idem_args_usec("wait", PG_GETARG_DATUM(IDEM_RUN_WAIT)));
+	prepare_handler(run, PG_GETARG_OID(IDEM_RUN_HANDLER));
 }
 
 IDEM_FUNCTION(idem_run);

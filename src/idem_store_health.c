@@ -114,6 +114,24 @@ static const HealthQuery queries[] = {
 		" AND c.relnamespace::regnamespace = quote_ident(p.schemaname)::regnamespace"
 		" WHERE c.oid = ANY ($1) AND c.relname = 'idempotency_secrets'"
 	},
+	/* What PostgREST would read; a file of its own nobody here can see. */
+	{
+		"http_exposed",
+		"SELECT count(*) = 0, CASE WHEN count(*) = 0"
+		" THEN 'no setting of a role or database shows this schema to PostgREST'"
+		" ELSE 'take this schema out of ' || string_agg(DISTINCT format('%%s of %%s', e.name, e.holder), ', ') END"
+		" FROM (SELECT lower(split_part(c, '=', 1)) AS name,"
+		" coalesce('role ' || quote_ident(r.rolname), 'database ' || quote_ident(d.datname), 'all roles') AS holder,"
+		" string_to_array(substr(c, strpos(c, '=') + 1), ',') AS exposed"
+		" FROM pg_db_role_setting s CROSS JOIN unnest(s.setconfig) c"
+		" LEFT JOIN pg_roles r ON r.oid = s.setrole"
+		" LEFT JOIN pg_database d ON d.oid = s.setdatabase"
+		" WHERE d.oid IS NULL OR d.datname = current_database()) e"
+		" JOIN unnest(e.exposed) n (nspname) ON true"
+		" WHERE e.name IN ('pgrst.db_schemas', 'pgrst.db_schema')"
+		" AND btrim(n.nspname, E' \t') = (SELECT o.nspname FROM pg_class c"
+		" JOIN pg_namespace o ON o.oid = c.relnamespace WHERE c.oid = ($1)[1])"
+	},
 	{
 		"worker",
 		"SELECT $2 OR NOT $4, $3 || CASE WHEN $2 THEN ''"

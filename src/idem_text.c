@@ -124,30 +124,22 @@ idem_scope(PG_FUNCTION_ARGS)
 	PG_RETURN_TEXT_P(cstring_to_text_with_len(scope.data, scope.len));
 }
 
-static void
-raise_bad_header(void)
-{
-	ereport(ERROR,
-			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 errmsg("malformed Idempotency-Key header"),
-			 errhint("Send one key as a quoted string, such as \"8e03978e-40d5-43dd-bc93-6894a57f9324\".")));
-}
-
-/* RFC 8941, 4.2.5: a string; moves past it and appends what it says. */
+/*
+ * RFC 8941, 4.2.5: a string; moves past it and appends what it says.  NULL:
+ * malformed, as below.
+ */
 static const char *
 parse_string(const char *c, const char *end, StringInfo value)
 {
 	for (c++; c < end && *c != '"'; c++)
 	{
 		if (*c == '\\' && (++c == end || (*c != '"' && *c != '\\')))
-			raise_bad_header();
+			return NULL;
 		if (*c < ' ' || *c > '~')
-			raise_bad_header();
+			return NULL;
 		appendStringInfoChar(value, *c);
 	}
-	if (c >= end)
-		raise_bad_header();
-	return c + 1;
+	return c < end ? c + 1 : NULL;
 }
 
 static const char *
@@ -158,8 +150,11 @@ skip_spaces(const char *c, const char *end)
 	return c;
 }
 
-/* RFC 8941, 3.1.2: parameters of an item mean nothing to us and are ignored. */
-static void
+/*
+ * RFC 8941, 3.1.2: parameters of an item mean nothing to us and are ignored,
+ * up to the end.
+ */
+static const char *
 skip_parameters(const char *c, const char *end)
 {
 	StringInfoData ignored;
@@ -168,28 +163,55 @@ skip_parameters(const char *c, const char *end)
 	for (c = skip_spaces(c, end); c < end; c = skip_spaces(c, end))
 	{
 		if (*c != ';')
-			raise_bad_header();
+			return NULL;
 		c = skip_spaces(c + 1, end);
 		if (c == end || !(*c == '*' || (*c >= 'a' && *c <= 'z')))
-			raise_bad_header();
+			return NULL;
 		while (c < end && *c != ';' && *c != '"' && *c != ',' && *c > ' ' && *c <= '~')
 			c++;
-		if (c < end && *c == '"' && c[-1] == '=')
-			c = parse_string(c, end, &ignored);
+		if (c < end && *c == '"' && c[-1] == '=' &&
+			(c = parse_string(c, end, &ignored)) == NULL)
+			return NULL;
 	}
 	pfree(ignored.data);
+	return c;
 }
 
 /* What most clients send: the key without quotes. */
-static void
+static const char *
 parse_bare(const char *c, const char *end, StringInfo value)
 {
 	for (; c < end; c++)
 	{
 		if (*c <= ' ' || *c > '~' || strchr("\"\\,;", *c) != NULL)
-			raise_bad_header();
+			return NULL;
 		appendStringInfoChar(value, *c);
 	}
+	return c;
+}
+
+/*
+ * idem_text_header_key
+ *		The key in an Idempotency-Key header field, or NULL if it is malformed.
+ */
+text *
+idem_text_header_key(const char *c, int len)
+{
+	const char *end = c + len;
+	StringInfoData value;
+
+	while (c < end && (*c == ' ' || *c == '\t'))
+		c++;
+	while (c < end && (end[-1] == ' ' || end[-1] == '\t'))
+		end--;
+	initStringInfo(&value);
+	if (c == end || *c != '"')
+		c = parse_bare(c, end, &value);
+	else if ((c = parse_string(c, end, &value)) != NULL)
+		c = skip_parameters(c, end);
+	if (c == NULL || value.len == 0 || value.len > IDEM_MAX_KEY_BYTES)
+		return NULL;
+	return cstring_to_text_with_len(value.data, value.len);
 }
 
 IDEM_FUNCTION(idem_key);
@@ -205,20 +227,13 @@ Datum
 idem_key(PG_FUNCTION_ARGS)
 {
 	text	   *header = idem_args_text(fcinfo, 0, "header");
-	const char *c = VARDATA_ANY(header);
-	const char *end = c + VARSIZE_ANY_EXHDR(header);
-	StringInfoData value;
+	text	   *key = idem_text_header_key(VARDATA_ANY(header),
+										   VARSIZE_ANY_EXHDR(header));
 
-	while (c < end && (*c == ' ' || *c == '\t'))
-		c++;
-	while (c < end && (end[-1] == ' ' || end[-1] == '\t'))
-		end--;
-	initStringInfo(&value);
-	if (c < end && *c == '"')
-		skip_parameters(parse_string(c, end, &value), end);
-	else
-		parse_bare(c, end, &value);
-	if (value.len == 0 || value.len > IDEM_MAX_KEY_BYTES)
-		raise_bad_header();
-	PG_RETURN_TEXT_P(cstring_to_text_with_len(value.data, value.len));
+	if (key == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("malformed Idempotency-Key header"),
+				 errhint("Send one key as a quoted string, such as \"8e03978e-40d5-43dd-bc93-6894a57f9324\".")));
+	PG_RETURN_TEXT_P(key);
 }

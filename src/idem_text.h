@@ -10,6 +10,9 @@
 
 #include "fmgr.h"
 
+extern PGDLLEXPORT Datum idem_scope(PG_FUNCTION_ARGS);
+
 extern int	idem_text_components(FunctionCallInfo fcinfo, Datum **components);
+extern text *idem_text_header_key(const char *c, int len);
 
 #endif							/* IDEM_TEXT_H */

@@ -235,6 +235,9 @@ my %decided = (
 	idem_forget => 'operator',
 	idem_grant => '',
 	idem_health => 'operator auditor',
+	idem_http_headers => 'app',
+	idem_http_problem => 'app',
+	idem_http_run => '',
 	idem_json => 'all',
 	idem_key => 'all',
 	idem_log_id => 'all',
@@ -703,6 +706,7 @@ my %values = (
 	header => "'\"k\"'", headers => "'{}'", key => "'nulls'", keys => "'{nulls}'",
 	limiter => "'nulls'", lease => "'1 min'", level => "'app'", max_duration => "'1 s'", max_rows => '1',
 	name => "'nulls'", on_error => "'raise'", per => "'1 s'", owner => 'gen_random_uuid()', policy => "'default'",
+	principal => "'p'",
 	purpose => "'context'", recovery_point => "'r'", request => "'{}'", response => "'\"r\"'",
 	result => 'ROW(NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL)',
 	retryable => 'true', role => "'app'", scope => "'nulls'",
@@ -741,6 +745,11 @@ cmp_ok(scalar(keys %functions), '>=', 32, 'functions with arguments');
 my (@bad, @undecided);
 my $calls_made = 0;
 my $caller = session($node);
+# A request, for idem_http_run
+$caller->query(
+	q{SET request.method = 'POST'; SET request.path = '/nulls';
+SET request.headers = '{"idempotency-key": "nulls-http"}';
+SET request.jwt.claims = '{"sub": "nulls"}'});
 foreach my $function (sort keys %functions)
 {
 	my $f = $functions{$function};
