@@ -184,7 +184,10 @@ GRANT EXECUTE ON FUNCTION shop.buy(text, text, jsonb, inet) TO shop_web;
 GRANT EXECUTE ON FUNCTION shop.decrement_stock_atomic(jsonb) TO shop_backend;
 RESET ROLE;
 
--- Of the extension, the edge nodes get only what PUBLIC may call, such as
--- idem_key() for the Idempotency-Key header.
+-- Of the extension, the edge nodes get only what touches no table: what PUBLIC
+-- may call, such as idem_key() for the Idempotency-Key header, and how an
+-- answer looks in HTTP.
 GRANT USAGE ON SCHEMA idempotency TO shop_web;
+GRANT EXECUTE ON FUNCTION idempotency.idem_http_problem(idempotency.idem_result),
+	idempotency.idem_http_headers(idempotency.idem_result) TO shop_web;
 SELECT idempotency.idem_grant('shop_backend', 'app');

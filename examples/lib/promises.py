@@ -142,8 +142,12 @@ class CuttingProxy:
     replies to COMMIT that it is told to: the server has committed, its reply
     does not arrive, and the connection is gone."""
 
-    def __init__(self, directory, port=5432):
-        """directory: where the proxy listens; libpq's PGHOST for the program."""
+    def __init__(self, directory, port=5432, tag=b"COMMIT"):
+        """directory: where the proxy listens; libpq's PGHOST for the program.
+        tag: of the command whose reply is lost.  One that is a transaction by
+        itself commits after that, so its reply is lost when the server is ready
+        for the next."""
+        self.tag = tag
         self.upstream = f"{os.environ['PGHOST']}/.s.PGSQL.{os.environ.get('PGPORT', port)}"
         self.address = f"{directory}/.s.PGSQL.{port}"
         self.cuts = 0
@@ -182,6 +186,7 @@ class CuttingProxy:
     def _replies(self, client, server):
         """Message by message: a type, four bytes of length, the rest."""
         buffer = b""
+        doomed = False
         try:
             while data := server.recv(65536):
                 buffer += data
@@ -190,9 +195,12 @@ class CuttingProxy:
                     if len(buffer) < size:
                         break
                     message, buffer = buffer[:size], buffer[size:]
-                    if message[:1] == b"C" and message[5:] == b"COMMIT\0" and self._cut():
+                    if message[:1] == b"C" and message[5:-1] == self.tag and self._cut():
+                        doomed = True
+                    if doomed and message == b"Z\0\0\0\5I":
                         return
-                    client.sendall(message)
+                    if not doomed:
+                        client.sendall(message)
         except OSError:
             pass
         finally:
