@@ -318,7 +318,8 @@ stop_clusters() {
 cleanup() {
 	local status=$?
 
-	trap - EXIT INT TERM
+	trap - EXIT
+	trap '' INT TERM
 	[[ -z $RUNNER ]] || stop_runner
 	if [[ -n $WORK && ${KEEP:-} == 1 ]]; then
 		say "kept: $WORK"

@@ -132,7 +132,7 @@ DROP ROLE "regress_idem ""odd""";
 -- idem_health: what it checks, and that all is well; a worker needs preload.
 CALL idem_sweep_all();
 SELECT check_name FROM idem_health() WHERE NOT ok AND check_name NOT IN ('worker', 'pg_cron', 'server_version');
-SELECT name AS not_checked FROM unnest(ARRAY['schema_safe', 'primary_key', 'storage', 'worker', 'sweep_lag', 'triggers', 'server_version', 'pgcrypto', 'audit_owner', 'audit_seals', 'http_exposed']) name
+SELECT name AS not_checked FROM unnest(ARRAY['schema_safe', 'primary_key', 'key_columns', 'storage', 'worker', 'sweep_lag', 'triggers', 'server_version', 'pgcrypto', 'audit_owner', 'audit_seals', 'http_exposed']) name
 WHERE name NOT IN (SELECT check_name FROM idem_health());
 
 -- It sees a trigger of ours that is gone, and one that is not ours.
@@ -143,6 +143,17 @@ ROLLBACK;
 BEGIN;
 CREATE TRIGGER foreign_one BEFORE INSERT ON idempotency_keys FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger();
 SELECT ok, detail FROM idem_health() WHERE check_name = 'triggers';
+ROLLBACK;
+
+-- It sees a table of keys of another shape, and asks no more of it.
+BEGIN;
+ALTER TABLE idempotency_keys DROP COLUMN checkpoint;
+SELECT check_name, detail FROM idem_health() WHERE NOT ok AND check_name LIKE 'key%';
+ROLLBACK;
+BEGIN;
+ALTER TABLE idempotency_keys RENAME TO idempotency_keys_before;
+CREATE TABLE idempotency_keys (scope text COLLATE "C", key text, state "char", purge_at text, PRIMARY KEY (scope, key));
+SELECT check_name, split_part(detail, ', created_at', 1) FROM idem_health() WHERE NOT ok AND check_name LIKE 'key%';
 ROLLBACK;
 
 -- Two secrets set by one statement have two key ids.

@@ -139,13 +139,6 @@ static const HealthQuery queries[] = {
 		" ELSE '; no key is long due' END"
 	},
 	{
-		"sweep_lag",
-		"SELECT coalesce(lag < '10 minutes', true),"
-		" coalesce('oldest key is due for ' || lag, 'no key is due')"
-		" FROM (SELECT clock_timestamp() - min(purge_at) AS lag"
-		" FROM %1$s.idempotency_keys WHERE purge_at <= now()) due"
-	},
-	{
 		"server_version",
 		"SELECT fixed, version || CASE WHEN fixed THEN ''"
 		" ELSE ': SERIALIZABLE may miss conflicts of ON CONFLICT; update to the"
@@ -155,6 +148,30 @@ static const HealthQuery queries[] = {
 		" WHEN 17 THEN 12 WHEN 18 THEN 6 ELSE 0 END AS fixed"
 		" FROM (SELECT current_setting('server_version_num')::integer AS num) v) w"
 	},
+};
+
+/* Asked first: of a table of another shape nothing else can be asked. */
+static const HealthQuery columns_query = {
+	"key_columns",
+	"SELECT count(*) = 0, CASE WHEN count(*) = 0 THEN 'as they were made'"
+	" ELSE 'missing, or with another type or collation: ' || string_agg(o.name, ', ') END"
+	" FROM unnest('{scope,key,state,attempt,token,claim_xid,created_at,finished_at,"
+	"lease_until,expires_at,purge_at,ttl,status_code,owner,policy,claimed_by,fingerprint,"
+	"context,headers,content_type,body_size,body_sha256,body,recovery_point,checkpoint}'::text[],"
+	" '{text,text,\"\\\"char\\\"\",int4,int8,xid8,timestamptz,timestamptz,"
+	"timestamptz,timestamptz,timestamptz,int8,int4,uuid,text,text,bytea,"
+	"bytea,json,text,int8,bytea,bytea,text,jsonb}'::regtype[]) o (name, type)"
+	" LEFT JOIN pg_attribute a ON a.attrelid = ($1)[1] AND a.attname = o.name AND NOT a.attisdropped"
+	" WHERE a.attnum IS NULL OR a.atttypid <> o.type"
+	" OR (o.name IN ('scope', 'key') AND a.attcollation <> '\"C\"'::regcollation)"
+};
+
+static const HealthQuery lag_query = {
+	"sweep_lag",
+	"SELECT coalesce(lag < '10 minutes', true),"
+	" coalesce('oldest key is due for ' || lag, 'no key is due')"
+	" FROM (SELECT clock_timestamp() - min(purge_at) AS lag"
+	" FROM %1$s.idempotency_keys WHERE purge_at <= now()) due"
 };
 
 /* Asked as the owner of the seals. */
@@ -217,7 +234,7 @@ keys_are_late(void)
 									  SPI_tuptable->tupdesc, 1, &isnull));
 }
 
-static void
+static bool
 run_query(const HealthQuery *query, const HealthFacts *facts,
 		  IdemHealthSink sink, void *arg)
 {
@@ -241,6 +258,7 @@ run_query(const HealthQuery *query, const HealthFacts *facts,
 									SPI_tuptable->tupdesc, 1, &isnull));
 	detail = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2);
 	sink(arg, query->name, ok, detail);
+	return ok;
 }
 
 static void
@@ -280,7 +298,11 @@ idem_store_health(bool running, const char *worker, IdemHealthSink sink,
 	int			i;
 
 	idem_store_spi_begin(&saved);
-	facts.late = keys_are_late();
+	if (run_query(&columns_query, &facts, sink, arg))
+	{
+		facts.late = keys_are_late();
+		run_query(&lag_query, &facts, sink, arg);
+	}
 	for (i = 0; i < lengthof(queries); i++)
 		run_query(&queries[i], &facts, sink, arg);
 	idem_store_spi_end(&saved);

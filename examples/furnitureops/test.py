@@ -250,7 +250,7 @@ def cut(promises, shop, edges):
     """The reply of the database is lost after the commit."""
     directory = os.path.join(os.environ["WORK"], "cut")
     os.mkdir(directory)
-    proxy = CuttingProxy(directory, tag=b"SELECT 1")
+    proxy = CuttingProxy(directory, tag="SELECT 1")
     with Server(EDGE, {"PGHOST": directory, "PGPORT": "5432"}) as edge:
         proxy.arm(CUTS)
         first = [attempt(edge, n, "cut") for n in range(CUTS)]

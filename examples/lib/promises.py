@@ -138,23 +138,35 @@ class Server:
 
 
 class CuttingProxy:
-    """Stands between a program and PostgreSQL, on unix sockets, and loses the
-    replies to COMMIT that it is told to: the server has committed, its reply
-    does not arrive, and the connection is gone."""
+    """Stands between a program and PostgreSQL, and loses the replies to COMMIT that
+    it is told to: the server has committed, its reply does not arrive, and the
+    connection is gone.
 
-    def __init__(self, directory, port=5432, tag=b"COMMIT"):
-        """directory: where the proxy listens; libpq's PGHOST for the program.
-        tag: of the command whose reply is lost.  One that is a transaction by
-        itself commits after that, so its reply is lost when the server is ready
-        for the next."""
-        self.tag = tag
+    With the tag of another statement, such as "SELECT 1", it is the reply to that
+    one, where it is a transaction by itself: the end of the reply only, so that the
+    rows arrive and that they were committed does not, or all of it, as self.whole
+    says."""
+
+    def __init__(self, directory=None, port=5432, tag="COMMIT"):
+        """directory: where the proxy listens on a unix socket; libpq's PGHOST for the
+        program.  Without it, the proxy listens on a loopback port, self.port, for a
+        program that can do nothing else and asks for no SSL."""
         self.upstream = f"{os.environ['PGHOST']}/.s.PGSQL.{os.environ.get('PGPORT', port)}"
-        self.address = f"{directory}/.s.PGSQL.{port}"
+        self.address = f"{directory}/.s.PGSQL.{port}" if directory else None
+        self.tag = tag.encode() + b"\0"
+        self.whole = False
         self.cuts = 0
+        self.passed = 0             # replies with the tag that were not lost
         self._armed = 0
         self._lock = threading.Lock()
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(self.address)
+        if directory:
+            self._listener = socket.socket(socket.AF_UNIX)
+            self._listener.bind(self.address)
+        else:
+            self._listener = socket.socket()
+            self._listener.bind(("127.0.0.1", 0))
+            port = self._listener.getsockname()[1]
+        self.port = port
         self._listener.listen(64)
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -163,6 +175,10 @@ class CuttingProxy:
         with self._lock:
             self._armed += count
 
+    def disarm(self):
+        with self._lock:
+            self._armed = 0
+
     def _accept(self):
         while True:
             try:
@@ -170,7 +186,11 @@ class CuttingProxy:
             except OSError:
                 return
             server = socket.socket(socket.AF_UNIX)
-            server.connect(self.upstream)
+            try:
+                server.connect(self.upstream)
+            except OSError:         # no server there, for the moment
+                client.close()
+                continue
             threading.Thread(target=self._requests, args=(client, server), daemon=True).start()
             threading.Thread(target=self._replies, args=(client, server), daemon=True).start()
 
@@ -184,9 +204,11 @@ class CuttingProxy:
                 end.shutdown(socket.SHUT_RDWR)
 
     def _replies(self, client, server):
-        """Message by message: a type, four bytes of length, the rest."""
-        buffer = b""
-        doomed = False
+        """Message by message: a type, four bytes of length, the rest.  A reply ends
+        with ReadyForQuery, which says "I" when the server is in no transaction: only
+        then was it committed.  So the end of a reply is held back until then."""
+        buffer = held = b""
+        tagged = ready = False
         try:
             while data := server.recv(65536):
                 buffer += data
@@ -195,12 +217,16 @@ class CuttingProxy:
                     if len(buffer) < size:
                         break
                     message, buffer = buffer[:size], buffer[size:]
-                    if message[:1] == b"C" and message[5:-1] == self.tag and self._cut():
-                        doomed = True
-                    if doomed and message == b"Z\0\0\0\5I":
-                        return
-                    if not doomed:
+                    tagged |= message[:1] == b"C" and message[5:] == self.tag
+                    if tagged or ready and self.whole:
+                        held += message
+                    else:
                         client.sendall(message)
+                    if message[:1] == b"Z":
+                        if tagged and message[5:] == b"I" and self._cut():
+                            return
+                        client.sendall(held)
+                        held, tagged, ready = b"", False, True
         except OSError:
             pass
         finally:
@@ -212,6 +238,7 @@ class CuttingProxy:
     def _cut(self):
         with self._lock:
             if not self._armed:
+                self.passed += 1
                 return False
             self._armed -= 1
             self.cuts += 1
@@ -219,10 +246,6 @@ class CuttingProxy:
 
     def close(self):
         self._listener.close()
-        with contextlib.suppress(OSError):
-            os.unlink(self.address)
-
-
-def fail(text):
-    print(text, file=sys.stderr)
-    sys.exit(1)
+        if self.address:
+            with contextlib.suppress(OSError):
+                os.unlink(self.address)
