@@ -5,6 +5,8 @@
 # has been done), and starts a cluster NAME of its own with it preloaded: in
 # PGHOST, PGPORT and PGUSER, see start_cluster in scripts/lib.sh.  The example's
 # files are then in $EXAMPLE, a copy that the unprivileged user may write to.
+# NN in the name of a package stands for the major of the server.  What is in
+# the array SETTINGS is added to postgresql.conf, and overrides ours.
 #
 # run_example COMMAND... runs the example itself as that user, and ends with its
 # exit status; what was started is stopped at the end, whatever happens.
@@ -15,12 +17,14 @@
 . "$(dirname "${BASH_SOURCE[0]}")/../../scripts/lib.sh"
 
 EXAMPLE=            # folder of the example's copy
+SETTINGS=()         # of the cluster, besides ours
 
 begin_example() {
 	local name=$1
 	shift
 
-	choose_postgres python3 "$@"
+	choose_postgres python3
+	need "${@//NN/$PG_MAJOR}"
 	make_work
 	if [[ ${EXTENSION_INSTALLED:-} == 1 ]]; then
 		copy_tree
@@ -30,7 +34,7 @@ begin_example() {
 	fi
 	EXAMPLE=$WORK/src/examples/$name
 	start_cluster "$name" 'max_connections = 300' 'fsync = off' \
-		"shared_preload_libraries = 'idempotency'"
+		"shared_preload_libraries = 'idempotency'" "${SETTINGS[@]}"
 }
 
 # Run the SQL of a file in a new database: load_schema DATABASE FILE

@@ -6,6 +6,7 @@ import concurrent.futures
 import contextlib
 import http.client
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -89,9 +90,12 @@ class Server:
         self.ready = ready
         self.log = log
         self.process = None
-        with socket.socket() as chosen:
-            chosen.bind(("127.0.0.1", 0))
-            self.port = chosen.getsockname()[1]
+        # Not one that the system gives to connections: while the server is down
+        # somebody's could take it.
+        for self.port in random.sample(range(20000, 32000), 100):
+            with socket.socket() as probe, contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", self.port))
+                break
 
     def start(self):
         """Returns when it answers."""
