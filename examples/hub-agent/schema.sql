@@ -225,10 +225,16 @@ BEGIN
 END
 $$;
 
--- What the HTTP server calls, once for each request.  The identity of a request
--- is (method, path, principal), the scope; the key; and the SHA-256 of the
--- body.  The context binds it to origin, address and user agent.  A repeat gets
--- the very headers of the first answer: so nothing says that it is one.
+-- The identity of a request is its key and this: so another method, path or
+-- principal, or another body, is another request under the same key.
+CREATE FUNCTION hub.scope(method text, path text, principal text, body jsonb)
+RETURNS text LANGUAGE sql STABLE
+RETURN idempotency.idem_scope(method, path, principal,
+	encode(idempotency.idem_fingerprint(body), 'hex'));
+
+-- What the HTTP server calls, once for each request.  The context binds the key
+-- to origin, address and user agent.  A repeat gets the very headers of the
+-- first answer: so nothing says that it is one.
 CREATE FUNCTION hub.handle(method text, path text, principal text,
 	key_header text, body jsonb, origin text, address text, user_agent text)
 RETURNS TABLE (status integer, headers json, content_type text, answer bytea)
@@ -248,7 +254,7 @@ DECLARE
 BEGIN
 	PERFORM set_config('hub.principal', principal, true);
 	SELECT * INTO result FROM idem_run(handler,
-		idem_scope(method, path, principal), idem_key(key_header), body, 'hub',
+		scope(method, path, principal, body), idem_key(key_header), body, 'hub',
 		idem_context(coalesce(origin, ''), address, coalesce(user_agent, '')));
 	problem := idem_http_problem(result);
 	RETURN QUERY SELECT result.http_status, idem_http_headers(result),
