@@ -244,7 +244,7 @@ sub expect_counters
 		expect($node,
 			qq{'col=$col', 'datname=' || datname, } . ($label ? qq{'$label=$_', } : '') .
 			  q{'policy=' || policy},
-			$_, 'SELECT *, wait_ms / 1000 AS wait_s FROM idem_stats WHERE datname IS NOT NULL')
+			$_, 'SELECT *, wait_ms / 1000 AS wait_s FROM idem_stats WHERE policy IS NOT NULL')
 	} @columns;
 }
 
@@ -276,6 +276,9 @@ FROM idempotency_keys WHERE state = 'p' GROUP BY policy};
 			expect_counters($node, 'event', 'keys', qw(taken_over lost swept)) },
 		sql_idempotency_waits_total => { expect_counters($node, '', 'waits', 'waits') },
 		sql_idempotency_wait_seconds_total => { expect_counters($node, '', 'seconds', 'wait_s') },
+		sql_idempotency_throttled_total => {
+			expect($node, q{'col=calls', 'datname=' || datname}, 'calls',
+				'SELECT datname, sum(throttled) AS calls FROM idem_stats WHERE datname IS NOT NULL GROUP BY 1') },
 		sql_idempotency_health_ok => {
 			expect($node, q{'check=' || check_name, 'col=ok', 'database=shop'}, 'ok::integer',
 				'SELECT * FROM idem_health()') },
@@ -329,6 +332,9 @@ sub same_values
 my $node = start_node('monitored',
 	"shared_preload_libraries = 'idempotency'\nidempotency.sweep_interval = '1 s'\n");
 be_active($node);
+$node->safe_psql('shop', qq{SELECT idempotency.idem_limiter('$canary-limiter', 1, '1 d');
+	SELECT t.* FROM generate_series(1, 3) i,
+		LATERAL idempotency.idem_throttle('$canary-limiter', '$canary-subject' || left(i::text, 0)) t});
 poll('the sweep', sub {
 	$node->safe_psql('shop', q{SELECT coalesce(sum(swept), 0) = 2 FROM idempotency.idem_stats}) eq 't' });
 # Now nothing changes any more, but the time
