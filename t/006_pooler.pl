@@ -79,12 +79,14 @@ sub pooled
 	my ($sql) = @_;
 	my ($stdout, $stderr) = ('', '');
 
-	IPC::Run::run [
-		'psql', '-XAtq', '-h', $folder, '-p', $port,
-		'-v', 'ON_ERROR_STOP=1', '-d', 'postgres', '-f', '-'
-	  ],
-	  '<', \$sql, '>', \$stdout, '2>', \$stderr
-	  or return undef;
+	# one that cannot connect may be gone before the script is written to it
+	eval {
+		IPC::Run::run [
+			'psql', '-XAtq', '-h', $folder, '-p', $port,
+			'-v', 'ON_ERROR_STOP=1', '-d', 'postgres', '-f', '-'
+		  ],
+		  '<', \$sql, '>', \$stdout, '2>', \$stderr;
+	} or return undef;
 	chomp $stdout;
 	return $stdout;
 }

@@ -128,7 +128,7 @@ poll('a worker', sub { $worker = $node->safe_psql('postgres',
 	q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'idempotency sweep'}) });
 kill 'KILL', $worker;
 poll('the server', sub {
-	$node->psql('postgres', 'SELECT 1', stderr => \my $err) == 0
+	is_up($node)
 	  && log_count($node, qr/all server processes terminated; reinitializing/) > 0 });
 gone($node);
 is(log_count($node, qr/all server processes terminated; reinitializing/), 1,

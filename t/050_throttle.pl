@@ -636,7 +636,7 @@ kill 'KILL', $victim;
 $bench->{handle}->finish;
 poll('the server', sub {
 	slurp_file($node->logfile, $log_end) =~ /all server processes terminated; reinitializing/
-	  && $node->psql('postgres', 'SELECT 1', stderr => \my $err) == 0 });
+	  && is_up($node) });
 is(value($all), 0, 'a backend that was killed has the server forget all');
 is(value(take('slow', 'a')), 't|99|', 'and everybody starts anew');
 like(value(take_many('slow', 'k1', 101) . ' OFFSET 100'), qr/^f\|0\|.+/, 'to be limited again');

@@ -32,7 +32,7 @@ use Test::More;
 use Time::HiRes qw(usleep);
 
 our @EXPORT = qw(
-  crash install new_node pgbench_acknowledged poll restart_after_crash
+  crash install is_up new_node pgbench_acknowledged poll restart_after_crash
   run_psql session sqlstate start_pgbench
 );
 
@@ -129,6 +129,16 @@ sub restart_after_crash
 
 	poll('start after a crash', sub { $node->start(fail_ok => 1) });
 	return;
+}
+
+# Whether a server can be asked.  A psql that cannot connect may be gone before
+# its script is written to it, of which IPC::Run dies.
+sub is_up
+{
+	my ($node) = @_;
+	my $stderr = '';
+
+	return eval { $node->psql('postgres', 'SELECT 1', stderr => \$stderr) == 0 };
 }
 
 # pgbench as a child.  Options: clients, scripts (texts), folder, params.
