@@ -482,6 +482,11 @@ my @work = (
 	[ 'messages again', q{SELECT idem_dedupe('s', '{d%n,e%n}')} ]);
 my %counted;
 
+# A session tells what it has done up to ten seconds later, or when it ends.
+poll('the others to be gone', sub {
+	$session->query(q{SELECT count(*) FROM pg_stat_activity
+		WHERE backend_type = 'client backend'}) == 1 });
+
 sub counters
 {
 	$session->query('SELECT pg_stat_force_next_flush()');
