@@ -187,19 +187,14 @@ find_entry(const IdemRefusalSubject *subject, uint32 hash)
 	return NULL;
 }
 
-/*
- * With the lock: a new entry, not yet counted; NULL when there is no room.
- * Half of it is not for rate limits: whoever calls in the name of many would
- * drive out what is said of keys.
- */
+/* With the lock: a new entry, not yet counted; NULL when there is no room. */
 static QueueEntry *
 add_entry(const IdemRefusalSubject *subject, uint32 hash, TimestampTz now)
 {
 	int			place = queue->free;
 	QueueEntry *entry;
 
-	if (place == NONE || (subject->action == IDEM_REFUSAL_LIMITED &&
-						  queue->used >= MAX_REFUSALS / 2))
+	if (place == NONE)
 		return NULL;
 	entry = &queue->entries[place];
 	queue->free = entry->next;
@@ -232,6 +227,16 @@ free_entry(QueueEntry *entry)
 	queue->used--;
 }
 
+/*
+ * With the lock.  Half of the room is not for rate limits: whoever calls in
+ * the name of many would drive out what is said of keys.
+ */
+static bool
+has_room_for(IdemRefusal action)
+{
+	return action != IDEM_REFUSAL_LIMITED || queue->used < MAX_REFUSALS / 2;
+}
+
 /* False when there is no room. */
 static bool
 enqueue(const IdemRefusalSubject *subject)
@@ -242,7 +247,7 @@ enqueue(const IdemRefusalSubject *subject)
 
 	LWLockAcquire(lock, LW_EXCLUSIVE);
 	entry = find_entry(subject, hash);
-	if (entry == NULL)
+	if (entry == NULL && has_room_for(subject->action))
 		entry = add_entry(subject, hash, now);
 	if (entry != NULL)
 	{

@@ -42,7 +42,8 @@ class Edge(BaseHTTPRequestHandler):
             # request with the same key.
             refused = STATUS.get(error.sqlstate, 500)
             wait = [{"Retry-After": error.diag.message_detail}] if refused == 429 else []
-            return self.refuse(refused, error.diag.message_primary or "try again", wait)
+            said = error.diag.message_primary if refused != 500 else "try again"
+            return self.refuse(refused, said, wait)
         self.answer(status, json.loads(headers), content_type, answer)
 
     def refuse(self, status, error, headers=()):
