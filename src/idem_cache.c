@@ -19,6 +19,7 @@
 #include "utils/memutils.h"
 
 #include "idem_cache.h"
+#include "idem_catalog.h"
 
 /* The value follows, aligned. */
 typedef struct CacheEntry
@@ -29,6 +30,8 @@ typedef struct CacheEntry
 
 #define VALUE_OFFSET MAXALIGN(sizeof(CacheEntry))
 
+static IdemCache *caches = NULL;
+
 static void *
 get_value(CacheEntry *entry)
 {
@@ -36,15 +39,16 @@ get_value(CacheEntry *entry)
 }
 
 static void
-relation_changed(Datum arg, Oid relid)
+relation_changed(Oid relid)
 {
-	IdemCache  *cache = (IdemCache *) DatumGetPointer(arg);
+	IdemCache  *cache;
 
-	if (relid == InvalidOid || relid == cache->relid)
-	{
-		cache->valid = false;
-		cache->changes++;
-	}
+	for (cache = caches; cache != NULL; cache = cache->next)
+		if (relid == InvalidOid || relid == cache->relid)
+		{
+			cache->valid = false;
+			cache->changes++;
+		}
 }
 
 /* An empty cache for the table as it is now. */
@@ -112,10 +116,13 @@ idem_cache_find(IdemCache *cache, const char *name, void *value,
 
 /*
  * idem_cache_init
- *		Register the callback; once in a process.
+ *		Have the cache emptied when its table changes; once in a process.
  */
 void
 idem_cache_init(IdemCache *cache)
 {
-	CacheRegisterRelcacheCallback(relation_changed, PointerGetDatum(cache));
+	if (caches == NULL)
+		idem_catalog_watch(relation_changed);
+	cache->next = caches;
+	caches = cache;
 }

@@ -18,6 +18,7 @@ typedef struct IdemCache
 	Oid			(*table) (void);
 	bool		(*load) (const char *name, void *value);	/* false: missing */
 
+	struct IdemCache *next;
 	HTAB	   *entries;
 	MemoryContext context;
 	bool		valid;

@@ -5,7 +5,8 @@
  *
  * Owns a backend-local cache of their OIDs, and of the name of the schema.
  * It is looked up anew after an invalidation of one of our relations (owner,
- * DROP EXTENSION) or of any schema (RENAME).  Callbacks only set a flag.
+ * DROP EXTENSION) or of any schema (RENAME).  Callbacks only set a flag; those
+ * of other rooms that watch relations are called from here.
  * Needs a transaction; takes AccessShareLock on catalogs for the look-up.
  *
  *-------------------------------------------------------------------------
@@ -46,6 +47,10 @@ static const char *const outcome_labels[IDEM_NUM_OUTCOMES] = {
 };
 
 #define MAX_LOOKUPS 10
+#define MAX_WATCHERS 4
+
+static IdemCatalogWatcher watchers[MAX_WATCHERS];
+static int	nwatchers = 0;
 
 static IdemCatalog cached;
 static bool cached_valid = false;
@@ -54,6 +59,10 @@ static uint64 generation = 0;	/* of what "cached" says */
 static void
 relation_changed(Datum arg, Oid relid)
 {
+	int			i;
+
+	for (i = 0; i < nwatchers; i++)
+		watchers[i] (relid);
 	if (relid == InvalidOid || relid == cached.keys ||
 		relid == cached.policies || relid == cached.limiters ||
 		relid == cached.audit_log || relid == cached.audit_seals ||
@@ -328,8 +337,23 @@ idem_catalog_hmac(void)
 }
 
 /*
+ * idem_catalog_watch
+ *		Have a room told of every change of a relation; once in a process.
+ */
+void
+idem_catalog_watch(IdemCatalogWatcher watcher)
+{
+	if (nwatchers == MAX_WATCHERS)
+		elog(ERROR, "too many rooms watch relations");
+	watchers[nwatchers++] = watcher;
+}
+
+/*
  * idem_catalog_init
  *		Register the callbacks; once in a process.
+ *
+ * One relation cache callback serves all rooms: a backend has ten slots for
+ * the server and all its extensions, and FATAL is what the eleventh gets.
  */
 void
 idem_catalog_init(void)

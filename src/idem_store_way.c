@@ -69,7 +69,7 @@ static struct
 }			verdict;
 
 static void
-relation_changed(Datum arg, Oid relid)
+relation_changed(Oid relid)
 {
 	if (relid == InvalidOid || relid == verdict.keys ||
 		list_member_oid(verdict.indexes, relid))
@@ -354,7 +354,7 @@ idem_store_way_describe(void)
 
 /*
  * idem_store_way_init
- *		Define the setting and register the callback; once in a process.
+ *		Define the setting and watch the table; once in a process.
  */
 void
 idem_store_way_init(void)
@@ -366,5 +366,5 @@ idem_store_way_init(void)
 							 STORAGE_AUTO, storage_options,
 							 PGC_SUSET, 0,
 							 NULL, NULL, NULL);
-	CacheRegisterRelcacheCallback(relation_changed, (Datum) 0);
+	idem_catalog_watch(relation_changed);
 }
