@@ -46,6 +46,7 @@ OBJS = \
 	src/idem_store_lock.o \
 	src/idem_store_named.o \
 	src/idem_store_partition.o \
+	src/idem_store_parts.o \
 	src/idem_store_row.o \
 	src/idem_store_seal.o \
 	src/idem_store_seal_rows.o \
@@ -101,6 +102,8 @@ ISOLATION = \
 	claim-cap \
 	claim-order \
 	claim-own \
+	claim-same \
+	claim-serializable \
 	claim-dedupe \
 	claim-direct \
 	finish-savepoint \

@@ -4,8 +4,9 @@
  *	  Claiming a key: from what is asked to what is decided.
  *
  * Owns the loop around the decision table.  A row that exists is decided
- * upon by a plain read where the outcome writes nothing, and under FOR
- * UPDATE where it does.  Who may run when:
+ * upon by a plain read where the outcome lets nobody work, and under FOR
+ * UPDATE where it does: a new claim, and the repetition of one's own.  Who may
+ * run when:
  *
  *	- Two claimers of a new key: the first has the key lock or, in the direct
  *	  way, an uncommitted row; the second finds that and waits or answers
@@ -15,10 +16,13 @@
  *	  sees the row if its writer has committed.
  *	- The sweep removes the row between our read and our lock: the claim is
  *	  fresh.
+ *	- The holder finishes between our read and our lock: its repeated claim is
+ *	  decided on again, and is a replay.
  *	- REPEATABLE READ and above: what the snapshot cannot see is 40001, in the
- *	  insert or in the locking read; nothing here catches it.
+ *	  insert or in the locking read, or while we wait; nothing here catches it.
  *
- * Specs: claim-two, claim-sweep, claim-takeover, claim-isolation, claim-wait.
+ * Specs: claim-two, claim-sweep, claim-takeover, claim-isolation, claim-same,
+ * claim-wait.
  *
  * Every turn of the loop waits, or has seen a row come or go; turns of the
  * second kind are bounded, then 40001.
@@ -236,6 +240,14 @@ idem_claim_granted(const IdemClaim *claim)
 		claim->decision.verdict == IDEM_CLAIM_AGAIN;
 }
 
+/* Whether the decision rests on nothing but the row's latest version. */
+static bool
+must_take(const IdemClaim *claim)
+{
+	return idem_claim_granted(claim) ||
+		claim->decision.verdict == IDEM_CLAIM_SAME;
+}
+
 /*
  * Make the key ours to write, as it was decided, and decide again on a row
  * that is locked now, or gone.
@@ -254,17 +266,29 @@ take(IdemClaim *claim, bool check_new)
 		claim->found = taken == IDEM_STORE_ROW;
 		decide(claim);
 	}
-	if (idem_claim_granted(claim))
+	if (must_take(claim))
 		return taken;
 	idem_store_drop(&claim->grip);
 	return claim->decision.verdict == IDEM_WAIT ? IDEM_STORE_CHANGED : taken;
 }
 
 /*
+ * The snapshot of a transaction shows the same row for ever: whoever waits for
+ * it to change is told so by 40001.  Spec: claim-same.
+ */
+static void
+require_current(const IdemClaim *claim)
+{
+	if (claim->wait > 0 && claim->found && IsolationUsesXactSnapshot())
+		idem_store_require_current(&claim->id, &claim->row);
+}
+
+/*
  * idem_claim_decide
  *		Find out what the caller gets, waiting as long as it wants to.
  *
- * When the claim is granted, its row is locked, or nobody else may insert one.
+ * When the claim is granted, or is the caller's own, its row is locked, or
+ * nobody else may insert one.
  * With check_new it is certain that there was no row; without, the insertion
  * may tell otherwise, which is cheaper.  Raises 42501, 40001.
  */
@@ -288,11 +312,12 @@ idem_claim_decide(IdemClaim *claim, bool check_new)
 		decide(claim);
 		if (claim->decision.verdict == IDEM_WAIT)
 		{
+			require_current(claim);
 			if (wait_a_little(claim, &delay))
 				continue;
 			break;
 		}
-		if (!idem_claim_granted(claim))
+		if (!must_take(claim))
 			break;
 		taken = take(claim, check_new);
 		if (taken == IDEM_STORE_BUSY)
@@ -512,8 +537,9 @@ IDEM_FUNCTION(idem_claim);
  *
  * Intervals are microseconds with a day of 24 hours.  Raises 22004, 22023,
  * 25006, 40001, 42501, 42704, ID009, XX001.  A claim that is granted holds
- * the key lock and the row to the end of the transaction; any other outcome
- * holds nothing, unless the row changed under our eyes and is locked for it.
+ * the key lock and the row to the end of the transaction, and so does the
+ * repetition of one's own; any other outcome holds nothing, unless the row
+ * changed under our eyes and is locked for it.
  */
 Datum
 idem_claim(PG_FUNCTION_ARGS)

@@ -12,11 +12,13 @@
 #define IDEM_COMPAT_H
 
 #include "access/genam.h"
+#include "access/relscan.h"
 #include "access/tableam.h"
 #include "catalog/pg_namespace.h"
 #include "catalog/pg_proc.h"
 #include "common/jsonapi.h"
 #include "mb/pg_wchar.h"
+#include "pgstat.h"
 #include "utils/acl.h"
 #include "utils/timestamp.h"
 
@@ -149,6 +151,27 @@ idem_compat_update(Relation relation, ItemPointer tid, TupleTableSlot *slot,
 #define idem_compat_index_beginscan(heap, index, snapshot, nkeys) \
 	index_beginscan((heap), (index), (snapshot), (nkeys), 0)
 #endif
+
+/*
+ * index_fetch_heap() with another snapshot than that of the scan.  Like that it
+ * lets the index forget what is dead to all.
+ */
+static inline bool
+idem_compat_fetch_heap(IndexScanDesc scan, Snapshot snapshot,
+					   TupleTableSlot *slot)
+{
+	bool		again = false;
+	bool		all_dead = false;
+	bool		found = table_index_fetch_tuple(scan->xs_heapfetch,
+												&scan->xs_heaptid, snapshot,
+												slot, &again, &all_dead);
+
+	if (found)
+		pgstat_count_heap_fetch(scan->indexRelation);
+	if (!scan->xactStartedInRecovery)
+		scan->kill_prior_tuple = all_dead;
+	return found;
+}
 
 /*
  * 17 has named segments of dynamic shared memory, made by whoever asks first:

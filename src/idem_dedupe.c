@@ -130,17 +130,26 @@ read_keys(IdemDedupe *dedupe, ArrayType *array)
 	}
 }
 
-/* The new ones of some keys, in order, as an array; how many. */
+/*
+ * The new ones of some keys, in order, as an array; how many.  To look at:
+ * only those that must be read before they are inserted.
+ */
 static int
-new_keys(const DedupeKey *keys, int nkeys, ArrayType **array)
+new_keys(const IdemDedupe *dedupe, const DedupeKey *keys, int nkeys,
+		 bool to_look_at, ArrayType **array)
 {
 	Datum	   *values = palloc(sizeof(Datum) * Max(nkeys, 1));
 	int			count = 0;
 	int			i;
 
 	for (i = 0; i < nkeys; i++)
-		if (keys[i].state == DEDUPE_NEW)
+	{
+		IdemKey		id = id_of(dedupe, &keys[i]);
+
+		if (keys[i].state == DEDUPE_NEW &&
+			!(to_look_at && idem_store_is_new(&id)))
 			values[count++] = PointerGetDatum(keys[i].key);
+	}
 	*array = construct_array(values, count, TEXTOID, -1, false, TYPALIGN_INT);
 	pfree(values);
 	return count;
@@ -237,7 +246,7 @@ static void
 look(IdemDedupe *dedupe, const DedupeKey *keys, int nkeys)
 {
 	ArrayType  *array;
-	int			count = new_keys(keys, nkeys, &array);
+	int			count = new_keys(dedupe, keys, nkeys, true, &array);
 	IdemStoreBrief *found = palloc(sizeof(IdemStoreBrief) * Max(count, 1));
 	int			i;
 
@@ -265,7 +274,7 @@ static void
 insert_new(IdemDedupe *dedupe, const DedupeKey *keys, int nkeys)
 {
 	ArrayType  *array;
-	int			count = new_keys(keys, nkeys, &array);
+	int			count = new_keys(dedupe, keys, nkeys, false, &array);
 	text	  **inserted = palloc(sizeof(text *) * count);
 	int			i;
 

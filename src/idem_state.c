@@ -108,7 +108,7 @@ decide_in_progress(const IdemFound *found, const IdemAsked *asked)
 		return claim(IDEM_CLAIM_AGAIN, next_attempt(found), true);
 	if (asked->owner.data != NULL &&
 		idem_state_equal(asked->owner, found->owner))
-		return answer(IDEM_OUTCOME_CLAIMED);
+		decision = claim(IDEM_CLAIM_SAME, 0, false);
 	return decision;
 }
 
@@ -143,7 +143,8 @@ idem_state_decide(const IdemFound *found, const IdemAsked *asked)
 		return forbidden;
 	if (expired)
 		return answer(IDEM_OUTCOME_EXPIRED);
-	if (found->reject_repeat && idem_state_finished(found->state))
+	if (found->reject_repeat && (found->state == IDEM_STATE_COMPLETED ||
+								 found->state == IDEM_STATE_FAILED))
 		return answer(IDEM_OUTCOME_DUPLICATE);
 	if (!idem_state_equal(asked->fingerprint, found->fingerprint) ||
 		!idem_state_equal(asked->context, found->context))

@@ -51,7 +51,9 @@ typedef enum IdemVerdict
 	IDEM_WAIT,					/* in progress elsewhere: wait, or say so */
 	IDEM_FORBIDDEN,				/* another role's key */
 	IDEM_CLAIM_FRESH,			/* write a row with nothing old in it */
-	IDEM_CLAIM_AGAIN			/* claim the row once more */
+	IDEM_CLAIM_AGAIN,			/* claim the row once more */
+	IDEM_CLAIM_SAME				/* the caller's own claim: write nothing, but
+								 * only on the row's latest version, locked */
 } IdemVerdict;
 
 typedef struct IdemDecision

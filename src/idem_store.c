@@ -24,18 +24,17 @@
  */
 #include "postgres.h"
 
-#include "access/table.h"
 #include "access/transam.h"
 #include "access/xact.h"
 #include "storage/lmgr.h"
-#include "utils/relcache.h"
 #include "utils/snapmgr.h"
 
 #include "idem_catalog.h"
-#include "idem_digest.h"
 #include "idem_store.h"
 #include "idem_store_direct.h"
+#include "idem_store_parts.h"
 #include "idem_store_row.h"
+#include "idem_store_spi.h"
 #include "idem_store_sql.h"
 
 /*
@@ -176,6 +175,25 @@ idem_store_hold(const IdemKey *id, IdemRow *row)
 }
 
 /*
+ * idem_store_is_new
+ *		Whether a statement need not read a key before it inserts it, since the
+ *		snapshot shows none.
+ *
+ * For SERIALIZABLE, where reading would lock the page of the index to which the
+ * key belongs against the insertion of its neighbours; sessions whose keys grow
+ * with time insert into one and the same page.  That no rival has the key is
+ * for the unique insertion to tell.  Spec: claim-serializable.
+ */
+bool
+idem_store_is_new(const IdemKey *id)
+{
+	if (!IsolationIsSerializable())
+		return false;
+	CommandCounterIncrement();
+	return !idem_store_parts_may_show(id, GetTransactionSnapshot());
+}
+
+/*
  * idem_store_look
  *		The first look of a claim, as idem_store_read; check_new as for
  *		idem_store_take, which comes next if the claim is granted.
@@ -194,7 +212,7 @@ idem_store_look(IdemStoreGrip *grip, const IdemKey *id, bool check_new,
 	if (!idem_store_direct_open(&direct, AccessShareLock))
 	{
 		grip->ended = ended_transactions();
-		return idem_store_sql_read(id, row);
+		return !idem_store_is_new(id) && idem_store_sql_read(id, row);
 	}
 	if (check_new)
 		grip->locked = idem_store_lock_key(id, &grip->tag, false);
@@ -206,11 +224,24 @@ idem_store_look(IdemStoreGrip *grip, const IdemKey *id, bool check_new,
 }
 
 /*
- * With the key lock held, take the row, if there is one, FOR UPDATE.  A key
- * that had no row is looked at again only if it must not turn out later, and
- * if a transaction has ended since the first look, ours to see: it may have
- * been a rival that had the lock.
+ * Whether a key that had no row at the look is worth another: only if it must
+ * not turn out later, and a transaction has ended since, which may have been a
+ * rival that had the lock.  A snapshot that would not show its row is 40001.
  */
+static bool
+look_again(const IdemStoreGrip *grip, const IdemKey *id, bool check_new)
+{
+	if (!check_new)
+		return false;
+	if (!IsolationUsesXactSnapshot())
+		return grip->ended != ended_transactions();
+	if (idem_store_parts_may_show(id, GetLatestSnapshot()) &&
+		idem_store_sql_is_there(id))
+		idem_store_row_raise_rival();
+	return false;
+}
+
+/* With the key lock held, take the row, if there is one, FOR UPDATE. */
 static IdemStoreTaken
 take_sql(IdemStoreGrip *grip, const IdemKey *id, bool found, bool check_new,
 		 IdemRow *row)
@@ -219,7 +250,7 @@ take_sql(IdemStoreGrip *grip, const IdemKey *id, bool found, bool check_new,
 		grip->locked = idem_store_lock_key(id, &grip->tag, false);
 	if (!grip->locked)
 		return IDEM_STORE_BUSY;
-	if ((found || (check_new && grip->ended != ended_transactions())) &&
+	if ((found || look_again(grip, id, check_new)) &&
 		idem_store_sql_lock(id, row))
 		return IDEM_STORE_ROW;
 	return IDEM_STORE_NEW;
@@ -307,6 +338,34 @@ idem_store_drop(IdemStoreGrip *grip)
 }
 
 /*
+ * idem_store_require_current
+ *		Raise 40001 when a row has changed since the snapshot of the transaction,
+ *		by which it was read.
+ */
+void
+idem_store_require_current(const IdemKey *id, const IdemRow *row)
+{
+	IdemDirect	direct;
+	IdemRow		now;
+	bool		found;
+
+	PushActiveSnapshot(idem_store_spi_latest());
+	if (idem_store_direct_open(&direct, AccessShareLock))
+	{
+		found = idem_store_direct_peek(&direct, id, &now);
+		idem_store_direct_close(&direct);
+	}
+	else
+		found = idem_store_sql_peek(id, &now);
+	PopActiveSnapshot();
+	if (!found || now.state != row->state || now.token != row->token ||
+		now.claim_xid != row->claim_xid ||
+		now.lease_until != row->lease_until ||
+		now.finished_at != row->finished_at)
+		idem_store_row_raise_rival();
+}
+
+/*
  * idem_store_insert
  *		Insert the row of a key that was taken as new; false when there is one.
  *
@@ -327,20 +386,6 @@ idem_store_insert(IdemStoreGrip *grip, const IdemKey *id, const IdemRow *row)
 	return inserted;
 }
 
-/* One row, or somebody has been at it: a trigger, a rule, a handler. */
-static void
-check_written(const IdemKey *id, bool written)
-{
-	if (!written)
-		ereport(ERROR,
-				(errcode(ERRCODE_DATA_CORRUPTED),
-				 errmsg("a change of key %s in scope %s was suppressed",
-						idem_digest_log_id(id->key),
-						idem_digest_log_id(id->scope)),
-				 errhint("Drop foreign triggers and rules on \"%s\"; see idem_health().",
-						 "idempotency_keys")));
-}
-
 /*
  * idem_store_insert_new
  *		The same where work has been done already: 40001 when there is one.
@@ -353,7 +398,8 @@ idem_store_insert_new(IdemStoreGrip *grip, const IdemKey *id,
 
 	if (!idem_store_direct_open(&direct, RowExclusiveLock))
 	{
-		check_written(id, idem_store_sql_insert_new(id, row));
+		if (!idem_store_sql_insert(id, row))
+			idem_store_row_raise_rival();
 		return;
 	}
 	idem_store_direct_insert_new(&direct, id, row);
@@ -378,7 +424,8 @@ idem_store_update(const IdemKey *id, const IdemRow *row)
 		written = idem_store_direct_update(&direct, id, row);
 		idem_store_direct_close(&direct);
 	}
-	check_written(id, written);
+	if (!written)
+		idem_store_row_raise_suppressed(id);
 }
 
 void
@@ -394,22 +441,8 @@ idem_store_delete(const IdemKey *id)
 		written = idem_store_direct_delete(&direct, id);
 		idem_store_direct_close(&direct);
 	}
-	check_written(id, written);
-}
-
-/* The locks that planning a statement takes, if there is nobody to wait for. */
-static bool
-lock_indexes(void)
-{
-	Relation	keys = table_open(idem_catalog()->keys, NoLock);
-	List	   *indexes = RelationGetIndexList(keys);
-	ListCell   *cell;
-
-	table_close(keys, NoLock);
-	foreach(cell, indexes)
-		if (!ConditionalLockRelationOid(lfirst_oid(cell), RowExclusiveLock))
-		return false;
-	return true;
+	if (!written)
+		idem_store_row_raise_suppressed(id);
 }
 
 /*
@@ -419,8 +452,8 @@ lock_indexes(void)
  *
  * Begins at "low" (DT_NOBEGIN: the oldest), which becomes the purge_at of the
  * last one removed.  Waits for nobody: rows that are locked are skipped, and
- * when the table itself or an index is locked against writers (ALTER TABLE,
- * CLUSTER, ALTER INDEX) nothing is done.
+ * when the table itself, a partition or an index is locked against writers
+ * (ALTER TABLE, CLUSTER, ALTER INDEX) nothing is done.
  */
 int64
 idem_store_sweep(TimestampTz *low, TimestampTz now, int64 max_rows,
@@ -441,5 +474,6 @@ idem_store_sweep(TimestampTz *low, TimestampTz now, int64 max_rows,
 	}
 	if (rows >= 0)
 		return rows;
-	return lock_indexes() ? idem_store_sql_sweep(low, now, max_rows, count) : 0;
+	return idem_store_parts_lock() ?
+		idem_store_sql_sweep(low, now, max_rows, count) : 0;
 }

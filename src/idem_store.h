@@ -80,6 +80,8 @@ extern IdemStoreTaken idem_store_take(IdemStoreGrip *grip, const IdemKey *id,
 									  bool found, bool check_new,
 									  IdemRow *row);
 extern void idem_store_drop(IdemStoreGrip *grip);
+extern bool idem_store_is_new(const IdemKey *id);
+extern void idem_store_require_current(const IdemKey *id, const IdemRow *row);
 extern bool idem_store_insert(IdemStoreGrip *grip, const IdemKey *id,
 							  const IdemRow *row);
 extern void idem_store_insert_new(IdemStoreGrip *grip, const IdemKey *id,

@@ -8,8 +8,8 @@
  * nodeModifyTable.c, execIndexing.c, execReplication.c): the same locks on
  * table and indexes, a fresh snapshot for each look where the isolation level
  * allows it, the command counter advanced before a look and after a write.
- * Every look begins with an index scan under an MVCC snapshot, which takes the
- * predicate locks that SERIALIZABLE needs.  Neither user nor search_path is
+ * Every look ends with a read under an MVCC snapshot, which takes the predicate
+ * locks that SERIALIZABLE needs, but for a key that is inserted next.  Neither user nor search_path is
  * switched: nothing here calls anything that they could change.
  *
  * Nothing here waits for another transaction but where it is told to.  How a
@@ -64,6 +64,7 @@ typedef struct IdemProbe
 {
 	Relation	index;
 	IndexScanDesc scan;
+	Snapshot	snapshot;		/* that rows are fetched with */
 	TupleTableSlot *slot;
 } IdemProbe;
 
@@ -101,6 +102,7 @@ begin_probe(IdemProbe *probe, const IdemDirect *direct, const IdemKey *id,
 
 	probe->index = index_open(direct->pkey, direct->lockmode);
 	probe->slot = table_slot_create(direct->keys, NULL);
+	probe->snapshot = snapshot;
 	probe->scan = idem_compat_index_beginscan(direct->keys, probe->index,
 											  snapshot, lengthof(entries));
 	init_scan_key(&entries[0], 1, id->scope);
@@ -115,7 +117,7 @@ next_of_probe(IdemProbe *probe, bool *entries)
 	while (index_getnext_tid(probe->scan, ForwardScanDirection) != NULL)
 	{
 		*entries = true;
-		if (index_fetch_heap(probe->scan, probe->slot))
+		if (idem_compat_fetch_heap(probe->scan, probe->snapshot, probe->slot))
 			return true;
 	}
 	return false;
@@ -147,27 +149,53 @@ push_snapshot(void)
 	return GetActiveSnapshot();
 }
 
+/* The row of a probe, copied; NULL if there is none. */
+static HeapTuple
+end_search(IdemProbe *probe, const IdemKey *id, bool *entries)
+{
+	HeapTuple	tuple = NULL;
+
+	if (next_of_probe(probe, entries))
+	{
+		tuple = ExecCopySlotHeapTuple(probe->slot);
+		if (next_of_probe(probe, entries))
+			idem_store_row_raise_twins(id);
+	}
+	end_probe(probe);
+	return tuple;
+}
+
 /*
  * The row of a key under an MVCC snapshot, copied; NULL if there is none, and
  * then "entries" tells whether there may be one that the snapshot cannot see.
+ *
+ * Under SERIALIZABLE an index scan with an MVCC snapshot locks the page that it
+ * reads against insertions, those of neighbouring keys among them.  Where there
+ * is a row, its own predicate lock will do: a second one of the key cannot
+ * come, and who removes this one meets that lock.  Where there is none and the
+ * caller is going to "insert" the key, the unique index will do.  So the index
+ * is scanned with a snapshot that locks nothing, its entries are fetched with
+ * that of the transaction, and only who relies on a key's absence scans again.
+ * Spec: claim-serializable.
  */
 static HeapTuple
 find_tuple(const IdemDirect *direct, const IdemKey *id, Snapshot snapshot,
-		   bool *entries)
+		   bool insert, bool *entries)
 {
-	HeapTuple	tuple = NULL;
 	IdemProbe	probe;
+	HeapTuple	tuple;
 
 	*entries = false;
-	begin_probe(&probe, direct, id, snapshot);
-	if (next_of_probe(&probe, entries))
+	if (IsolationIsSerializable())
 	{
-		tuple = ExecCopySlotHeapTuple(probe.slot);
-		if (next_of_probe(&probe, entries))
-			idem_store_row_raise_twins(id);
+		begin_probe(&probe, direct, id, SnapshotAny);
+		probe.snapshot = snapshot;
+		tuple = end_search(&probe, id, entries);
+		if (tuple != NULL || insert)
+			return tuple;
 	}
-	end_probe(&probe);
-	return tuple;
+	begin_probe(&probe, direct, id, snapshot);
+	return end_search(&probe, id, entries);
 }
 
 /* The row that a tuple is; whether it is that of the key, too. */
@@ -193,14 +221,16 @@ form_row(const IdemDirect *direct, HeapTuple tuple, const IdemKey *id,
  *		Read a row as it is now, where the isolation level lets us; no lock.
  *
  * "absent" when the index has no entry for the key, not even one of a row that
- * cannot be seen: then nobody had inserted it when we looked.
+ * cannot be seen: then nobody had inserted it when we looked, and the caller
+ * must.
  */
 bool
 idem_store_direct_look(const IdemDirect *direct, const IdemKey *id,
 					   IdemRow *row, bool *absent)
 {
 	bool		entries;
-	HeapTuple	tuple = find_tuple(direct, id, push_snapshot(), &entries);
+	HeapTuple	tuple = find_tuple(direct, id, push_snapshot(), true,
+									&entries);
 
 	PopActiveSnapshot();
 	*absent = !entries;
@@ -209,15 +239,18 @@ idem_store_direct_look(const IdemDirect *direct, const IdemKey *id,
 
 /*
  * idem_store_direct_read
- *		The same for whoever does not care.
+ *		The same for whoever inserts nothing.
  */
 bool
 idem_store_direct_read(const IdemDirect *direct, const IdemKey *id,
 					   IdemRow *row)
 {
-	bool		absent;
+	bool		found;
 
-	return idem_store_direct_look(direct, id, row, &absent);
+	(void) push_snapshot();
+	found = idem_store_direct_peek(direct, id, row);
+	PopActiveSnapshot();
+	return found;
 }
 
 /*
@@ -229,7 +262,8 @@ idem_store_direct_peek(const IdemDirect *direct, const IdemKey *id,
 					   IdemRow *row)
 {
 	bool		entries;
-	HeapTuple	tuple = find_tuple(direct, id, GetActiveSnapshot(), &entries);
+	HeapTuple	tuple = find_tuple(direct, id, GetActiveSnapshot(), false,
+									&entries);
 
 	return tuple != NULL && form_row(direct, tuple, id, row);
 }
@@ -248,7 +282,7 @@ idem_store_direct_lock(const IdemDirect *direct, const IdemKey *id, bool wait,
 {
 	Snapshot	snapshot = push_snapshot();
 	bool		entries;
-	HeapTuple	tuple = find_tuple(direct, id, snapshot, &entries);
+	HeapTuple	tuple = find_tuple(direct, id, snapshot, false, &entries);
 	IdemDirectLocked locked = IDEM_DIRECT_GONE;
 	TM_FailureData failure;
 	TM_Result	result = TM_Deleted;
@@ -441,7 +475,7 @@ idem_store_direct_update(const IdemDirect *direct, const IdemKey *id,
 {
 	Snapshot	snapshot = push_snapshot();
 	bool		entries;
-	HeapTuple	old = find_tuple(direct, id, snapshot, &entries);
+	HeapTuple	old = find_tuple(direct, id, snapshot, false, &entries);
 	IdemCompatIndexes indexes;
 	TupleTableSlot *slot;
 	TM_Result	result = TM_Deleted;
@@ -468,7 +502,7 @@ idem_store_direct_delete(const IdemDirect *direct, const IdemKey *id)
 {
 	Snapshot	snapshot = push_snapshot();
 	bool		entries;
-	HeapTuple	old = find_tuple(direct, id, snapshot, &entries);
+	HeapTuple	old = find_tuple(direct, id, snapshot, false, &entries);
 	TM_FailureData failure;
 	TM_Result	result = TM_Deleted;
 

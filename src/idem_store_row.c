@@ -189,6 +189,23 @@ idem_store_row_raise_twins(const IdemKey *id)
 }
 
 /*
+ * idem_store_row_raise_suppressed
+ *		A row was neither written nor is there another: somebody has been at it,
+ *		a trigger, a rule, a unique index of a user's, a handler; XX001.
+ */
+void
+idem_store_row_raise_suppressed(const IdemKey *id)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_DATA_CORRUPTED),
+			 errmsg("a change of key %s in scope %s was suppressed",
+					idem_digest_log_id(id->key),
+					idem_digest_log_id(id->scope)),
+			 errhint("Drop foreign triggers, rules and unique indexes on \"%s\"; see idem_health().",
+					 "idempotency_keys")));
+}
+
+/*
  * idem_store_row_raise_rival
  *		A row that the snapshot cannot see, or that must not be there; 40001.
  */

@@ -58,5 +58,6 @@ extern void idem_store_row_values(const IdemKey *id, const IdemRow *row,
 								  Datum *values, bool *nulls);
 IDEM_COMPAT_NORETURN extern void idem_store_row_raise_twins(const IdemKey *id);
 IDEM_COMPAT_NORETURN extern void idem_store_row_raise_rival(void);
+IDEM_COMPAT_NORETURN extern void idem_store_row_raise_suppressed(const IdemKey *id);
 
 #endif							/* IDEM_STORE_ROW_H */

@@ -22,12 +22,7 @@
 #include "utils/snapmgr.h"
 
 #include "idem_catalog.h"
-#include "idem_store_row.h"
 #include "idem_store_spi.h"
-
-#define KEY_TABLE "idempotency_keys"
-#define KEY_COLUMNS "(scope, key)=("
-#define QUOTED_KEY_COLUMNS "(\"scope\", \"key\")=(" /* quote_all_identifiers */
 
 /*
  * Statements of ours that are being executed, one in another (a trigger that
@@ -101,36 +96,64 @@ prepare(IdemPlan *plan)
 }
 
 /*
- * A unique violation of (scope, key) means that another transaction wrote the
- * key: where a row must not exist, or from a second index that is there while
- * the first is being rebuilt, which ON CONFLICT does not name.  Nothing has
- * been decided then, so it is a serialization failure.  Any other comes from
- * an index of a user's.  Both would have the key in clear in their detail.
- *
- * No catalog can be asked here, so it is the detail, too, that tells the
- * columns of the index; that part of it is not translated.
+ * Whether an error speaks of the server or of the transaction, in a fixed text
+ * of the server's or of ours.  Any other may quote the row that was written.
+ */
+static bool
+speaks_of_no_row(int sqlstate)
+{
+	switch (ERRCODE_TO_CATEGORY(sqlstate))
+	{
+		case MAKE_SQLSTATE('0', 'A', '0', '0', '0'):
+		case MAKE_SQLSTATE('2', '5', '0', '0', '0'):
+		case MAKE_SQLSTATE('4', '0', '0', '0', '0'):
+		case MAKE_SQLSTATE('5', '3', '0', '0', '0'):
+		case MAKE_SQLSTATE('5', '4', '0', '0', '0'):
+		case MAKE_SQLSTATE('5', '5', '0', '0', '0'):
+		case MAKE_SQLSTATE('5', '7', '0', '0', '0'):
+		case MAKE_SQLSTATE('5', '8', '0', '0', '0'):
+		case MAKE_SQLSTATE('I', 'D', '0', '0', '0'):
+		case MAKE_SQLSTATE('X', 'X', '0', '0', '0'):
+			return true;
+	}
+	return sqlstate == ERRCODE_INSUFFICIENT_PRIVILEGE;
+}
+
+/*
+ * What may be wrong with a table of ours is not foreseen: a constraint, an
+ * index, a trigger, a rule, a partition.  Their errors quote the row, key, scope
+ * and body, in message, detail, or the context of a statement that a trigger
+ * made of it.  So no detail and no context passes, and a message only of the
+ * classes that never quote, or where there was no row yet.  Nothing is decided
+ * here; the SQLSTATE stays as it is.  (A deferred constraint cannot speak up at
+ * COMMIT: within a security-restricted operation none can be deferred, 42501.)
  */
 static void
-rethrow(MemoryContext context)
+rethrow(MemoryContext context, bool prepared)
 {
 	ErrorData  *error;
+	int			sqlstate;
 
 	MemoryContextSwitchTo(context);
 	error = CopyErrorData();
-	if (error->sqlerrcode != ERRCODE_UNIQUE_VIOLATION ||
-		error->table_name == NULL || strcmp(error->table_name, KEY_TABLE) != 0)
-		PG_RE_THROW();
 	FlushErrorState();
-	if (error->detail != NULL &&
-		(strstr(error->detail, KEY_COLUMNS) != NULL ||
-		 strstr(error->detail, QUOTED_KEY_COLUMNS) != NULL))
-		idem_store_row_raise_rival();
+	sqlstate = error->sqlerrcode;
+	if (sqlstate == ERRCODE_INSUFFICIENT_PRIVILEGE && error->hint == NULL)
+		error->hint = "The owner of the tables of extension \"idempotency\" must be able to use its schema, and no deferrable constraint or trigger may be on them; see idem_health().";
+	if (!prepared || speaks_of_no_row(sqlstate))
+		ereport(ERROR,
+				(errcode(sqlstate),
+				 errmsg_internal("%s", error->message),
+				 sqlstate == ERRCODE_T_R_DEADLOCK_DETECTED && error->detail ?
+				 errdetail_internal("%s", error->detail) : 0,
+				 error->hint ? errhint("%s", error->hint) : 0));
 	ereport(ERROR,
-			(errcode(ERRCODE_UNIQUE_VIOLATION),
-			 errmsg("a unique index \"%s\" that was added to table \"%s\" forbids this key",
-					error->constraint_name ? error->constraint_name : "",
-					KEY_TABLE),
-			 errhint("Drop the index, or create it without UNIQUE.")));
+			(errcode(sqlstate),
+			 errmsg("a constraint, an index, a trigger or a rule that was added to the tables of extension \"idempotency\" refused a change"),
+			 error->constraint_name && error->table_name ?
+			 errdetail("It is \"%s\" of table \"%s\".",
+					   error->constraint_name, error->table_name) : 0,
+			 errhint("Drop what was added; see idem_health(). The text of the error is left out, since it may show a key.")));
 }
 
 /*
@@ -168,40 +191,16 @@ plan_generation(IdemPlan *plan)
 	return source->generation;
 }
 
-/*
- * idem_store_spi_execute
- *		Execute a statement between begin and end; rows are in SPI_tuptable.
- *
- * With read_only the active snapshot is used, else a fresh one where the
- * isolation level allows it.  Returns the number of rows.
- */
-uint64
-idem_store_spi_execute(IdemPlan *plan, Datum *values, const char *nulls,
-					   bool read_only, long limit)
+static void
+execute(IdemPlan *plan, Datum *values, const char *nulls, bool read_only,
+		long limit)
 {
-	MemoryContext context = CurrentMemoryContext;
-	volatile int code = 0;
-	bool		pinned;
-	int			guc_level = 0;
-	int			made;
+	int			made = plan_generation(plan);
+	bool		pinned = made == 0 || !SPI_plan_is_valid(plan->plan);
+	int			guc_level = pinned ? pin_planner() : 0;
+	int			code = SPI_execute_plan(plan->plan, values, nulls, read_only,
+										limit);
 
-	prepare(plan);
-	made = plan_generation(plan);
-	pinned = made == 0 || !SPI_plan_is_valid(plan->plan);
-	if (pinned)
-		guc_level = pin_planner();
-	executing++;
-	PG_TRY();
-	{
-		code = SPI_execute_plan(plan->plan, values, nulls, read_only, limit);
-	}
-	PG_CATCH();
-	{
-		executing--;
-		rethrow(context);
-	}
-	PG_END_TRY();
-	executing--;
 	if (code < 0)
 		elog(ERROR, "SPI_execute_plan failed: %s",
 			 SPI_result_code_string(code));
@@ -209,6 +208,38 @@ idem_store_spi_execute(IdemPlan *plan, Datum *values, const char *nulls,
 		AtEOXact_GUC(false, guc_level);
 	else if (plan_generation(plan) != made)
 		plan->generation = 0;	/* made anew unpinned: not to be kept */
+}
+
+/*
+ * idem_store_spi_execute
+ *		Execute a statement between begin and end; rows are in SPI_tuptable.
+ *
+ * With read_only the active snapshot is used, else a fresh one where the
+ * isolation level allows it.  Returns the number of rows.  No error of it has a
+ * word of the row; see rethrow().
+ */
+uint64
+idem_store_spi_execute(IdemPlan *plan, Datum *values, const char *nulls,
+					   bool read_only, long limit)
+{
+	MemoryContext context = CurrentMemoryContext;
+	int			outer = executing;
+	volatile bool prepared = false;
+
+	PG_TRY();
+	{
+		prepare(plan);
+		prepared = true;
+		executing++;
+		execute(plan, values, nulls, read_only, limit);
+	}
+	PG_CATCH();
+	{
+		executing = outer;
+		rethrow(context, prepared);
+	}
+	PG_END_TRY();
+	executing = outer;
 	return SPI_processed;
 }
 

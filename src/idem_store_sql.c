@@ -20,6 +20,7 @@
 #include "idem_catalog.h"
 #include "idem_digest.h"
 #include "idem_store.h"
+#include "idem_store_parts.h"
 #include "idem_store_row.h"
 #include "idem_store_spi.h"
 #include "idem_store_sql.h"
@@ -33,7 +34,8 @@
 
 static const Oid key_types[] = {TEXTOID, TEXTOID};
 static const Oid count_types[] = {TEXTOID, TIMESTAMPTZOID, INT8OID};
-static const Oid sweep_types[] = {TIMESTAMPTZOID, TIMESTAMPTZOID, INT8OID};
+static const Oid due_types[] = {TIMESTAMPTZOID, TIMESTAMPTZOID, INT8OID};
+static const Oid sweep_types[] = {OIDARRAYOID, TIDARRAYOID};
 static const Oid many_types[] = {TEXTOID, TEXTARRAYOID};
 static const Oid insert_many_types[] = {
 	TEXTOID, TEXTARRAYOID, CHAROID, INT4OID, INT8OID, XID8OID, TIMESTAMPTZOID,
@@ -53,18 +55,15 @@ static IdemPlan lock_plan = {
 	lengthof(key_types), key_types
 };
 
-#define INSERT_ROW \
-	"INSERT INTO %1$s.idempotency_keys (scope, key, " ROW_COLUMNS ")" \
-	" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14," \
-	" $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25)"
-
+/*
+ * ON CONFLICT without a target: whatever unique index there is, of a partition,
+ * of a rebuild under way or of a user's, says "no row", never 23505.
+ */
 static IdemPlan insert_plan = {
-	INSERT_ROW " ON CONFLICT (scope, key) DO NOTHING",
-	IDEM_NUM_COLUMNS, idem_store_row_types
-};
-
-static IdemPlan insert_new_plan = {
-	INSERT_ROW,
+	"INSERT INTO %1$s.idempotency_keys (scope, key, " ROW_COLUMNS ")"
+	" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14,"
+	" $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25)"
+	" ON CONFLICT DO NOTHING",
 	IDEM_NUM_COLUMNS, idem_store_row_types
 };
 
@@ -87,12 +86,17 @@ static IdemPlan count_plan = {
 	lengthof(count_types), count_types
 };
 
-/* Oldest first; a row that somebody works on stays for the next batch. */
+/* Oldest first. */
+static IdemPlan due_plan = {
+	"SELECT tableoid, ctid FROM %1$s.idempotency_keys"
+	" WHERE purge_at >= $1 AND purge_at <= $2 ORDER BY purge_at LIMIT $3",
+	lengthof(due_types), due_types
+};
+
+/* A place means something together with its table only. */
 static IdemPlan sweep_plan = {
-	"WITH swept AS (DELETE FROM %1$s.idempotency_keys WHERE ctid = ANY (ARRAY("
-	"SELECT ctid FROM %1$s.idempotency_keys"
-	" WHERE purge_at >= $1 AND purge_at <= $2"
-	" ORDER BY purge_at LIMIT $3 FOR UPDATE SKIP LOCKED))"
+	"WITH swept AS (DELETE FROM %1$s.idempotency_keys WHERE ctid = ANY ($2)"
+	" AND (tableoid, ctid) IN (SELECT * FROM unnest($1, $2))"
 	" RETURNING policy, purge_at)"
 	" SELECT policy, count(*), max(purge_at) FROM swept GROUP BY policy",
 	lengthof(sweep_types), sweep_types
@@ -104,7 +108,7 @@ static IdemPlan insert_many_plan = {
 	" claim_xid, created_at, finished_at, lease_until, expires_at, purge_at,"
 	" status_code, policy, claimed_by)"
 	" SELECT $1, k, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14"
-	" FROM unnest($2) AS k ON CONFLICT (scope, key) DO NOTHING RETURNING key",
+	" FROM unnest($2) AS k ON CONFLICT DO NOTHING RETURNING key",
 	lengthof(insert_many_types), insert_many_types
 };
 
@@ -246,25 +250,23 @@ require_primary_key(void)
  *		Insert a row; false when there is one, committed or our own.
  *
  * Waits for a rival that is not behind a key lock.  40001 when the snapshot
- * of the transaction cannot see the row that is in the way.
+ * of the transaction cannot see the row that is in the way.  A row in the way
+ * may be gone when we look for it; one that is never seen is XX001.
  */
 bool
 idem_store_sql_insert(const IdemKey *id, const IdemRow *row)
 {
-	require_primary_key();
-	return write_row(&insert_plan, id, row);
-}
+	int			tries;
 
-/*
- * idem_store_sql_insert_new
- *		Insert a row where there must be none; 40001 when there is.  Waits as
- *		above.  Cheaper: nothing is inserted speculatively.
- */
-bool
-idem_store_sql_insert_new(const IdemKey *id, const IdemRow *row)
-{
 	require_primary_key();
-	return write_row(&insert_new_plan, id, row);
+	for (tries = 0; tries < IDEM_MAX_TRIES; tries++)
+	{
+		if (write_row(&insert_plan, id, row))
+			return true;
+		if (idem_store_sql_is_there(id))
+			return false;
+	}
+	idem_store_row_raise_suppressed(id);
 }
 
 /*
@@ -319,37 +321,88 @@ idem_store_count_live(const text *scope, TimestampTz now, int64 limit)
 }
 
 /*
+ * Lock rows that are due, oldest first, until there are max_rows; how many.
+ * What cannot be had without waiting is passed over, so the rows to look at
+ * are as many more.
+ */
+static int
+lock_due(TimestampTz low, TimestampTz now, int64 max_rows, IdemPlace *places)
+{
+	Datum		values[3];
+	int64		limit = max_rows;
+	int			count;
+	uint64		rows;
+	uint64		i;
+
+	values[0] = TimestampTzGetDatum(low);
+	values[1] = TimestampTzGetDatum(now);
+	do
+	{
+		Relation	table = NULL;
+
+		values[2] = Int64GetDatum(limit);
+		rows = idem_store_spi_execute(&due_plan, values, NULL, true, 0);
+		count = 0;
+		for (i = 0; i < rows && count < max_rows; i++)
+		{
+			bool		isnull;
+			IdemPlace  *place = &places[count];
+
+			place->table = DatumGetObjectId(idem_store_spi_value(i, 0, &isnull));
+			place->tid = *(ItemPointer)
+				DatumGetPointer(idem_store_spi_value(i, 1, &isnull));
+			if (idem_store_parts_lock_row(place, &table))
+				count++;
+		}
+		idem_store_parts_close(table);
+		limit *= 2;
+	} while (count < max_rows && (int64) rows * 2 == limit);
+	return count;
+}
+
+/*
  * idem_store_sql_sweep
- *		Remove up to max_rows rows whose purge_at is over; how many.  Rows that
- *		are locked are skipped.
+ *		Remove up to max_rows rows whose purge_at is over; how many.
+ *
+ * Rows are locked one by one, without waiting, before a statement removes
+ * them: FOR UPDATE SKIP LOCKED can wait after all, for the next version of a
+ * row whose update commits while it looks (heap_lock_updated_tuple), and was
+ * seen in a deadlock with idem_dedupe.  Spec: sweep-changed; t/026.
  */
 int64
 idem_store_sql_sweep(TimestampTz *low, TimestampTz now, int64 max_rows,
 					 IdemSweepCount count)
 {
-	Datum		values[3];
+	IdemPlace  *places = palloc(sizeof(IdemPlace) * max_rows);
+	Datum		values[2];
 	IdemSecctx	saved;
 	uint64		policies;
 	uint64		i;
+	int			locked;
 	int64		rows = 0;
 
-	values[0] = TimestampTzGetDatum(*low);
-	values[1] = TimestampTzGetDatum(now);
-	values[2] = Int64GetDatum(max_rows);
 	idem_store_spi_begin(&saved);
-	policies = idem_store_spi_execute(&sweep_plan, values, NULL, false, 0);
-	for (i = 0; i < policies; i++)
+	PushActiveSnapshot(GetTransactionSnapshot());
+	locked = lock_due(*low, now, max_rows, places);
+	PopActiveSnapshot();
+	if (locked > 0)
 	{
-		Datum		row[3];
-		bool		nulls[3];
+		idem_store_parts_arrays(places, locked, values);
+		policies = idem_store_spi_execute(&sweep_plan, values, NULL, false, 0);
+		for (i = 0; i < policies; i++)
+		{
+			Datum		row[3];
+			bool		nulls[3];
 
-		heap_deform_tuple(SPI_tuptable->vals[i], SPI_tuptable->tupdesc,
-						  row, nulls);
-		count(DatumGetTextPP(row[0]), DatumGetInt64(row[1]));
-		rows += DatumGetInt64(row[1]);
-		*low = Max(*low, DatumGetTimestampTz(row[2]));
+			heap_deform_tuple(SPI_tuptable->vals[i], SPI_tuptable->tupdesc,
+							  row, nulls);
+			count(DatumGetTextPP(row[0]), DatumGetInt64(row[1]));
+			rows += DatumGetInt64(row[1]);
+			*low = Max(*low, DatumGetTimestampTz(row[2]));
+		}
 	}
 	idem_store_spi_end(&saved);
+	pfree(places);
 	return rows;
 }
 

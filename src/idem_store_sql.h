@@ -16,7 +16,6 @@ extern bool idem_store_sql_peek(const IdemKey *id, IdemRow *row);
 extern bool idem_store_sql_is_there(const IdemKey *id);
 extern bool idem_store_sql_lock(const IdemKey *id, IdemRow *row);
 extern bool idem_store_sql_insert(const IdemKey *id, const IdemRow *row);
-extern bool idem_store_sql_insert_new(const IdemKey *id, const IdemRow *row);
 extern bool idem_store_sql_update(const IdemKey *id, const IdemRow *row);
 extern bool idem_store_sql_delete(const IdemKey *id);
 extern int64 idem_store_sql_sweep(TimestampTz *low, TimestampTz now,

@@ -32,7 +32,8 @@ use Test::More;
 use Time::HiRes qw(usleep);
 
 our @EXPORT = qw(
-  crash install is_up new_node pgbench_acknowledged poll restart_after_crash
+  crash install is_up new_node partition_keys pgbench_acknowledged poll
+  restart_after_crash
   run_psql session sqlstate start_pgbench
 );
 
@@ -65,6 +66,35 @@ sub install
 	$node->safe_psql($database // 'postgres',
 		    'SET client_min_messages = warning;'
 		  . 'CREATE EXTENSION idempotency CASCADE');
+	return;
+}
+
+# Put the keys of a database into so many hash partitions, as a user would, or
+# into none.
+sub partition_keys
+{
+	my ($node, $number, $database) = @_;
+	my $parts = join ';', map
+	{
+		"CREATE TABLE idempotency_keys_$_ PARTITION OF idempotency_keys
+		FOR VALUES WITH (MODULUS $number, REMAINDER " . ($_ - 1) . ')'
+	} 1 .. $number;
+
+	$node->safe_psql(
+		$database // 'postgres', qq{
+		BEGIN;
+		ALTER EXTENSION idempotency DROP TABLE idempotency_keys;
+		ALTER TABLE idempotency_keys RENAME TO idempotency_keys_old;
+		ALTER TABLE idempotency_keys_old DROP CONSTRAINT idempotency_keys_pkey;
+		CREATE TABLE idempotency_keys (LIKE idempotency_keys_old,
+			CONSTRAINT idempotency_keys_pkey PRIMARY KEY (scope, key))
+			PARTITION BY HASH (scope, key);
+		$parts;
+		INSERT INTO idempotency_keys SELECT * FROM idempotency_keys_old;
+		DROP TABLE idempotency_keys_old;
+		CREATE INDEX idempotency_keys_purge_at ON idempotency_keys (purge_at);
+		ALTER EXTENSION idempotency ADD TABLE idempotency_keys;
+		COMMIT});
 	return;
 }
 

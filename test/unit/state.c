@@ -133,6 +133,12 @@ gets_same_claim(const Case *c)
 }
 
 static IdemDecision
+gets_same_claim_locked(const Case *c)
+{
+	return give(IDEM_CLAIM_SAME, IDEM_OUTCOME_CLAIMED, 0, false);
+}
+
+static IdemDecision
 gets_in_progress(const Case *c)
 {
 	return give(IDEM_ANSWER, IDEM_OUTCOME_IN_PROGRESS, 0, false);
@@ -230,7 +236,9 @@ fits_forbidden(const Case *c)
 static bool
 fits_duplicate(const Case *c)
 {
-	return c->found.reject_repeat && is_finished(c);
+	return c->found.reject_repeat &&
+		(c->found.state == IDEM_STATE_COMPLETED ||
+		 c->found.state == IDEM_STATE_FAILED);
 }
 
 static bool
@@ -276,9 +284,9 @@ static Row table[] = {
 	{"own claim: in progress at once", fits_own, gets_in_progress},
 	{"another role's: forbidden", fits_forbidden, gets_error},
 	{"expired, within the tombstone: expired", is_expired, gets_expired},
-	{"on_repeat = reject, finished: duplicate", fits_duplicate, gets_duplicate},
+	{"on_repeat = reject, completed or failed for good: duplicate", fits_duplicate, gets_duplicate},
 	{"other fingerprint or context: mismatch", fits_mismatch, gets_mismatch},
-	{"lease running, its owner: the same claim", fits_running_with_owner, gets_same_claim},
+	{"lease running, its owner: the same claim", fits_running_with_owner, gets_same_claim_locked},
 	{"lease running: wait", fits_running, gets_wait},
 	{"lease over: taken over, attempt +1", fits_lease_over, gets_taken_over},
 	{"failed, retryable: claimed, attempt +1", fits_retryable, gets_next_attempt},
