@@ -7,7 +7,8 @@
  * bytes, each before the next: runs of new ones are inserted by one statement
  * in that order, and one whose time is over is claimed afresh when it comes to
  * it.  A call never waits for a key below one that it has written, so two
- * calls cannot wait for one another; a key that would need it is 40001.
+ * calls cannot wait for one another; a key that would need it, since a rival
+ * wrote it and its row was gone again before we looked, is 40001.
  * Specs: dedupe-order, dedupe-sweep.
  *
  *-------------------------------------------------------------------------
@@ -287,10 +288,63 @@ insert_new(IdemDedupe *dedupe, const DedupeKey *keys, int nkeys)
 	pfree(inserted);
 }
 
+/* Settle a key whose row is locked: it may be taken meanwhile. */
+static void
+settle_row(IdemDedupe *dedupe, DedupeKey *key, const IdemRow *old)
+{
+	IdemKey		id = id_of(dedupe, key);
+	IdemRow		row = dedupe->claim.row;
+
+	row.attempt = free_attempt(old->state, old->attempt, old->expires_at,
+							   old->purge_at, old->policy);
+	if (row.attempt == 0)
+	{
+		require_role(dedupe, key, old->claimed_by, old->policy);
+		settle(dedupe, key, NULL);
+		return;
+	}
+	row.token = idem_xact_token(dedupe->claim.now, old->token);
+	idem_store_update(&id, &row);
+	idem_claim_check_cap(&dedupe->claim, 0);
+	settle(dedupe, key, &row);
+}
+
+/*
+ * Settle a key that is out of order: higher ones have been written.  So it
+ * must not be waited for.
+ */
+static void
+settle_late(IdemDedupe *dedupe, DedupeKey *key)
+{
+	IdemKey		id = id_of(dedupe, key);
+	IdemStoreTaken taken;
+	IdemRow		old;
+	int			tries;
+
+	for (tries = 0; tries < IDEM_MAX_TRIES; tries++)
+	{
+		taken = idem_store_try_lock(&id, &old);
+		if (taken == IDEM_STORE_ROW)
+		{
+			settle_row(dedupe, key, &old);
+			return;
+		}
+		if (taken == IDEM_STORE_BUSY)
+			break;
+		if (idem_store_try_insert(&id, &dedupe->claim.row))
+		{
+			idem_claim_check_cap(&dedupe->claim, 0);
+			settle(dedupe, key, &dedupe->claim.row);
+			return;
+		}
+	}
+	raise_kept_changing(dedupe, key);
+}
+
 /*
  * Settle a run of new keys.  Those that a rival was faster with have a row
- * now.  Should one be gone or free again already, it could only be written
- * out of order.
+ * now, or had one, that expired, was released, forgotten or swept before we
+ * looked.
  */
 static void
 settle_new(IdemDedupe *dedupe, DedupeKey *keys, int nkeys)
@@ -301,7 +355,7 @@ settle_new(IdemDedupe *dedupe, DedupeKey *keys, int nkeys)
 	look(dedupe, keys, nkeys);
 	for (i = 0; i < nkeys; i++)
 		if (keys[i].state != DEDUPE_SETTLED)
-			raise_kept_changing(dedupe, &keys[i]);
+			settle_late(dedupe, &keys[i]);
 }
 
 /* Settle a key whose row seemed to be free: it may be taken, or swept. */
@@ -313,30 +367,17 @@ settle_free(IdemDedupe *dedupe, DedupeKey *key)
 
 	for (tries = 0; tries < IDEM_MAX_TRIES; tries++)
 	{
-		IdemRow		row = dedupe->claim.row;
 		IdemRow		old;
 
-		if (!idem_store_lock(&id, &old))
+		if (idem_store_lock(&id, &old))
 		{
-			key->state = DEDUPE_NEW;
-			insert_new(dedupe, key, 1);
-			if (key->state == DEDUPE_SETTLED)
-				return;
-			continue;
-		}
-		row.attempt = free_attempt(old.state, old.attempt, old.expires_at,
-								   old.purge_at, old.policy);
-		if (row.attempt == 0)
-		{
-			require_role(dedupe, key, old.claimed_by, old.policy);
-			settle(dedupe, key, NULL);
+			settle_row(dedupe, key, &old);
 			return;
 		}
-		row.token = idem_xact_token(dedupe->claim.now, old.token);
-		idem_store_update(&id, &row);
-		idem_claim_check_cap(&dedupe->claim, 0);
-		settle(dedupe, key, &row);
-		return;
+		key->state = DEDUPE_NEW;
+		insert_new(dedupe, key, 1);
+		if (key->state == DEDUPE_SETTLED)
+			return;
 	}
 	raise_kept_changing(dedupe, key);
 }

@@ -100,6 +100,39 @@ idem_store_lock(const IdemKey *id, IdemRow *row)
 	return locked == IDEM_DIRECT_LOCKED;
 }
 
+/*
+ * idem_store_try_lock
+ *		The same without waiting: the row is locked, there is none, or it is
+ *		BUSY.  In the SQL way, where an insertion could wait, none is BUSY, too.
+ */
+IdemStoreTaken
+idem_store_try_lock(const IdemKey *id, IdemRow *row)
+{
+	IdemDirect	direct;
+	IdemDirectLocked locked;
+
+	if (!idem_store_direct_open(&direct, RowShareLock))
+		return idem_store_sql_try_lock(id, row) ?
+			IDEM_STORE_ROW : IDEM_STORE_BUSY;
+	locked = idem_store_direct_lock(&direct, id, false, row);
+	idem_store_direct_close(&direct);
+	return locked == IDEM_DIRECT_LOCKED ? IDEM_STORE_ROW :
+		locked == IDEM_DIRECT_BUSY ? IDEM_STORE_BUSY : IDEM_STORE_NEW;
+}
+
+/*
+ * idem_store_try_insert
+ *		Insert a row where there was none, without a key lock and without
+ *		waiting; false when another transaction has the key.
+ */
+bool
+idem_store_try_insert(const IdemKey *id, const IdemRow *row)
+{
+	IdemStoreGrip none = {0};
+
+	return idem_store_insert(&none, id, row);
+}
+
 /* Whether this very transaction claimed the key. */
 static bool
 claimed_here(const IdemKey *id)

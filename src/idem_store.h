@@ -73,6 +73,8 @@ extern void idem_store_unlock_key(const LOCKTAG *tag);
 extern bool idem_store_read(const IdemKey *id, IdemRow *row);
 extern bool idem_store_peek(const IdemKey *id, IdemRow *row);
 extern bool idem_store_lock(const IdemKey *id, IdemRow *row);
+extern IdemStoreTaken idem_store_try_lock(const IdemKey *id, IdemRow *row);
+extern bool idem_store_try_insert(const IdemKey *id, const IdemRow *row);
 extern bool idem_store_hold(const IdemKey *id, IdemRow *row);
 extern bool idem_store_look(IdemStoreGrip *grip, const IdemKey *id,
 							bool check_new, IdemRow *row);

@@ -49,9 +49,17 @@ static IdemPlan read_plan = {
 	lengthof(key_types), key_types
 };
 
+#define LOCK_ROW \
+	"SELECT " ROW_COLUMNS " FROM %1$s.idempotency_keys" \
+	" WHERE scope = $1 AND key = $2 FOR UPDATE"
+
 static IdemPlan lock_plan = {
-	"SELECT " ROW_COLUMNS " FROM %1$s.idempotency_keys"
-	" WHERE scope = $1 AND key = $2 FOR UPDATE",
+	LOCK_ROW,
+	lengthof(key_types), key_types
+};
+
+static IdemPlan try_lock_plan = {
+	LOCK_ROW " SKIP LOCKED",
 	lengthof(key_types), key_types
 };
 
@@ -201,14 +209,20 @@ idem_store_sql_is_there(const IdemKey *id)
 }
 
 /*
- * idem_store_sql_lock
- *		Read a row FOR UPDATE; 40001 when the snapshot of the transaction is
- *		older than its last change.
+ * idem_store_sql_lock, idem_store_sql_try_lock
+ *		Read a row FOR UPDATE, or only if nobody else has it; 40001 when the
+ *		snapshot of the transaction is older than its last change.
  */
 bool
 idem_store_sql_lock(const IdemKey *id, IdemRow *row)
 {
 	return read_row(&lock_plan, id, false, row);
+}
+
+bool
+idem_store_sql_try_lock(const IdemKey *id, IdemRow *row)
+{
+	return read_row(&try_lock_plan, id, false, row);
 }
 
 /* Whether one row was written: a trigger or a rule may have been at it. */

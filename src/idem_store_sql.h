@@ -15,6 +15,7 @@ extern bool idem_store_sql_read(const IdemKey *id, IdemRow *row);
 extern bool idem_store_sql_peek(const IdemKey *id, IdemRow *row);
 extern bool idem_store_sql_is_there(const IdemKey *id);
 extern bool idem_store_sql_lock(const IdemKey *id, IdemRow *row);
+extern bool idem_store_sql_try_lock(const IdemKey *id, IdemRow *row);
 extern bool idem_store_sql_insert(const IdemKey *id, const IdemRow *row);
 extern bool idem_store_sql_update(const IdemKey *id, const IdemRow *row);
 extern bool idem_store_sql_delete(const IdemKey *id);
