@@ -28,6 +28,7 @@ OBJS = \
 	src/idem_policy.o \
 	src/idem_policy_values.o \
 	src/idem_refusals.o \
+	src/idem_require.o \
 	src/idem_result.o \
 	src/idem_role.o \
 	src/idem_run.o \
@@ -42,6 +43,7 @@ OBJS = \
 	src/idem_store_audit.o \
 	src/idem_store_cron.o \
 	src/idem_store_direct.o \
+	src/idem_store_direct_sweep.o \
 	src/idem_store_health.o \
 	src/idem_store_lock.o \
 	src/idem_store_named.o \

@@ -7,6 +7,7 @@
  * transaction, so that they share one fate.  Calls go one way:
  *
  *	entry points	idem_claim		claim a key: the loop around the decision
+ *					idem_require	the same, with errors for other outcomes
  *					idem_run		claim, work and answer in one statement
  *					idem_http_run	the same for an API function of PostgREST
  *					idem_dedupe		many keys of a message consumer

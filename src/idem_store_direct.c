@@ -132,12 +132,13 @@ end_probe(IdemProbe *probe)
 }
 
 /*
- * A snapshot for a look: a new one in READ COMMITTED, that of the transaction
- * above, both with what this transaction has written so far; that of the
- * statement where a parallel plan runs.  To be popped.
+ * idem_store_direct_push_snapshot
+ *		A snapshot for a look: a new one in READ COMMITTED, that of the transaction
+ *		above, both with what this transaction has written so far; that of the
+ *		statement where a parallel plan runs.  To be popped.
  */
-static Snapshot
-push_snapshot(void)
+Snapshot
+idem_store_direct_push_snapshot(void)
 {
 	if (IsInParallelMode())
 		PushActiveSnapshot(GetActiveSnapshot());
@@ -229,8 +230,8 @@ idem_store_direct_look(const IdemDirect *direct, const IdemKey *id,
 					   IdemRow *row, bool *absent)
 {
 	bool		entries;
-	HeapTuple	tuple = find_tuple(direct, id, push_snapshot(), true,
-									&entries);
+	Snapshot	snapshot = idem_store_direct_push_snapshot();
+	HeapTuple	tuple = find_tuple(direct, id, snapshot, true, &entries);
 
 	PopActiveSnapshot();
 	*absent = !entries;
@@ -247,7 +248,7 @@ idem_store_direct_read(const IdemDirect *direct, const IdemKey *id,
 {
 	bool		found;
 
-	(void) push_snapshot();
+	(void) idem_store_direct_push_snapshot();
 	found = idem_store_direct_peek(direct, id, row);
 	PopActiveSnapshot();
 	return found;
@@ -280,7 +281,7 @@ IdemDirectLocked
 idem_store_direct_lock(const IdemDirect *direct, const IdemKey *id, bool wait,
 					   IdemRow *row)
 {
-	Snapshot	snapshot = push_snapshot();
+	Snapshot	snapshot = idem_store_direct_push_snapshot();
 	bool		entries;
 	HeapTuple	tuple = find_tuple(direct, id, snapshot, false, &entries);
 	IdemDirectLocked locked = IDEM_DIRECT_GONE;
@@ -473,7 +474,7 @@ bool
 idem_store_direct_update(const IdemDirect *direct, const IdemKey *id,
 						 const IdemRow *row)
 {
-	Snapshot	snapshot = push_snapshot();
+	Snapshot	snapshot = idem_store_direct_push_snapshot();
 	bool		entries;
 	HeapTuple	old = find_tuple(direct, id, snapshot, false, &entries);
 	IdemCompatIndexes indexes;
@@ -500,7 +501,7 @@ idem_store_direct_update(const IdemDirect *direct, const IdemKey *id,
 bool
 idem_store_direct_delete(const IdemDirect *direct, const IdemKey *id)
 {
-	Snapshot	snapshot = push_snapshot();
+	Snapshot	snapshot = idem_store_direct_push_snapshot();
 	bool		entries;
 	HeapTuple	old = find_tuple(direct, id, snapshot, false, &entries);
 	TM_FailureData failure;
@@ -516,99 +517,4 @@ idem_store_direct_delete(const IdemDirect *direct, const IdemKey *id)
 	PopActiveSnapshot();
 	CommandCounterIncrement();
 	return old != NULL && result == TM_Ok;
-}
-
-/* Rows of one policy that were removed one after the other. */
-typedef struct SweptRun
-{
-	text	   *policy;			/* NULL: none yet */
-	int64		rows;
-} SweptRun;
-
-static void
-count_run(SweptRun *run, IdemSweepCount count)
-{
-	if (run->policy == NULL)
-		return;
-	count(run->policy, run->rows);
-	pfree(run->policy);
-}
-
-/* Mostly many rows in a row are of one policy: count them at once. */
-static void
-count_swept(SweptRun *run, TupleTableSlot *slot, IdemSweepCount count)
-{
-	bool		isnull;
-	text	   *policy = DatumGetTextPP(slot_getattr(slot, COLUMN_POLICY + 1,
-													 &isnull));
-	Size		size = VARSIZE_ANY(policy);
-
-	if (run->policy == NULL || VARSIZE_ANY(run->policy) != size ||
-		memcmp(run->policy, policy, size) != 0)
-	{
-		count_run(run, count);
-		run->policy = memcpy(palloc(size), policy, size);
-		run->rows = 0;
-	}
-	run->rows++;
-}
-
-/*
- * idem_store_direct_sweep
- *		Remove up to max_rows rows whose purge_at is over, oldest first; how
- *		many.  Rows that somebody has locked are skipped.  40001 at REPEATABLE
- *		READ and above, for a row that changed after the snapshot.
- *
- * table_tuple_delete() is told not to wait, so no lock on the row is needed
- * before: one change of the page where DELETE ... SKIP LOCKED makes two.
- */
-int64
-idem_store_direct_sweep(const IdemDirect *direct, TimestampTz *low,
-						TimestampTz now, int64 max_rows, IdemSweepCount count)
-{
-	Snapshot	snapshot = push_snapshot();
-	CommandId	cid = GetCurrentCommandId(true);
-	Relation	index = index_open(direct->purge_index, direct->lockmode);
-	TupleTableSlot *slot = table_slot_create(direct->keys, NULL);
-	IndexScanDesc scan = idem_compat_index_beginscan(direct->keys, index,
-													 snapshot, 2);
-	ScanKeyData range[2];
-	TM_FailureData failure;
-	SweptRun	run = {NULL, 0};
-	bool		isnull;
-	int64		rows = 0;
-
-	CheckCmdReplicaIdentity(direct->keys, CMD_DELETE);
-	ScanKeyInit(&range[0], 1, BTGreaterEqualStrategyNumber, F_TIMESTAMPTZ_GE,
-				TimestampTzGetDatum(*low));
-	ScanKeyInit(&range[1], 1, BTLessEqualStrategyNumber, F_TIMESTAMPTZ_LE,
-				TimestampTzGetDatum(now));
-	index_rescan(scan, range, lengthof(range), NULL, 0);
-	while (rows < max_rows &&
-		   index_getnext_slot(scan, ForwardScanDirection, slot))
-	{
-		TM_Result	result;
-
-		CHECK_FOR_INTERRUPTS();
-		result = table_tuple_delete(direct->keys, &slot->tts_tid, cid,
-									snapshot, InvalidSnapshot, false, &failure,
-									false);
-		if (result == TM_Ok)
-		{
-			*low = DatumGetTimestampTz(slot_getattr(slot, COLUMN_PURGE_AT + 1,
-													&isnull));
-			count_swept(&run, slot, count);
-			rows++;
-		}
-		else if ((result == TM_Updated || result == TM_Deleted) &&
-				 IsolationUsesXactSnapshot())
-			idem_store_row_raise_rival();
-	}
-	count_run(&run, count);
-	index_endscan(scan);
-	ExecDropSingleTupleTableSlot(slot);
-	index_close(index, NoLock);
-	PopActiveSnapshot();
-	CommandCounterIncrement();
-	return rows;
 }

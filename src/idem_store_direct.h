@@ -39,6 +39,7 @@ typedef enum IdemDirectRival
 
 extern bool idem_store_direct_open(IdemDirect *direct, LOCKMODE lockmode);
 extern void idem_store_direct_close(IdemDirect *direct);
+extern Snapshot idem_store_direct_push_snapshot(void);
 extern bool idem_store_direct_read(const IdemDirect *direct, const IdemKey *id,
 								   IdemRow *row);
 extern bool idem_store_direct_look(const IdemDirect *direct, const IdemKey *id,
