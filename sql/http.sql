@@ -259,10 +259,11 @@ SELECT idem_policy('http-short', max_key_bytes => 8);
 SELECT what, status, headers, body::json ->> 'code' AS code, body::json ->> 'type' AS type FROM (VALUES
 	('missing', NULL, 'default'), ('empty', '', 'default'), ('empty string', '""', 'default'), ('spaces', '  ', 'default'), ('no end', '"http', 'default'),
 	('two', '"http-a", "http-b"', 'default'), ('no ASCII', 'é', 'default'), ('1025 bytes', repeat('k', 1025), 'default'), ('256 bytes', repeat('k', 256), 'default'),
-	('9 bytes', '"http-9999"', 'http-short'), ('no UUID', 'http-k', 'http-uuid'), ('UUID of version 1', '"8e03978e-40d5-13dd-bc93-6894a57f9324"', 'http-uuid')) v (what, key, policy),
+	('9 bytes', '"http-9999"', 'http-short'), ('no UUID', 'http-k', 'http-uuid'), ('no hyphens', '8e03978e40d543ddbc936894a57f9324', 'http-uuid'), ('UUID of version 1', '"8e03978e-40d5-13dd-bc93-6894a57f9324"', 'http-uuid')) v (what, key, policy),
 	LATERAL regress_http.send(key, '{"what": "never", "status": 200}', policy => policy);
 SELECT status, body
-FROM regress_http.send('"8E03978E40D543DDBC936894A57F9324"', '{}', 'echo', 'http-uuid');
+FROM regress_http.send('"8E03978E-40D5-43DD-BC93-6894A57F9324"', '{}', 'echo', 'http-uuid')
+UNION ALL SELECT status, body FROM regress_http.send('8e03978e-40d5-43dd-BC93-6894a57f9324', '{}', 'echo');
 SELECT key AS canonical FROM idempotency_keys WHERE claimed_by = 'regress_http_api' AND key LIKE '8%';
 SELECT status FROM regress_http.send('http-2345', '{}', 'echo', 'http-uuid') UNION ALL SELECT status FROM regress_http.send('http-234', '{}', 'echo', 'http-short');
 -- a header that comes twice, or in another case

@@ -511,7 +511,7 @@ IDEM_FUNCTION(idem_claim);
  *		Claim a key, or say what became of it; design section 3.
  *
  * Intervals are microseconds with a day of 24 hours.  Raises 22004, 22023,
- * 25006, 40001, 42501, 42704, ID009, XX001.  A claim that is granted holds
+ * 25006, 40001, 42501, 42704, ID009, ID012, XX001.  A granted claim holds
  * the key lock and the row to the end of the transaction; any other outcome
  * holds nothing, unless the row changed under our eyes and is locked for it.
  */

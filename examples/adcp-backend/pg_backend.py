@@ -60,7 +60,7 @@ class SchemaError(IdempotencyError):
 
 
 ERRORS = {"ID003": AlreadyStored, "ID004": InProgress, "ID005": PayloadMismatch, "ID009": Full,
-          "ID008": ValueError, "22004": ValueError, "22023": ValueError}
+          "ID008": ValueError, "ID012": ValueError, "22004": ValueError, "22023": ValueError}
 REFUSALS = {"mismatch": PayloadMismatch, "in_progress": InProgress}
 
 
