@@ -17,6 +17,7 @@ OBJS = \
 	src/idem_fingerprint.o \
 	src/idem_finish.o \
 	src/idem_grant.o \
+	src/idem_headers.o \
 	src/idem_health.o \
 	src/idem_hmac.o \
 	src/idem_http.o \

@@ -16,6 +16,9 @@ $$ SELECT '{}'::json $$;
 CREATE FUNCTION regress_errors.no_handler(request jsonb) RETURNS integer LANGUAGE sql AS
 $$ SELECT 1 $$;
 
+CREATE FUNCTION regress_errors.headers_handler(request jsonb) RETURNS idem_response LANGUAGE plpgsql SET search_path FROM CURRENT AS
+$$ BEGIN RETURN ROW(200, '{"canary": "canary\r"}', NULL, NULL)::idem_response; END $$;
+
 -- A request of PostgREST.
 SET request.method = 'POST';
 SET request.path = '/canary';
@@ -214,6 +217,21 @@ INSERT INTO calls (state, call) VALUES
 	('22023', 'idem_complete(''errors'', ''canary-running'', status_code => 99)'),
 	('22023', 'idem_respond(1000, ''{}'')'),
 	('22023', 'idem_respond(200, ''{}'', ''1'')'),
+	('22023', 'idem_respond(200, ''{}'', ''{"canary": "canary\r"}'')'),
+	('22023', 'idem_respond(200, ''{}'', ''{"canary:": "canary"}'')'),
+	('22023', 'idem_respond(200, ''{}'', ''["canary"]'')'),
+	('22023', 'idem_complete(''errors'', ''canary-running'', headers => ''{"canary": "\u0000"}'')'),
+	('22023', 'idem_complete(''errors'', ''canary-running'', ''{}''::json, headers => ''{"canary": null}'')'),
+	('22023', 'idem_complete(''errors'', ''canary-running'', ''{}''::jsonb, headers => ''{"canary": [[]]}'')'),
+	('22023', 'idem_complete(''errors'', ''canary-running'', ''{}''::bytea, headers => ''[["canary"]]'')'),
+	('22023', 'idem_fail(''errors'', ''canary-running'', headers => ''{"canary": "canary\n"}'')'),
+	('22023', 'idem_fail(''errors'', ''canary-running'', ''{}''::json, headers => ''{"canary canary": "1"}'')'),
+	('22023', 'idem_fail(''errors'', ''canary-running'', ''{}''::jsonb, headers => ''[{"canary": "1", "b": "2"}]'')'),
+	('22023', 'idem_fail(''errors'', ''canary-running'', ''{}''::bytea, headers => ''{"": "1"}'')'),
+	('22023', 'idem_run(''regress_errors.headers_handler(jsonb)'', ''errors'', ''canary'', ''{}'')'),
+	('22023', 'idem_http_run(''regress_errors.headers_handler(jsonb)'', ''{}'')'),
+	('22023', 'idem_complete(''errors'', ''canary-running'', ''{}'', content_type => ''canary'')'),
+	('22023', 'idem_complete(''errors'', ''canary-running'', ''{}'', content_type => ''text/plain, canary'')'),
 	-- tokens
 	('ID001', 'idem_complete(''errors'', ''canary'')'),
 	('ID001', 'idem_extend(''errors'', ''canary'', 1, ''1 s'')'),
@@ -258,9 +276,6 @@ INSERT INTO calls (state, call) VALUES
 	('22023', 'idem_http_run(''regress_errors.text_handler(jsonb)'', ''{}'')'),
 	('22023', 'idem_http_run(''regress_errors.handler(jsonb)'', ''{}'', principal => E''canary\u001e'')'),
 	('22023', 'idem_http_run(''regress_errors.handler(jsonb)'', ''{}'', principal => repeat(''canary'', 200))'),
-	('22023', 'idem_http_headers(json_populate_record(NULL::idem_result, ''{"headers": {"canary": "canary\r"}}''))'),
-	('22023', 'idem_http_headers(json_populate_record(NULL::idem_result, ''{"headers": {"canary:": "canary"}}''))'),
-	('22023', 'idem_http_headers(json_populate_record(NULL::idem_result, ''{"headers": ["canary"]}''))'),
 	('22023', 'idem_http_headers(json_populate_record(NULL::idem_result, ''{"error_code": "canary", "http_status": 429, "retry_after": "1 month"}''))'),
 	('22023', 'idem_http_problem(json_populate_record(NULL::idem_result, ''{"error_code": "canary", "http_status": 200}''))'),
 	('22023', 'idem_secret(''canary'', ''0123456789012345'')'),

@@ -186,9 +186,9 @@ FROM bodies, LATERAL idem_claim('finish', 'bytes ' || id) r WHERE id > 7 ORDER B
 SELECT pg_temp.finish('empty text', $$idem_complete('finish', %L, '', content_type => 'text/plain')$$);
 SELECT r.outcome, r.content_type, r.body, r.body_size, r.body_sha256 = sha256('') AS digest FROM idem_claim('finish', 'empty text') r;
 -- headers: text, order and repeats
-SELECT pg_temp.finish('headers', $$idem_complete('finish', %L, '{}', 200, E'[ {"Set-Cookie":"a=1"},\n{"Set-Cookie" : "b=\u00e4"}, {"B": "", "A":1, "A": 2}]')$$);
+SELECT pg_temp.finish('headers', $$idem_complete('finish', %L, '{}', 200, E'[ {"Set-Cookie":"a=1"},\n{"Set-Cookie" : "b=\u00e4"}, {"B": ""}, {"A":[1, 2]}, {"A": "\\\\"}]')$$);
 SELECT r.headers FROM idem_claim('finish', 'headers') r;
-SELECT r.headers::text = E'[ {"Set-Cookie":"a=1"},\n{"Set-Cookie" : "b=\u00e4"}, {"B": "", "A":1, "A": 2}]' AS same
+SELECT r.headers::text = E'[ {"Set-Cookie":"a=1"},\n{"Set-Cookie" : "b=\u00e4"}, {"B": ""}, {"A":[1, 2]}, {"A": "\\\\"}]' AS same
 FROM idem_claim('finish', 'headers') r;
 
 --
