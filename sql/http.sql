@@ -377,6 +377,12 @@ RESET ROLE;
 UPDATE idempotency_keys SET headers = '{"A": "\r\nB: 1", "B": "2"}' WHERE key = 'http-split';
 SELECT pg_temp.error_of($$SELECT regress_http.send('http-open', '{}')$$) AS text;
 SELECT status, pg_temp.plain(headers::json) AS headers, body FROM regress_http.send('http-split', '{}');
+-- a stored answer with an empty body
+SET ROLE regress_http_api;
+SELECT token FROM idem_claim(idem_scope('ada', 'POST', '/rpc/buy'), 'http-empty', '{}') \gset
+SELECT idem_complete(idem_scope('ada', 'POST', '/rpc/buy'), 'http-empty', '', 204, token => :token) IS NOT NULL AS stored;
+RESET ROLE;
+SELECT status, pg_temp.plain(headers::json) AS headers, body IS NULL AS none FROM regress_http.send('http-empty', '{}');
 -- in a transaction that is read-only, as of GET, whatever the key
 BEGIN READ ONLY;
 SELECT pg_temp.error_of($$SELECT regress_http.send('http-1', '{}')$$) AS key, pg_temp.error_of($$SELECT regress_http.send(NULL, '{}')$$) AS no_key;

@@ -198,6 +198,15 @@ completed_state(const IdemHeld *held, int status)
 	return IDEM_STATE_RETRYABLE;
 }
 
+/* When the row expires; null for never, as idem_result has it. */
+static Datum
+return_expiry(FunctionCallInfo fcinfo, const IdemRow *row)
+{
+	if (TIMESTAMP_IS_NOEND(row->expires_at))
+		PG_RETURN_NULL();
+	PG_RETURN_TIMESTAMPTZ(row->expires_at);
+}
+
 /* Store an answer; the state is COMPLETED or one of the failed ones. */
 static Datum
 finish(FunctionCallInfo fcinfo, Oid type, IdemState state)
@@ -222,7 +231,7 @@ finish(FunctionCallInfo fcinfo, Oid type, IdemState state)
 							idem_digest_log_id(held.id.key),
 							idem_digest_log_id(held.id.scope)),
 					 errhint("Get the stored answer with idem_lookup().")));
-		PG_RETURN_TIMESTAMPTZ(held.row.expires_at);
+		return return_expiry(fcinfo, &held.row);
 	}
 	idem_answer_limit(&answer, &held.id, &held.policy);
 	idem_answer_store(&answer, &held.row);
@@ -230,7 +239,7 @@ finish(FunctionCallInfo fcinfo, Oid type, IdemState state)
 	write_claim(&held, state == IDEM_STATE_COMPLETED ? "completed" : "failed");
 	idem_shmem_count(held.policy.counters, state == IDEM_STATE_COMPLETED ?
 					 IDEM_COUNT_COMPLETED : IDEM_COUNT_FAILED, 1);
-	PG_RETURN_TIMESTAMPTZ(held.row.expires_at);
+	return return_expiry(fcinfo, &held.row);
 }
 
 static Datum
@@ -244,7 +253,7 @@ fail(FunctionCallInfo fcinfo, Oid type)
 /*
  * idem_complete(scope, key, response {text|json|jsonb|bytea}, status_code,
  *				 headers, content_type, token) RETURNS timestamptz
- *		Store the answer of a claim; returns when it expires.
+ *		Store the answer of a claim; returns when it expires, null for never.
  *
  * idem_fail(the same, retryable boolean) RETURNS timestamptz
  *		Store its failure.

@@ -252,7 +252,7 @@ answer_bad_request(const char *code, int status)
 }
 
 /*
- * The answer of idem_run; NULL: without a body.  A body that is no JSON
+ * The answer of idem_run; NULL: without a body, or with an empty one.  A body that is no JSON
  * cannot be an answer: 22023, and the handler's work is undone with it.
  */
 static text *
@@ -266,7 +266,8 @@ answer_result(const IdemResultHttp *result)
 	if (idem_http_is_refusal(result))
 		return answer_problem(text_to_cstring(result->error_code),
 							  result->status, &headers);
-	if (result->body != NULL && (body = idem_result_json(result->body)) == NULL)
+	if (result->body != NULL && VARSIZE_ANY_EXHDR(result->body) > 0 &&
+		(body = idem_result_json(result->body)) == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("the answer is not JSON"),
