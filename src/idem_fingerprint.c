@@ -24,9 +24,11 @@
 #include "postgres.h"
 
 #include "lib/stringinfo.h"
+#include "libpq/pqformat.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
 #include "utils/memutils.h"
 #include "utils/numeric.h"
 
@@ -34,6 +36,10 @@
 #include "idem_canonical.h"
 #include "idem_digest.h"
 #include "idem_fingerprint.h"
+
+/* numeric on the wire: base 10000, and the sign of what is below zero */
+#define GROUP_DIGITS 4
+#define NUMERIC_SENT_NEGATIVE 0x4000
 
 IDEM_FUNCTION(idem_canonical);
 IDEM_FUNCTION(idem_fingerprint);
@@ -101,10 +107,51 @@ write_string(const char *utf8, int len, StringInfo out)
 	commit_room(out, size);
 }
 
+/*
+ * The digits that a numeric stores, and its exponent, as text.  numeric_out()
+ * would write all zeros, too, 131072 characters of 1e131071: time and memory
+ * shall be bounded by the text that the document came as.
+ */
+static char *
+digits_of(Numeric value)
+{
+	bytea	   *sent = DatumGetByteaPP(DirectFunctionCall1(numeric_send,
+														   NumericGetDatum(value)));
+	StringInfoData wire;
+	int			ngroups;
+	int			weight;
+	char	   *text;
+	char	   *out;
+	int			i;
+
+	wire.data = VARDATA_ANY(sent);
+	wire.len = wire.maxlen = VARSIZE_ANY_EXHDR(sent);
+	wire.cursor = 0;
+	ngroups = pq_getmsgint(&wire, 2);	/* up to 36864 */
+	weight = (int16) pq_getmsgint(&wire, 2);	/* of the first group */
+	out = text = palloc(ngroups * GROUP_DIGITS + 20);
+	if (pq_getmsgint(&wire, 2) == NUMERIC_SENT_NEGATIVE)
+		*out++ = '-';
+	(void) pq_getmsgint(&wire, 2);	/* the scale tells nothing of the value */
+	*out++ = '0';
+	for (i = 0; i < ngroups; i++)
+	{
+		unsigned int group = pq_getmsgint(&wire, 2);
+
+		*out++ = '0' + group / 1000;
+		*out++ = '0' + group / 100 % 10;
+		*out++ = '0' + group / 10 % 10;
+		*out++ = '0' + group % 10;
+	}
+	sprintf(out, "e%d", (weight - ngroups + 1) * GROUP_DIGITS);
+	pfree(sent);
+	return text;
+}
+
 static void
 write_numeric(Numeric value, StringInfo out)
 {
-	char	   *text = numeric_normalize(value);
+	char	   *text = digits_of(value);
 	IdemCanonicalNumber number;
 	char	   *room;
 
