@@ -24,7 +24,6 @@
 #include "postgres.h"
 
 #include "lib/stringinfo.h"
-#include "libpq/pqformat.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
@@ -107,6 +106,12 @@ write_string(const char *utf8, int len, StringInfo out)
 	commit_room(out, size);
 }
 
+static unsigned int
+read_uint16(const unsigned char *wire)
+{
+	return (unsigned int) wire[0] << 8 | wire[1];
+}
+
 /*
  * The digits that a numeric stores, and its exponent, as text.  numeric_out()
  * would write all zeros, too, 131072 characters of 1e131071: time and memory
@@ -117,33 +122,29 @@ digits_of(Numeric value)
 {
 	bytea	   *sent = DatumGetByteaPP(DirectFunctionCall1(numeric_send,
 														   NumericGetDatum(value)));
-	StringInfoData wire;
-	int			ngroups;
-	int			weight;
-	char	   *text;
-	char	   *out;
+	const unsigned char *wire = (unsigned char *) VARDATA_ANY(sent);
+	int			ngroups = read_uint16(wire);	/* up to 36864 */
+	int			weight = (int16) read_uint16(wire + 2); /* of the first */
+	char	   *text = palloc(ngroups * GROUP_DIGITS + 20);
+	char	   *out = text;
 	int			i;
 
-	wire.data = VARDATA_ANY(sent);
-	wire.len = wire.maxlen = VARSIZE_ANY_EXHDR(sent);
-	wire.cursor = 0;
-	ngroups = pq_getmsgint(&wire, 2);	/* up to 36864 */
-	weight = (int16) pq_getmsgint(&wire, 2);	/* of the first group */
-	out = text = palloc(ngroups * GROUP_DIGITS + 20);
-	if (pq_getmsgint(&wire, 2) == NUMERIC_SENT_NEGATIVE)
+	if (read_uint16(wire + 4) == NUMERIC_SENT_NEGATIVE)
 		*out++ = '-';
-	(void) pq_getmsgint(&wire, 2);	/* the scale tells nothing of the value */
+	/* the scale, which comes next, tells nothing of the value */
 	*out++ = '0';
 	for (i = 0; i < ngroups; i++)
 	{
-		unsigned int group = pq_getmsgint(&wire, 2);
+		unsigned int group = read_uint16(wire + 8 + 2 * i);
 
 		*out++ = '0' + group / 1000;
 		*out++ = '0' + group / 100 % 10;
 		*out++ = '0' + group / 10 % 10;
 		*out++ = '0' + group % 10;
 	}
-	sprintf(out, "e%d", (weight - ngroups + 1) * GROUP_DIGITS);
+	*out++ = 'e';
+	out += pg_ltoa((weight - ngroups + 1) * GROUP_DIGITS, out);
+	*out = '\0';
 	pfree(sent);
 	return text;
 }
