@@ -256,6 +256,8 @@ INSERT INTO calls (state, call) VALUES
 	-- the rest
 	('22023', 'idem_checkpoint(''errors'', ''canary-running'', 1, '''')'),
 	('22023', 'idem_checkpoint(''errors'', ''canary-running'', 1, ''p'', to_jsonb(repeat(''canary'', 1000000)))'),
+	('22023', 'idem_checkpoint(''errors'', ''canary-running'', 1, ''p'', (''['' || rpad('''', 90000, ''1e131071,'') || ''0]'')::jsonb)'),
+	('22023', 'idem_audit(''sold'', ''order'', ''canary'', ''{"a": [1e131071, 1e131071, -1e131071, 1e131071, 1e131071, 1e131071, 1e131071, 1e131071, 1e131071]}'')'),
 	('22023', 'idem_audit_verify(''canary'')'),
 	('22023', 'idem_audit_verify(''idem1:1:'' || repeat(''0'', 63))'),
 	('22023', 'idem_audit_verify(''idem1:1:'' || repeat(''0'', 65))'),

@@ -13,7 +13,11 @@
 #include "postgres.h"
 
 #include "common/int.h"
+#include "libpq/pqformat.h"
 #include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
+#include "utils/jsonb.h"
+#include "utils/numeric.h"
 
 #include "idem_args.h"
 #include "idem_compat.h"
@@ -92,9 +96,45 @@ idem_args_digest(FunctionCallInfo fcinfo, int argno, const char *name)
 	return value;
 }
 
+/* How long a number is when it is shown: its zeros are not stored. */
+static int64
+shown_digits(Numeric value)
+{
+	bytea	   *sent = DatumGetByteaPP(DirectFunctionCall1(numeric_send,
+														   NumericGetDatum(value)));
+	StringInfoData wire;
+	int			weight;
+	int			scale;
+
+	wire.data = VARDATA_ANY(sent);
+	wire.len = wire.maxlen = VARSIZE_ANY_EXHDR(sent);
+	wire.cursor = 2;			/* behind the number of groups */
+	weight = (int16) pq_getmsgint(&wire, 2);	/* of the first group of four */
+	(void) pq_getmsgint(&wire, 2);	/* the sign */
+	scale = pq_getmsgint(&wire, 2);
+	pfree(sent);
+	return (int64) Max(weight + 1, 0) * 4 + scale;
+}
+
+/* A number of few bytes, such as 1e131071, can be long when it is shown. */
+static bool
+shows_too_long(struct varlena *value)
+{
+	JsonbIterator *it = JsonbIteratorInit(&((Jsonb *) value)->root);
+	JsonbIteratorToken token;
+	JsonbValue	element;
+	int64		digits = 0;
+
+	while ((token = JsonbIteratorNext(&it, &element, false)) != WJB_DONE)
+		if ((token == WJB_ELEM || token == WJB_VALUE) &&
+			element.type == jbvNumeric)
+			digits += shown_digits(element.val.numeric);
+	return digits > IDEM_MAX_DETAIL_BYTES;
+}
+
 /*
  * idem_args_detail
- *		A jsonb of bounded size, detoasted, or NULL.
+ *		A jsonb of bounded size, stored and shown, detoasted, or NULL.
  */
 struct varlena *
 idem_args_detail(FunctionCallInfo fcinfo, int argno, const char *name)
@@ -104,7 +144,7 @@ idem_args_detail(FunctionCallInfo fcinfo, int argno, const char *name)
 	if (PG_ARGISNULL(argno))
 		return NULL;
 	value = PG_DETOAST_DATUM(PG_GETARG_DATUM(argno));
-	if (VARSIZE(value) > IDEM_MAX_DETAIL_BYTES)
+	if (VARSIZE(value) > IDEM_MAX_DETAIL_BYTES || shows_too_long(value))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("argument \"%s\" is too long", name),
