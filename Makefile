@@ -8,6 +8,7 @@ OBJS = \
 	src/idem_audit.o \
 	src/idem_bucket.o \
 	src/idem_buckets.o \
+	src/idem_buckets_memory.o \
 	src/idem_cache.o \
 	src/idem_canonical.o \
 	src/idem_catalog.o \
@@ -17,6 +18,7 @@ OBJS = \
 	src/idem_fingerprint.o \
 	src/idem_finish.o \
 	src/idem_grant.o \
+	src/idem_headers.o \
 	src/idem_health.o \
 	src/idem_hmac.o \
 	src/idem_http.o \
@@ -36,6 +38,7 @@ OBJS = \
 	src/idem_seal_verify.o \
 	src/idem_secctx.o \
 	src/idem_secret.o \
+	src/idem_shares.o \
 	src/idem_shmem.o \
 	src/idem_state.o \
 	src/idem_stats.o \

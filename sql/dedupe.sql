@@ -87,7 +87,9 @@ FROM idem_dedupe('dedupe many', ARRAY(SELECT (i % 2500 + 1)::text FROM generate_
 
 -- The policy: format of keys, retention, audit, the number of live keys.
 SELECT idem_policy('dedupe-uuid', key_format => 'uuid', completed_ttl => '2 hours', audit => true);
-SELECT * FROM idem_dedupe('dedupe', '{8E03978E-40D5-43DD-BC93-6894A57F9324,8e03978e40d543ddbc936894a57f9324}', 'dedupe-uuid');
+-- each key comes back as it was given, and is stored in one spelling
+SELECT * FROM idem_dedupe('dedupe', '{8E03978E-40D5-43DD-BC93-6894A57F9324,8e03978e-40d5-43dd-bc93-6894a57f9324}', 'dedupe-uuid');
+SELECT * FROM idem_dedupe('dedupe', '{8e03978E-40d5-43dd-bc93-6894a57f9324}');
 SELECT key, policy, expires_at - finished_at AS kept FROM idempotency_keys WHERE scope = 'dedupe' AND key LIKE '8%';
 SELECT count(*) AS audited FROM idempotency_audit_log
 WHERE entity_id = idem_log_id('dedupe') || '/' || idem_log_id('8e03978e-40d5-43dd-bc93-6894a57f9324');
@@ -101,6 +103,7 @@ SELECT * FROM idem_dedupe('dedupe few', '{a,d}', 'dedupe-few');
 SELECT * FROM idem_dedupe('dedupe', ARRAY['good', '']);
 SELECT * FROM idem_dedupe('dedupe', ARRAY['good', NULL]);
 SELECT * FROM idem_dedupe('dedupe', ARRAY['good', repeat('k', 256)]);
+SELECT * FROM idem_dedupe('dedupe', '{8e03978e-40d5-43dd-bc93-6894a57f9324,good}', 'dedupe-uuid');
 -- another role's key, and nothing is marked
 CREATE ROLE regress_idem_consumer;
 SELECT idem_grant('regress_idem_consumer', 'app');

@@ -109,7 +109,9 @@ INSERT INTO returned VALUES
 	('ttl 4', idem_complete('finish', 'ttl 4', token => pg_temp.token('ttl 4'))),
 	('ttl 5', idem_fail('finish', 'ttl 5', token => pg_temp.token('ttl 5'))),
 	('ttl 6', idem_fail('finish', 'ttl 6', token => pg_temp.token('ttl 6')));
-SELECT key, k.expires_at = r.expires_at AS returned,
+-- for ever is null wherever it is returned, and has no header
+SELECT key, coalesce(r.expires_at, 'infinity') = k.expires_at AS returned, (idem_lookup('finish', key)).expires_at IS NOT DISTINCT FROM r.expires_at AS looked_up,
+	(idem_http_headers(idem_lookup('finish', key))::text LIKE '%Idempotency-Expires%') = (r.expires_at IS NOT NULL) AS header,
 	CASE k.expires_at WHEN 'infinity' THEN 'for ever' ELSE (k.expires_at - finished_at)::text END AS kept,
 	purge_at >= k.expires_at AS not_purged_before
 FROM idempotency_keys k JOIN returned r USING (key) WHERE scope = 'finish' ORDER BY key COLLATE "C";
@@ -185,10 +187,27 @@ FROM bodies, LATERAL idem_claim('finish', 'bytes ' || id) r WHERE id > 7 ORDER B
 -- text that is not JSON, empty text
 SELECT pg_temp.finish('empty text', $$idem_complete('finish', %L, '', content_type => 'text/plain')$$);
 SELECT r.outcome, r.content_type, r.body, r.body_size, r.body_sha256 = sha256('') AS digest FROM idem_claim('finish', 'empty text') r;
+SELECT pg_temp.finish('empty 1', $$idem_complete('finish', %L, '', 202)$$), pg_temp.finish('empty 2', $$idem_complete('finish', %L, '', 204, content_type => 'application/problem+json')$$),
+	pg_temp.finish('empty 3', $$idem_fail('finish', %L, '', retryable => false)$$), pg_temp.finish('empty 4', $$idem_complete('finish', %L, ''::bytea)$$);
+SELECT key, r.outcome, r.status_code, r.content_type, r.body, r.body_size, idem_json(r) AS json
+FROM generate_series(1, 4) i, concat('empty ', i) key, LATERAL idem_claim('finish', key) r ORDER BY key;
+-- text in the form of bytes, where it would be replayed as hexadecimal digits
+SELECT type, body, pg_temp.error_of(format('SELECT pg_temp.finish_typed(''bytes'', %L, %L)', body, type)) AS text
+FROM unnest(ARRAY['image/png', 'application/octet-stream', 'application/xml', 'application/textile', 'x/text', 'Text/plain', 'text/x', 'application/json', NULL]) type,
+	unnest(ARRAY['\x89504e4700ff', '\x89504E4700FF', '\x', '\x8', '\x89g', '\X89', ' \x89', '\x89 ', '\\x89', 'x89', '\']) body
+WHERE body = '\x89504e4700ff' OR type = 'image/png';
+SELECT pg_temp.finish('bytes', $$idem_complete('finish', %L, '\x89504e4700ff'::bytea, content_type => 'image/png')$$);
+SELECT r.content_type, r.body FROM idem_claim('finish', 'bytes') r;
+-- what a message says of invalid JSON
+\set SHOW_CONTEXT never
+SELECT pg_temp.finish_typed('invalid', 'hello', NULL);
+SELECT pg_temp.finish_typed('invalid', 'hello', 'application/json');
+SELECT pg_temp.finish_typed('invalid', '\x89504e4700ff', 'image/png');
+\set SHOW_CONTEXT errors
 -- headers: text, order and repeats
-SELECT pg_temp.finish('headers', $$idem_complete('finish', %L, '{}', 200, E'[ {"Set-Cookie":"a=1"},\n{"Set-Cookie" : "b=\u00e4"}, {"B": "", "A":1, "A": 2}]')$$);
+SELECT pg_temp.finish('headers', $$idem_complete('finish', %L, '{}', 200, E'[ {"Set-Cookie":"a=1"},\n{"Set-Cookie" : "b=\u00e4"}, {"B": ""}, {"A":[1, 2]}, {"A": "\\\\"}]')$$);
 SELECT r.headers FROM idem_claim('finish', 'headers') r;
-SELECT r.headers::text = E'[ {"Set-Cookie":"a=1"},\n{"Set-Cookie" : "b=\u00e4"}, {"B": "", "A":1, "A": 2}]' AS same
+SELECT r.headers::text = E'[ {"Set-Cookie":"a=1"},\n{"Set-Cookie" : "b=\u00e4"}, {"B": ""}, {"A":[1, 2]}, {"A": "\\\\"}]' AS same
 FROM idem_claim('finish', 'headers') r;
 
 --

@@ -97,13 +97,80 @@ FROM unnest(ARRAY['0', '1 us', '999999 us', '1 s', '1000001 us', '59.5 s', '1 da
 SELECT idem_http_headers(pg_temp.result('{"retry_after": "5 s"}')) AS no_refusal,
 	idem_http_headers(pg_temp.result('{"retry_after": "5 s", "outcome": "replayed", "http_status": 200}')) AS replay,
 	idem_http_headers(pg_temp.result('{"retry_after": "5 s", "error_code": "rate_limited", "http_status": 429}')) AS own;
--- what could end a header, and what is no text
-SELECT headers, pg_temp.error_of(format('SELECT idem_http_headers(pg_temp.with_headers(%L))', headers))
+CREATE FUNCTION pg_temp.respond_result(headers json)
+RETURNS idem_result LANGUAGE sql AS $$ SELECT pg_temp.with_headers((idem_respond(200, '{}', headers)).headers) $$;
+-- what HTTP cannot have is refused when it is stored; a row that has it nevertheless is sent without
+CREATE FUNCTION pg_temp.respond(headers json)
+RETURNS idem_response LANGUAGE sql AS $$ SELECT idem_respond(200, '{}', headers) $$;
+SELECT headers, pg_temp.error_of(format('SELECT pg_temp.respond(%L)', headers)) AS stored, idem_http_headers(pg_temp.with_headers(headers::json)) AS sent
 FROM unnest(ARRAY['{"A\r\nB": "1"}', '{"A\n": "1"}', '{"": "1"}', '{"A B": "1"}', '{"A:": "1"}', '{"A\t": "1"}', '{"\u00e4": "1"}', '{"A\u0000": "1"}', '{"A(": "1"}',
-	'{"A": "1\r\nB: 2"}', '{"A": "1\r"}', '{"A": "\n"}', '{"A": "1\u0000"}', '{"A": "\u0001"}', '{"A": "\u007f"}', '{"A": "\u0085"}',
-	'{"A": ["1", "2\n"]}', '[{"A": "1"}, {"B": "\r"}]',
-	'{"A": 1}', '{"A": true}', '{"A": null}', '{"A": {}}', '{"A": {"B": "1"}}', '{"A": [1]}', '{"A": [["1"]]}', '{"A": [{"B": "1"}]}', '{"A": ["1", null]}',
-	'["A"]', '[["A", "1"]]', '[1]', '[null]', '"A"', '1', '[]', '[{"A": ["1"]}, "B"]']) headers;
+	'{"A": "1\r\nB: 2"}', '{"A": "1\r"}', '{"A": "\n"}', '{"A": "1\u0000"}', '{"A": "\u0001"}', '{"A": "\u007f"}', '{"A": "\u0085"}', '{"A": "\u00e4\t\u20ac"}',
+	'{"A": ["1", "2\n"]}', '[{"A": "1"}, {"B": "\r"}]', '{"A": "1", "B": "\u0000", "C": "2"}',
+	'{"A": 1}', '{"A": true}', '{"A": null}', '{"A": {}}', '{"A": {"B": "1"}}', '{"A": [1]}', '{"A": [["1"]]}', '{"A": [{"B": "1"}]}', '{"A": ["1", null]}', '{"A": []}',
+	'{"A": -1.50e+3}', '{"A": 123456789012345678901234567890}', '{"A": false, "a": "", "A": "  2\t "}',
+	'["A"]', '[["A", "1"]]', '[["A", 1], ["A", true], ["B", ""]]', '[["A"]]', '[[]]', '[["A", "1", "2"]]', '[["A", ["1"]]]', '[["A", {"B": "1"}]]', '[["A", null]]', '[[1, "A"]]',
+	'[["", "1"]]', '[["A", "1"], {"B": "2"}]', '[{"A": "1"}, ["B", "2"]]', '[{"A": "1", "B": "2"}]', '[{}]', '[{"A": "1"}, {}]', '[[["A", "1"]]]', '[{"A": {"B": "1"}}]',
+	'[1]', '[null]', '"A"', '1', 'null', '[]', '{}', '[{"A": ["1"]}, "B"]']) headers;
+SELECT pg_temp.error_of($$SELECT pg_temp.respond(json_build_object('A', repeat('x', 65536)))$$) AS too_large,
+	pg_temp.error_of($$SELECT pg_temp.respond(json_build_object('A', repeat('x', 65000)))$$) AS large;
+-- those of one connection, of one message, and our own are stored and not sent
+SELECT idem_http_headers(pg_temp.respond_result(headers::json)) AS sent FROM unnest(ARRAY[
+	'{"Connection": "close, X-Hop", "x-hop": "1", "Keep-Alive": "5", "Proxy-Connection": "a", "TE": "b", "Transfer-Encoding": "chunked", "Upgrade": "c", "A": "1"}',
+	'[["connection", "x-a"], ["CONNECTION", ",, x-B ;q, x-C"], ["X-A", "1"], ["X-B", "2"], ["X-C", "3"], ["X-D", "4"]]', '{"X-A": 1, "Connection": ["x-a"]}',
+	'{"content-length": 9, "Date": "today", "Idempotency-Replayed": true, "Idempotency-Expires": "x", "Retry-After": 5, "Content-Type": "a/b"}']) headers;
+
+-- Whatever headers are: refused when they are stored, or each field comes back.
+CREATE FUNCTION pg_temp.try_random_headers(OUT stored integer, OUT refused integer, OUT wrong integer) LANGUAGE plpgsql AS $$
+DECLARE
+	good_names text[] := ARRAY['A', 'x-a', '!#$%&''*+-.^_`|~', 'A\u0042', 'Connection', 'tE', 'Content-Length', 'retry-after', 'x-0'];
+	bad_names text[] := ARRAY['', 'A B', 'A:', '\u00e4', 'A\r', '\u0000'];
+	good_values text[] := ARRAY['"1"', '""', '1', '-2.50e3', 'true', 'false', '"\u00e4"', '" \t1 "', ' "q\"\\r" '];
+	bad_values text[] := ARRAY['null', '"\r"', '"a\nb"', '{}', '[[]]', '[1,null]', '"\u0000"', '"\u007f"'];
+	shape integer;
+	fields text[];
+	sent jsonb;
+	name text;
+	value text;
+	list boolean;
+	good boolean;
+	headers json;
+	state text;
+BEGIN
+	stored := 0; refused := 0; wrong := 0;
+	FOR i IN 1 .. 4000 LOOP
+		shape := floor(random() * 3); fields := '{}'; sent := '[]'; good := true;
+		FOR j IN 1 .. floor(random() * 5) LOOP
+			name := good_names[1 + floor(random() * cardinality(good_names))];
+			value := good_values[1 + floor(random() * cardinality(good_values))];
+			list := shape < 2 AND random() < 0.2;
+			IF random() < 0.1 THEN
+				good := false;
+				IF random() < 0.5 THEN
+					name := bad_names[1 + floor(random() * cardinality(bad_names))];
+				ELSE
+					value := bad_values[1 + floor(random() * cardinality(bad_values))];
+				END IF;
+			END IF;
+			fields := fields || format((ARRAY['"%s":%s', '{"%s":%s}', '["%s",%s]'])[shape + 1], name, CASE WHEN list THEN format('[%s,%s]', value, value) ELSE value END);
+			IF good AND lower(name) <> ALL (ARRAY['connection', 'te', 'content-length', 'retry-after']) THEN
+				sent := sent || jsonb_build_object((format('["%s"]', name)::jsonb) ->> 0, btrim(format('[%s]', value)::json ->> 0, E' \t'));
+				sent := sent || CASE WHEN list THEN sent -> -1 ELSE '[]' END;
+			END IF;
+		END LOOP;
+		headers := format(CASE shape WHEN 0 THEN '{%s}' ELSE '[%s]' END, array_to_string(fields, ', '));
+		state := pg_temp.error_of(format('SELECT pg_temp.respond(%L)', headers));
+		stored := stored + (state = 'no error')::integer;
+		refused := refused + (state = '22023')::integer;
+		IF state <> (CASE WHEN good THEN 'no error' ELSE '22023' END) OR
+			json_typeof(idem_http_headers(pg_temp.with_headers(headers))) <> 'array' OR	-- of a row that has it nevertheless, too
+			good AND idem_http_headers(pg_temp.with_headers(headers))::jsonb <> sent THEN
+			wrong := wrong + 1;
+			RAISE NOTICE '% %: % for %', state, headers, idem_http_headers(pg_temp.with_headers(headers)), sent;
+		END IF;
+	END LOOP;
+END
+$$;
+SELECT stored > 1000 AS stored, refused > 500 AS refused, wrong FROM pg_temp.try_random_headers();
 
 --
 -- idem_http_run outside of PostgREST.
@@ -259,10 +326,11 @@ SELECT idem_policy('http-short', max_key_bytes => 8);
 SELECT what, status, headers, body::json ->> 'code' AS code, body::json ->> 'type' AS type FROM (VALUES
 	('missing', NULL, 'default'), ('empty', '', 'default'), ('empty string', '""', 'default'), ('spaces', '  ', 'default'), ('no end', '"http', 'default'),
 	('two', '"http-a", "http-b"', 'default'), ('no ASCII', 'é', 'default'), ('1025 bytes', repeat('k', 1025), 'default'), ('256 bytes', repeat('k', 256), 'default'),
-	('9 bytes', '"http-9999"', 'http-short'), ('no UUID', 'http-k', 'http-uuid'), ('UUID of version 1', '"8e03978e-40d5-13dd-bc93-6894a57f9324"', 'http-uuid')) v (what, key, policy),
+	('9 bytes', '"http-9999"', 'http-short'), ('no UUID', 'http-k', 'http-uuid'), ('no hyphens', '8e03978e40d543ddbc936894a57f9324', 'http-uuid'), ('UUID of version 1', '"8e03978e-40d5-13dd-bc93-6894a57f9324"', 'http-uuid')) v (what, key, policy),
 	LATERAL regress_http.send(key, '{"what": "never", "status": 200}', policy => policy);
 SELECT status, body
-FROM regress_http.send('"8E03978E40D543DDBC936894A57F9324"', '{}', 'echo', 'http-uuid');
+FROM regress_http.send('"8E03978E-40D5-43DD-BC93-6894A57F9324"', '{}', 'echo', 'http-uuid')
+UNION ALL SELECT status, body FROM regress_http.send('8e03978e-40d5-43dd-BC93-6894a57f9324', '{}', 'echo');
 SELECT key AS canonical FROM idempotency_keys WHERE claimed_by = 'regress_http_api' AND key LIKE '8%';
 SELECT status FROM regress_http.send('http-2345', '{}', 'echo', 'http-uuid') UNION ALL SELECT status FROM regress_http.send('http-234', '{}', 'echo', 'http-short');
 -- a header that comes twice, or in another case
@@ -297,16 +365,24 @@ SELECT call, pg_temp.error_of('SELECT regress_http.send(' || call || ')') FROM u
 	'''http-m'', ''{}'', ''echo'', principal => E''a\tb''', '''http-m'', ''{}'', ''echo'', principal => E''a\u001eb''', '''http-m'', ''{}'', ''echo'', claims => ''{"sub": "a\u001eb"}''',
 	'''http-m'', ''{}'', ''echo'', principal => repeat(''a'', 1024)', '''http-m'', ''{}'', ''echo'', path => E''/a\n''',
 	'''http-m'', ''{"what": "m", "status": 500}''', '''http-m'', ''{"what": "m", "status": 200, "error": "P0001"}''', '''http-m'', ''{"what": "m", "status": 200, "error": "23505"}''',
-	'''http-m'', ''{"what": "m", "status": 200, "headers": {"A": "\r"}}''', '''http-m'', ''{"what": "m", "status": 200, "headers": {"A": 1}}''',
+	'''http-m'', ''{"what": "m", "status": 200, "headers": {"A": "\r"}}''', '''http-m'', ''{"what": "m", "status": 200, "headers": {"A": null}}''',
 	'''http-m'', ''{"what": "m", "status": 200}''']) call;
 SELECT * FROM state;
--- a stored answer that is no JSON, and one that HTTP cannot have
+-- a stored answer that is no JSON, and one that somebody else has stored, with headers that HTTP cannot have
 SET ROLE regress_http_api;
 SELECT idem_complete(idem_scope('ada', 'POST', '/rpc/buy'), 'http-open', 'text', content_type => 'text/plain', token => :token) IS NOT NULL AS stored;
 SELECT token FROM idem_claim(idem_scope('ada', 'POST', '/rpc/buy'), 'http-split', '{}') \gset
-SELECT idem_complete(idem_scope('ada', 'POST', '/rpc/buy'), 'http-split', '{}', headers => '{"A": "\r\nB: 1"}', token => :token) IS NOT NULL AS stored;
+SELECT idem_complete(idem_scope('ada', 'POST', '/rpc/buy'), 'http-split', '{}', token => :token) IS NOT NULL AS stored;
 RESET ROLE;
-SELECT pg_temp.error_of($$SELECT regress_http.send('http-open', '{}')$$) AS text, pg_temp.error_of($$SELECT regress_http.send('http-split', '{}')$$) AS headers;
+UPDATE idempotency_keys SET headers = '{"A": "\r\nB: 1", "B": "2"}' WHERE key = 'http-split';
+SELECT pg_temp.error_of($$SELECT regress_http.send('http-open', '{}')$$) AS text;
+SELECT status, pg_temp.plain(headers::json) AS headers, body FROM regress_http.send('http-split', '{}');
+-- a stored answer with an empty body
+SET ROLE regress_http_api;
+SELECT token FROM idem_claim(idem_scope('ada', 'POST', '/rpc/buy'), 'http-empty', '{}') \gset
+SELECT idem_complete(idem_scope('ada', 'POST', '/rpc/buy'), 'http-empty', '', 204, token => :token) IS NOT NULL AS stored;
+RESET ROLE;
+SELECT status, pg_temp.plain(headers::json) AS headers, body IS NULL AS none FROM regress_http.send('http-empty', '{}');
 -- in a transaction that is read-only, as of GET, whatever the key
 BEGIN READ ONLY;
 SELECT pg_temp.error_of($$SELECT regress_http.send('http-1', '{}')$$) AS key, pg_temp.error_of($$SELECT regress_http.send(NULL, '{}')$$) AS no_key;

@@ -24,11 +24,13 @@
 #include "idem_catalog.h"
 #include "idem_compat.h"
 #include "idem_digest.h"
+#include "idem_headers.h"
 #include "idem_state.h"
 
 #define MEDIA_TYPE_JSON "application/json"
 #define MEDIA_TYPE_BYTES "application/octet-stream"
 #define JSON_SUFFIX "+json"
+#define TEXT_PREFIX "text/"
 
 /* Attributes of idem_response. */
 typedef enum ResponseColumn
@@ -61,45 +63,31 @@ idem_answer_init(IdemAnswer *answer, int status)
 
 /*
  * idem_answer_set_headers
- *		Headers as json: an object, or an array where names repeat; 22023.
+ *		Headers as json; 22023 for such as could not be given back, ID008.
  */
 void
 idem_answer_set_headers(IdemAnswer *answer, Datum headers)
 {
 	text	   *value = DatumGetTextPP(headers);
-	const char *c = VARDATA_ANY(value);
-	const char *end = c + VARSIZE_ANY_EXHDR(value);
 
-	while (c < end && isspace((unsigned char) *c))
-		c++;
-	if (c == end || (*c != '{' && *c != '['))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("headers must be a JSON object or array"),
-				 errhint("Write {\"Name\": \"value\"}, or [{\"Name\": \"value\"}, ...] where a name repeats.")));
 	if (VARSIZE_ANY_EXHDR(value) > IDEM_MAX_HEADERS_BYTES)
 		ereport(ERROR,
 				(errcode(ERRCODE_IDEM_TOO_LARGE),
 				 errmsg("headers are larger than %d bytes", IDEM_MAX_HEADERS_BYTES),
 				 errhint("Leave out headers that a repeat does not need.")));
+	idem_headers_check(value);
 	answer->headers = value;
 }
 
 /*
  * idem_answer_set_content_type
- *		A media type, without control characters (it becomes a header); 22023.
+ *		A media type, since it becomes a header; 22023.
  */
 void
 idem_answer_set_content_type(IdemAnswer *answer, text *content_type)
 {
-	const unsigned char *c = (const unsigned char *) VARDATA_ANY(content_type);
-	int			len = VARSIZE_ANY_EXHDR(content_type);
-	int			i;
-
-	for (i = 0; i < len; i++)
-		if (c[i] < ' ' || c[i] == 0x7f)
-			break;
-	if (len == 0 || len > IDEM_MAX_MEDIA_TYPE_BYTES || i < len)
+	if (VARSIZE_ANY_EXHDR(content_type) > IDEM_MAX_MEDIA_TYPE_BYTES ||
+		!idem_headers_is_media_type(content_type))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("content type is not a media type"),
@@ -128,6 +116,14 @@ is_json(const text *content_type)
 					   strlen(JSON_SUFFIX)) == 0;
 }
 
+static bool
+is_text(const text *content_type)
+{
+	return VARSIZE_ANY_EXHDR(content_type) >= strlen(TEXT_PREFIX) &&
+		pg_strncasecmp(VARDATA_ANY(content_type), TEXT_PREFIX,
+					   strlen(TEXT_PREFIX)) == 0;
+}
+
 static void
 set_bytes(IdemAnswer *answer, const char *data, int len)
 {
@@ -149,17 +145,79 @@ set_text(IdemAnswer *answer, char *data, int len)
 	set_bytes(answer, utf8, utf8 == data ? len : strlen(utf8));
 }
 
+/* Bytes in the text form that bytea has by default. */
+static bool
+is_hex_bytes(const char *data, int len)
+{
+	int			i;
+
+	if (len < 2 || data[0] != '\\' || data[1] != 'x')
+		return false;
+	for (i = 2; i < len; i++)
+		if (!isxdigit((unsigned char) data[i]))
+			return false;
+	return true;
+}
+
+/*
+ * Hold text to its content type; 22P02, 22023.  Drivers send bytes whose type
+ * nobody told them in their text form: an image would be replayed as that.
+ */
+static void
+check_text(const text *content_type, char *data, int len)
+{
+	if (content_type == NULL || is_json(content_type))
+	{
+		if (!idem_compat_json_is_valid(data, len, GetDatabaseEncoding()))
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_TEXT_REPRESENTATION),
+					 errmsg("the response is not valid JSON"),
+					 content_type == NULL ?
+					 errdetail("Text is \"%s\" where no content_type is given.",
+							   MEDIA_TYPE_JSON) :
+					 errdetail("Its content type says that it is."),
+					 errhint("Give another content_type, such as 'text/plain', or cast the response to what it is: $1::json, $1::bytea.")));
+	}
+	else if (!is_text(content_type) && is_hex_bytes(data, len))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("the response is text in the form of bytes"),
+				 errdetail("Its content type is neither JSON nor text/..., so it would be replayed as hexadecimal digits."),
+				 errhint("Cast the response: $1::bytea, decode(..., 'hex') or '\\x...'::bytea.")));
+}
+
+/*
+ * Empty text is no body to be of a type.  One that is given stays, unless it
+ * promises JSON, of which there is none.
+ */
+static void
+set_empty(IdemAnswer *answer)
+{
+	if (answer->content_type != NULL && is_json(answer->content_type))
+		answer->content_type = NULL;
+	set_bytes(answer, "", 0);
+}
+
 /*
  * idem_answer_set_body
  *		The body from a response of type text, json, jsonb or bytea.  Sets the
- *		content type of the type where none is set.  22P02 for text that says
- *		it is JSON and is not.
+ *		content type of the type where none is set.  22P02 for text that must
+ *		be JSON and is not, 22023 for text that should have been bytes.
  */
 void
 idem_answer_set_body(IdemAnswer *answer, Datum response, Oid type)
 {
 	struct varlena *value = PG_DETOAST_DATUM_PACKED(response);
+	char	   *data = VARDATA_ANY(value);
+	int			len = VARSIZE_ANY_EXHDR(value);
 
+	if (type == TEXTOID && len == 0)
+	{
+		set_empty(answer);
+		return;
+	}
+	if (type == TEXTOID)
+		check_text(answer->content_type, data, len);
 	if (answer->content_type == NULL)
 		answer->content_type = cstring_to_text(type == BYTEAOID ?
 											   MEDIA_TYPE_BYTES :
@@ -171,20 +229,9 @@ idem_answer_set_body(IdemAnswer *answer, Datum response, Oid type)
 		set_text(answer, DatumGetCString(json), strlen(DatumGetCString(json)));
 	}
 	else if (type == BYTEAOID)
-		set_bytes(answer, VARDATA_ANY(value), VARSIZE_ANY_EXHDR(value));
+		set_bytes(answer, data, len);
 	else
-	{
-		char	   *data = VARDATA_ANY(value);
-		int			len = VARSIZE_ANY_EXHDR(value);
-
-		if (type == TEXTOID && is_json(answer->content_type) &&
-			!idem_compat_json_is_valid(data, len, GetDatabaseEncoding()))
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_TEXT_REPRESENTATION),
-					 errmsg("the response is not valid JSON, as its content type says"),
-					 errhint("Give another content_type, such as 'text/plain', or pass the response as json.")));
 		set_text(answer, data, len);
-	}
 }
 
 /*

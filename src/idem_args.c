@@ -3,20 +3,25 @@
  * idem_args.c
  *	  Checking the arguments of SQL calls.
  *
- * Raises 22004 for a null and 22023 for a bad value, and never repeats the
- * value: it may be a key or a part of a request.
+ * Raises 22004 for a null and 22023 for a bad value, ID012 for a key in either
+ * case, and never repeats the value: it may be a key or a part of a request.
+ *
+ * Owns how a key is spelled: every function that takes one gets it from here.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
 #include "common/int.h"
+#include "libpq/pqformat.h"
 #include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
+#include "utils/jsonb.h"
+#include "utils/numeric.h"
 
 #include "idem_args.h"
 #include "idem_compat.h"
 
-#define UUID_DIGITS 32
 #define UUID_TEXT_LEN 36
 
 /*
@@ -91,9 +96,45 @@ idem_args_digest(FunctionCallInfo fcinfo, int argno, const char *name)
 	return value;
 }
 
+/* How long a number is when it is shown: its zeros are not stored. */
+static int64
+shown_digits(Numeric value)
+{
+	bytea	   *sent = DatumGetByteaPP(DirectFunctionCall1(numeric_send,
+														   NumericGetDatum(value)));
+	StringInfoData wire;
+	int			weight;
+	int			scale;
+
+	wire.data = VARDATA_ANY(sent);
+	wire.len = wire.maxlen = VARSIZE_ANY_EXHDR(sent);
+	wire.cursor = 2;			/* behind the number of groups */
+	weight = (int16) pq_getmsgint(&wire, 2);	/* of the first group of four */
+	(void) pq_getmsgint(&wire, 2);	/* the sign */
+	scale = pq_getmsgint(&wire, 2);
+	pfree(sent);
+	return (int64) Max(weight + 1, 0) * 4 + scale;
+}
+
+/* A number of few bytes, such as 1e131071, can be long when it is shown. */
+static bool
+shows_too_long(struct varlena *value)
+{
+	JsonbIterator *it = JsonbIteratorInit(&((Jsonb *) value)->root);
+	JsonbIteratorToken token;
+	JsonbValue	element;
+	int64		digits = 0;
+
+	while ((token = JsonbIteratorNext(&it, &element, false)) != WJB_DONE)
+		if ((token == WJB_ELEM || token == WJB_VALUE) &&
+			element.type == jbvNumeric)
+			digits += shown_digits(element.val.numeric);
+	return digits > IDEM_MAX_DETAIL_BYTES;
+}
+
 /*
  * idem_args_detail
- *		A jsonb of bounded size, detoasted, or NULL.
+ *		A jsonb of bounded size, stored and shown, detoasted, or NULL.
  */
 struct varlena *
 idem_args_detail(FunctionCallInfo fcinfo, int argno, const char *name)
@@ -103,7 +144,7 @@ idem_args_detail(FunctionCallInfo fcinfo, int argno, const char *name)
 	if (PG_ARGISNULL(argno))
 		return NULL;
 	value = PG_DETOAST_DATUM(PG_GETARG_DATUM(argno));
-	if (VARSIZE(value) > IDEM_MAX_DETAIL_BYTES)
+	if (VARSIZE(value) > IDEM_MAX_DETAIL_BYTES || shows_too_long(value))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("argument \"%s\" is too long", name),
@@ -167,8 +208,8 @@ idem_args_check_max(const char *what, int64 usec, int64 max,
 }
 
 /*
- * idem_args_scope, idem_args_key
- *		The two parts of a key's name; 22004 and 22023.
+ * idem_args_scope
+ *		Whose key it is, and for what; 22004, 22023.
  */
 text *
 idem_args_scope(FunctionCallInfo fcinfo, int argno)
@@ -179,74 +220,89 @@ idem_args_scope(FunctionCallInfo fcinfo, int argno)
 	return scope;
 }
 
-text *
-idem_args_key(FunctionCallInfo fcinfo, int argno)
+/* A key must be there, and of 1 to max bytes; ID012. */
+static void
+check_key(const text *key, int max)
 {
-	text	   *key = idem_args_text(fcinfo, argno, "key");
+	int			len = key == NULL ? 0 : VARSIZE_ANY_EXHDR(key);
 
-	check_length(key, IDEM_MAX_KEY_BYTES, "key");
-	return key;
+	if (len == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_IDEM_BAD_KEY),
+				 key == NULL ? errmsg("the key is missing") :
+				 errmsg("the key is empty"),
+				 errhint("Send a key of 1 to %d bytes, such as a UUID.", max)));
+	if (len > max)
+		ereport(ERROR,
+				(errcode(ERRCODE_IDEM_BAD_KEY),
+				 errmsg("the key is too long"),
+				 errdetail("It has %d bytes, the most are %d.", len, max),
+				 errhint("Shorten it, for example to its hash.")));
 }
 
-static int
-hex_value(unsigned char c)
+/* 8-4-4-4-12 hexadecimal digits, in any case. */
+static bool
+is_uuid(const text *key)
 {
-	if (c >= '0' && c <= '9')
-		return c - '0';
-	if (c >= 'a' && c <= 'f')
-		return c - 'a' + 10;
-	if (c >= 'A' && c <= 'F')
-		return c - 'A' + 10;
-	return -1;
+	const char *c = VARDATA_ANY(key);
+	int			i;
+
+	if (VARSIZE_ANY_EXHDR(key) != UUID_TEXT_LEN)
+		return false;
+	for (i = 0; i < UUID_TEXT_LEN; i++)
+	{
+		if (i == 8 || i == 13 || i == 18 || i == 23)
+		{
+			if (c[i] != '-')
+				return false;
+		}
+		else if (!isxdigit((unsigned char) c[i]))
+			return false;
+	}
+	return true;
 }
 
 /*
- * idem_args_canonical_uuid
- *		A UUID as uuid_out() writes it, or NULL if this is none.
- *
- * Reads what uuid_in() reads (braces, hyphens after any group of four), but
- * that would put a bad key into its message.
+ * The key in the one spelling in which it is stored and compared: that of a
+ * UUID in lower case.  No policy has a say in it, for a policy can change, and
+ * then a repeat would not find its key.
+ */
+static text *
+spell_key(text *key)
+{
+	text	   *spelled;
+	char	   *c;
+	int			i;
+
+	if (!is_uuid(key))
+		return key;
+	spelled = cstring_to_text_with_len(VARDATA_ANY(key), UUID_TEXT_LEN);
+	c = VARDATA(spelled);
+	for (i = 0; i < UUID_TEXT_LEN; i++)
+		c[i] = pg_ascii_tolower((unsigned char) c[i]);
+	return spelled;
+}
+
+/*
+ * idem_args_key
+ *		A key as it is stored; ID012.
  */
 text *
-idem_args_canonical_uuid(const text *key)
+idem_args_key(FunctionCallInfo fcinfo, int argno)
 {
-	const char *c = VARDATA_ANY(key);
-	const char *end = c + VARSIZE_ANY_EXHDR(key);
-	char		canonical[UUID_TEXT_LEN];
-	int			digits = 0;
-	int			len = 0;
+	text	   *key = PG_ARGISNULL(argno) ? NULL : PG_GETARG_TEXT_PP(argno);
 
-	if (end - c > 2 && *c == '{' && end[-1] == '}')
-	{
-		c++;
-		end--;
-	}
-	for (; c < end; c++)
-	{
-		int			value = hex_value(*c);
-
-		if (*c == '-' && digits > 0 && digits < UUID_DIGITS &&
-			digits % 4 == 0 && c[-1] != '-')
-			continue;
-		if (value < 0 || digits == UUID_DIGITS)
-			return NULL;
-		if (digits == 8 || digits == 12 || digits == 16 || digits == 20)
-			canonical[len++] = '-';
-		canonical[len++] = "0123456789abcdef"[value];
-		digits++;
-	}
-	if (digits != UUID_DIGITS)
-		return NULL;
-	return cstring_to_text_with_len(canonical, UUID_TEXT_LEN);
+	check_key(key, IDEM_MAX_KEY_BYTES);
+	return spell_key(key);
 }
 
 /* RFC 9562: the version is the 13th digit, the variant in the 17th. */
 static bool
-uuid_has_version(const text *canonical, char version)
+uuid_has_version(const text *key, char version)
 {
-	const char *c = VARDATA_ANY(canonical);
+	const char *c = VARDATA_ANY(key);
 
-	return c[14] == version && strchr("89ab", c[19]) != NULL;
+	return c[14] == version && strchr("89abAB", c[19]) != NULL;
 }
 
 /* The version that a UUID must have; 0: any. */
@@ -268,45 +324,44 @@ required_version(IdemKeyFormat format)
 
 /*
  * idem_args_formatted_key
- *		The key in the form that its policy wants, or NULL if it is not one
- *		that the policy takes.
+ *		The key as it is stored, or NULL if it is not one that the policy
+ *		takes.
  */
 text *
 idem_args_formatted_key(text *key, const IdemPolicy *policy)
 {
 	char		version = required_version(policy->key_format);
 	int			len = VARSIZE_ANY_EXHDR(key);
-	text	   *canonical;
 
 	if (len == 0 || len > policy->max_key_bytes)
 		return NULL;
-	if (policy->key_format == IDEM_KEY_ANY)
-		return key;
-	canonical = idem_args_canonical_uuid(key);
-	if (canonical != NULL && version != '\0' &&
-		!uuid_has_version(canonical, version))
+	if (policy->key_format != IDEM_KEY_ANY &&
+		(!is_uuid(key) ||
+		 (version != '\0' && !uuid_has_version(key, version))))
 		return NULL;
-	return canonical;
+	return spell_key(key);
 }
 
 /*
  * idem_args_format_key
- *		The same for a key that must be right; 22023.
+ *		The same for a key that must be right, NULL included; ID012.
  */
 text *
 idem_args_format_key(text *key, const IdemPolicy *policy)
 {
 	char		version = required_version(policy->key_format);
-	text	   *canonical;
+	text	   *stored;
 
-	check_length(key, policy->max_key_bytes, "key");
-	canonical = idem_args_formatted_key(key, policy);
-	if (canonical == NULL)
+	check_key(key, policy->max_key_bytes);
+	stored = idem_args_formatted_key(key, policy);
+	if (stored == NULL)
 		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("key does not have the format of policy \"%s\"",
+				(errcode(ERRCODE_IDEM_BAD_KEY),
+				 errmsg("the key does not have the format of policy \"%s\"",
 						NameStr(policy->name)),
-				 version == '\0' ? errhint("Send a UUID.") :
-				 errhint("Send a UUID of version %c.", version)));
-	return canonical;
+				 version == '\0' ?
+				 errhint("Send a UUID, with its hyphens and without braces.") :
+				 errhint("Send a UUID of version %c, with its hyphens and without braces.",
+						 version)));
+	return stored;
 }

@@ -31,6 +31,5 @@ extern text *idem_args_scope(FunctionCallInfo fcinfo, int argno);
 extern text *idem_args_key(FunctionCallInfo fcinfo, int argno);
 extern text *idem_args_formatted_key(text *key, const IdemPolicy *policy);
 extern text *idem_args_format_key(text *key, const IdemPolicy *policy);
-extern text *idem_args_canonical_uuid(const text *key);
 
 #endif							/* IDEM_ARGS_H */

@@ -3,15 +3,14 @@
  * idem_buckets.c
  *	  The buckets of all subjects, in shared memory.
  *
- * Made once, of a size that then stays: when the server starts, if the
- * library is preloaded; else, from 17 on, by the first session that needs it,
- * as a named segment.  Values only; a restart forgets them all.
+ * Values only, in memory that idem_buckets_memory.c makes; a restart forgets
+ * them all.
  *
  *	buckets		in partitions, by a hash of the key with a seed that nobody
  *				outside knows.  All of a partition (its chains, its free list,
- *				its buckets) is read and written with its lock held; no call
- *				holds two of them, nor takes any other lock under one, and
- *				nothing can throw there.
+ *				its buckets, its shares) is read and written with its lock
+ *				held; no call holds two of them, nor takes any other lock under
+ *				one, and nothing can throw there.
  *	the rest	written once, before anybody can see it.
  *
  * The clock is read with the lock held, so that no bucket sees it run
@@ -19,241 +18,26 @@
  *
  * Flooding.  A bucket is forgotten only to make room, and only when it is
  * full and all strikes are forgiven: a new one would be its equal.  So no
- * number of other subjects gives anybody back what he has taken.  When a
- * partition has no such bucket, the new subject has found no room, and the
+ * number of other subjects gives anybody back what he has taken.  Nor can the
+ * subjects of one limiter, or one database, take all of the room
+ * (idem_shares.c).  When a partition has no bucket that can be forgotten, or
+ * none more for this limiter, the new subject has found no room, and the
  * caller decides.  Then quiet_until says when the first of its buckets can be
  * forgotten, and until that time nobody searches the partition again: a flood
  * costs as much as so many calls, not more.
- *
- * The memory has room for max_buckets, and some more where there are several
- * partitions: by chance, one gets more than its share of the subjects.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
-#include <math.h>
-
 #include "common/hashfn.h"
-#include "miscadmin.h"
 #include "storage/lwlock.h"
-#include "storage/shmem.h"
-#include "utils/guc.h"
 #include "utils/timestamp.h"
 
 #include "idem_buckets.h"
-#include "idem_compat.h"
-#include "idem_shmem.h"
+#include "idem_buckets_memory.h"
 
-#define TRANCHE "idempotency_buckets"
-#define SEGMENT_HEAD "idempotency"
-#define SEGMENT_BUCKETS "idempotency_buckets"
-
-#define MAX_PARTITIONS 128
-#define PARTITION_BUCKETS 1024
-#define MIN_BUCKETS 16
-#define MAX_BUCKETS (16 * 1024 * 1024)
-
-/* End of a chain, or of the free list. */
-#define NONE (-1)
-
-typedef struct BucketEntry
-{
-	IdemBucketSeen seen;
-	int64		full_at;		/* idem_bucket_full_at() of it */
-	int			head;			/* of its chain, within its partition */
-	int			next;			/* in its chain, or free */
-} BucketEntry;
-
-typedef struct Partition
-{
-	LWLock		lock;
-	int			free;
-	int			used;
-	int64		searched_at;	/* when no bucket could be forgotten, */
-	int64		quiet_until;	/* nor before this: no full_at is less */
-	int64		no_room;		/* calls that found none, */
-	int64		no_room_at;		/* the last of them then */
-} Partition;
-
-/* Each on cache lines of its own. */
-typedef union PaddedPartition
-{
-	Partition	partition;
-	char		pad[2 * PG_CACHE_LINE_SIZE];
-} PaddedPartition;
-
-/* What the creator decided. */
-typedef struct BucketsHead
-{
-	uint64		seed;
-	int			tranche;
-	int			partitions;
-	int			room;			/* buckets of a partition, and its chains */
-} BucketsHead;
-
-static int	max_buckets = 65536;
-static uint64 new_seed;
-
-static const BucketsHead *head = NULL;
-static PaddedPartition *partitions;
-static int *chains;
-static BucketEntry *entries;
-
-/* With the standard deviation of what falls on a partition, six of them. */
-static void
-plan_memory(BucketsHead *plan)
-{
-	int			share;
-
-	plan->partitions = Min(Max(max_buckets / PARTITION_BUCKETS, 1),
-						   MAX_PARTITIONS);
-	share = (max_buckets + plan->partitions - 1) / plan->partitions;
-	plan->room = plan->partitions == 1 ? share :
-		share + (int) ceil(6 * sqrt(share));
-}
-
-static Size
-measure_memory(const BucketsHead *plan)
-{
-	Size		buckets = (Size) plan->partitions * plan->room;
-
-	return plan->partitions * sizeof(PaddedPartition) +
-		buckets * sizeof(BucketEntry) + MAXALIGN(buckets * sizeof(int));
-}
-
-static void
-attach(const BucketsHead *its_head, void *memory)
-{
-	Size		buckets = (Size) its_head->partitions * its_head->room;
-
-	partitions = memory;
-	entries = (BucketEntry *) (partitions + its_head->partitions);
-	chains = (int *) (entries + buckets);
-	head = its_head;
-}
-
-/* The place of a partition's first bucket, and of its first chain */
-static int
-get_first(const Partition *partition)
-{
-	return (int) ((const PaddedPartition *) partition - partitions) *
-		head->room;
-}
-
-static void
-init_partition(int number)
-{
-	Partition  *partition = &partitions[number].partition;
-	int			first = get_first(partition);
-	int			i;
-
-	memset(partition, 0, sizeof(*partition));
-	LWLockInitialize(&partition->lock, head->tranche);
-	partition->free = first;
-	for (i = first; i < first + head->room; i++)
-	{
-		memset(&entries[i], 0, sizeof(BucketEntry));
-		entries[i].next = i + 1 < first + head->room ? i + 1 : NONE;
-		chains[i] = NONE;
-	}
-}
-
-static void
-init_buckets(const BucketsHead *its_head, void *memory)
-{
-	int			i;
-
-	attach(its_head, memory);
-	for (i = 0; i < head->partitions; i++)
-		init_partition(i);
-}
-
-static void
-make_seed(void)
-{
-	if (!pg_strong_random(&new_seed, sizeof(new_seed)))
-		ereport(ERROR,
-				(errcode(ERRCODE_INTERNAL_ERROR),
-				 errmsg("could not generate a random seed"),
-				 errhint("See what the operating system's source of randomness lacks.")));
-}
-
-/*
- * Preloaded: the head, then the buckets, in one area.
- */
-
-static void
-start(void *memory, LWLock *lock, bool found)
-{
-	BucketsHead *its_head = memory;
-	void	   *rest = (char *) memory + MAXALIGN(sizeof(BucketsHead));
-
-	if (found)
-	{
-		attach(its_head, rest);
-		return;
-	}
-	make_seed();
-	plan_memory(its_head);
-	its_head->seed = new_seed;
-	its_head->tranche = lock->tranche;
-	init_buckets(its_head, rest);
-}
-
-/*
- * Not preloaded: two segments, since the size of the second is as the creator
- * of the first has it, whatever max_buckets is now.  Nothing may throw while
- * they are being made.
- */
-
-static void
-init_head_segment(void *memory)
-{
-	BucketsHead *its_head = memory;
-
-	plan_memory(its_head);
-	its_head->seed = new_seed;
-	its_head->tranche = idem_compat_new_tranche(TRANCHE);
-}
-
-static const BucketsHead *segment_head;
-
-static void
-init_buckets_segment(void *memory)
-{
-	init_buckets(segment_head, memory);
-}
-
-static void
-attach_segments(void)
-{
-	void	   *memory;
-
-	make_seed();
-	segment_head = idem_compat_named_segment(SEGMENT_HEAD,
-											 sizeof(BucketsHead),
-											 init_head_segment);
-	if (segment_head == NULL)
-		return;
-	idem_compat_register_tranche(segment_head->tranche, TRANCHE);
-	memory = idem_compat_named_segment(SEGMENT_BUCKETS,
-									   measure_memory(segment_head),
-									   init_buckets_segment);
-	attach(segment_head, memory);
-}
-
-/*
- * idem_buckets_exist
- *		Whether there are buckets; makes them where that can be done now.
- */
-bool
-idem_buckets_exist(void)
-{
-	if (head == NULL)
-		attach_segments();
-	return head != NULL;
-}
+static const IdemBucketsMemory *const memory = &idem_buckets_memory;
 
 /*
  * idem_buckets_require
@@ -269,49 +53,53 @@ idem_buckets_require(void)
 				 errhint("Add \"idempotency\" to \"shared_preload_libraries\" and restart the server; from PostgreSQL 17 on it works without.")));
 }
 
-static Partition *
+static IdemBucketsPartition *
 get_partition(uint64 hash)
 {
-	return &partitions[hash % head->partitions].partition;
+	return &memory->partitions[hash % memory->head->partitions].partition;
 }
 
 static int
 get_chain(uint64 hash)
 {
-	return get_first(get_partition(hash)) + (int) ((hash >> 32) % head->room);
+	return idem_buckets_first(get_partition(hash)) +
+		(int) ((hash >> 32) % memory->head->room);
 }
 
 static uint64
 hash_key(const IdemBucketKey *key)
 {
 	return hash_bytes_extended((const unsigned char *) key, sizeof(*key),
-							   head->seed);
+							   memory->head->seed);
 }
 
 /*
  * All below with the lock of the partition, exclusively.
  */
 
-static BucketEntry *
+static IdemBucketEntry *
 find_entry(const IdemBucketKey *key, uint64 hash)
 {
 	int			i;
 
-	for (i = chains[get_chain(hash)]; i != NONE; i = entries[i].next)
-		if (memcmp(&entries[i].seen.key, key, sizeof(*key)) == 0)
-			return &entries[i];
+	for (i = memory->chains[get_chain(hash)]; i != IDEM_BUCKETS_NONE;
+		 i = memory->entries[i].next)
+		if (memcmp(&memory->entries[i].seen.key, key, sizeof(*key)) == 0)
+			return &memory->entries[i];
 	return NULL;
 }
 
 static void
-free_entry(Partition *partition, BucketEntry *entry)
+free_entry(IdemBucketsPartition *partition, IdemBucketEntry *entry)
 {
-	int			place = entry - entries;
-	int		   *link = &chains[entry->head];
+	int			place = entry - memory->entries;
+	int		   *link = &memory->chains[entry->head];
 
 	while (*link != place)
-		link = &entries[*link].next;
+		link = &memory->entries[*link].next;
 	*link = entry->next;
+	idem_shares_remove(idem_buckets_shares(partition), entry->seen.key.database,
+					   entry->seen.key.limiter);
 	entry->seen.key.database = 0;
 	entry->next = partition->free;
 	partition->free = place;
@@ -320,11 +108,19 @@ free_entry(Partition *partition, BucketEntry *entry)
 
 /* What follows from a change of a bucket */
 static void
-note_change(Partition *partition, BucketEntry *entry)
+note_change(IdemBucketsPartition *partition, IdemBucketEntry *entry)
 {
 	entry->full_at = idem_bucket_full_at(&entry->seen.rule,
 										 &entry->seen.bucket);
 	partition->quiet_until = Min(partition->quiet_until, entry->full_at);
+}
+
+static bool
+has_room(const IdemBucketsPartition *partition, const IdemBucketKey *key)
+{
+	return partition->free != IDEM_BUCKETS_NONE &&
+		idem_shares_permit(idem_buckets_shares(partition), key->database,
+						   key->limiter);
 }
 
 /*
@@ -333,22 +129,24 @@ note_change(Partition *partition, BucketEntry *entry)
  * in a call for them.
  */
 static bool
-make_room(Partition *partition, int64 now)
+make_room(IdemBucketsPartition *partition, const IdemBucketKey *key, int64 now)
 {
-	int			first = get_first(partition);
+	int			first = idem_buckets_first(partition);
 	int64		quiet_until = PG_INT64_MAX;
 	int			i;
 
-	if (partition->free != NONE)
+	if (has_room(partition, key))
 		return true;
 	if (now >= partition->searched_at - IDEM_BUCKET_CLOCK_SLACK &&
 		now < partition->quiet_until)
 		return false;
-	for (i = first; i < first + head->room; i++)
+	for (i = first; i < first + memory->head->room; i++)
 	{
-		BucketEntry *entry = &entries[i];
+		IdemBucketEntry *entry = &memory->entries[i];
 		IdemBucketSeen *seen = &entry->seen;
 
+		if (seen->key.database == 0)
+			continue;			/* free: it is a share that is used up */
 		if (seen->bucket.last - now >= IDEM_BUCKET_CLOCK_SLACK)
 		{
 			idem_bucket_settle(&seen->rule, &seen->bucket, now);
@@ -361,27 +159,28 @@ make_room(Partition *partition, int64 now)
 	}
 	partition->searched_at = now;
 	partition->quiet_until = quiet_until;
-	return partition->free != NONE;
+	return has_room(partition, key);
 }
 
 /* A full bucket, where there is room */
-static BucketEntry *
-add_entry(Partition *partition, const IdemBucketKey *key, uint64 hash,
-		  const IdemBucketRule *rule, int64 now)
+static IdemBucketEntry *
+add_entry(IdemBucketsPartition *partition, const IdemBucketKey *key,
+		  uint64 hash, const IdemBucketRule *rule, int64 now)
 {
 	int			place = partition->free;
-	BucketEntry *entry = &entries[place];
+	IdemBucketEntry *entry = &memory->entries[place];
 
 	partition->free = entry->next;
 	partition->used++;
+	idem_shares_add(idem_buckets_shares(partition), key->database, key->limiter);
 	entry->seen.key = *key;
 	entry->seen.rule = *rule;
 	entry->seen.allowed = 0;
 	entry->seen.refused = 0;
 	idem_bucket_init(rule, &entry->seen.bucket, now);
 	entry->head = get_chain(hash);
-	entry->next = chains[entry->head];
-	chains[entry->head] = place;
+	entry->next = memory->chains[entry->head];
+	memory->chains[entry->head] = place;
 	return entry;
 }
 
@@ -400,7 +199,7 @@ change_rule(IdemBucketSeen *seen, const IdemBucketRule *rule, int64 now)
 
 /* There is no room: nothing is allowed until there may be. */
 static void
-refuse_without_room(const Partition *partition, int64 now,
+refuse_without_room(const IdemBucketsPartition *partition, int64 now,
 					IdemBucketResult *result)
 {
 	result->allowed = false;
@@ -420,14 +219,14 @@ idem_buckets_take(const IdemBucketKey *key, const IdemBucketRule *rule,
 				  int32 cost, IdemBucketResult *result)
 {
 	uint64		hash = hash_key(key);
-	Partition  *partition = get_partition(hash);
-	BucketEntry *entry;
+	IdemBucketsPartition *partition = get_partition(hash);
+	IdemBucketEntry *entry;
 	int64		now;
 
 	LWLockAcquire(&partition->lock, LW_EXCLUSIVE);
 	now = GetCurrentTimestamp();
 	entry = find_entry(key, hash);
-	if (entry == NULL && make_room(partition, now))
+	if (entry == NULL && make_room(partition, key, now))
 		entry = add_entry(partition, key, hash, rule, now);
 	if (entry != NULL)
 	{
@@ -456,8 +255,8 @@ idem_buckets_peek(const IdemBucketKey *key, const IdemBucketRule *rule,
 				  IdemBucketResult *result)
 {
 	uint64		hash = hash_key(key);
-	Partition  *partition = get_partition(hash);
-	const BucketEntry *entry;
+	IdemBucketsPartition *partition = get_partition(hash);
+	const IdemBucketEntry *entry;
 	IdemBucketSeen seen;
 	bool		room = true;
 	int64		now;
@@ -467,7 +266,7 @@ idem_buckets_peek(const IdemBucketKey *key, const IdemBucketRule *rule,
 	entry = find_entry(key, hash);
 	if (entry != NULL)
 		seen = entry->seen;
-	else if (make_room(partition, now))
+	else if (make_room(partition, key, now))
 	{
 		seen.rule = *rule;
 		idem_bucket_init(rule, &seen.bucket, now);
@@ -495,18 +294,18 @@ idem_buckets_forget(Oid database, const uint64 *limiter)
 	int			number;
 	int			i;
 
-	if (head == NULL)
+	if (memory->head == NULL)
 		return;
-	for (number = 0; number < head->partitions; number++)
+	for (number = 0; number < memory->head->partitions; number++)
 	{
-		Partition  *partition = &partitions[number].partition;
-		int			first = get_first(partition);
+		IdemBucketsPartition *partition = &memory->partitions[number].partition;
+		int			first = idem_buckets_first(partition);
 
 		LWLockAcquire(&partition->lock, LW_EXCLUSIVE);
-		for (i = first; i < first + head->room && partition->used > 0; i++)
-			if (entries[i].seen.key.database == database &&
-				(limiter == NULL || entries[i].seen.key.limiter == *limiter))
-				free_entry(partition, &entries[i]);
+		for (i = first; i < first + memory->head->room && partition->used > 0; i++)
+			if (memory->entries[i].seen.key.database == database &&
+				(limiter == NULL || memory->entries[i].seen.key.limiter == *limiter))
+				free_entry(partition, &memory->entries[i]);
 		LWLockRelease(&partition->lock);
 	}
 }
@@ -518,8 +317,8 @@ idem_buckets_forget(Oid database, const uint64 *limiter)
 int
 idem_buckets_partitions(int *room)
 {
-	*room = head->room;
-	return head->partitions;
+	*room = memory->head->room;
+	return memory->head->partitions;
 }
 
 /*
@@ -529,15 +328,15 @@ idem_buckets_partitions(int *room)
 int
 idem_buckets_copy(int number, Oid database, IdemBucketSeen *copies)
 {
-	Partition  *partition = &partitions[number].partition;
-	int			first = get_first(partition);
+	IdemBucketsPartition *partition = &memory->partitions[number].partition;
+	int			first = idem_buckets_first(partition);
 	int			found = 0;
 	int			i;
 
 	LWLockAcquire(&partition->lock, LW_SHARED);
-	for (i = first; i < first + head->room && partition->used > 0; i++)
-		if (entries[i].seen.key.database == database)
-			copies[found++] = entries[i].seen;
+	for (i = first; i < first + memory->head->room && partition->used > 0; i++)
+		if (memory->entries[i].seen.key.database == database)
+			copies[found++] = memory->entries[i].seen;
 	LWLockRelease(&partition->lock);
 	return found;
 }
@@ -552,10 +351,10 @@ idem_buckets_use(IdemBucketsUse *use)
 	int			i;
 
 	memset(use, 0, sizeof(*use));
-	use->room = (int64) head->partitions * head->room;
-	for (i = 0; i < head->partitions; i++)
+	use->room = (int64) memory->head->partitions * memory->head->room;
+	for (i = 0; i < memory->head->partitions; i++)
 	{
-		Partition  *partition = &partitions[i].partition;
+		IdemBucketsPartition *partition = &memory->partitions[i].partition;
 
 		LWLockAcquire(&partition->lock, LW_SHARED);
 		use->used += partition->used;
@@ -563,31 +362,4 @@ idem_buckets_use(IdemBucketsUse *use)
 		use->no_room_at = Max(use->no_room_at, partition->no_room_at);
 		LWLockRelease(&partition->lock);
 	}
-}
-
-/*
- * idem_buckets_init
- *		Define the setting and, while libraries are preloaded, ask for the
- *		memory; once in a process.
- */
-void
-idem_buckets_init(void)
-{
-	static IdemShmemArea area = {TRANCHE, 0, start, NULL};
-	BucketsHead plan;
-
-	DefineCustomIntVariable("idempotency.max_buckets",
-							"Subjects that the rate limiters can remember.",
-							"Memory for them is taken once, about 150 bytes each.",
-							&max_buckets,
-							65536, MIN_BUCKETS, MAX_BUCKETS,
-							process_shared_preload_libraries_in_progress ?
-							PGC_POSTMASTER : PGC_SIGHUP,
-							0,
-							NULL, NULL, NULL);
-	if (!process_shared_preload_libraries_in_progress)
-		return;
-	plan_memory(&plan);
-	area.size = MAXALIGN(sizeof(BucketsHead)) + measure_memory(&plan);
-	idem_shmem_add(&area);
 }

@@ -552,8 +552,8 @@ IDEM_FUNCTION(idem_claim);
  *		Claim a key, or say what became of it; design section 3.
  *
  * Intervals are microseconds with a day of 24 hours.  Raises 22004, 22023,
- * 25006, 40001, 42501, 42704, ID009, XX001.  A claim that is granted holds
- * the key lock and the row to the end of the transaction, and so does the
+ * 25006, 40001, 42501, 42704, ID009, ID012, XX001.  A claim that is granted
+ * holds the key lock and the row to the end of the transaction, and so does the
  * repetition of one's own; any other outcome holds nothing, unless the row
  * changed under our eyes and is locked for it.
  */

@@ -71,6 +71,31 @@ typedef void IdemCompatJsonAction;
 #endif
 
 /*
+ * Before 16 the parser raises an error for a character that is written as its
+ * number and is not in the encoding of the database.  So where that could be,
+ * such a text is not parsed: what is beyond ASCII must stand there itself.
+ */
+static inline bool
+idem_compat_json_may_raise(const char *json, int len)
+{
+#if PG_VERSION_NUM < 160000
+	int			i;
+
+	if (GetDatabaseEncoding() == PG_UTF8)
+		return false;
+	for (i = 0; i + 5 < len; i++)
+	{
+		if (json[i] != '\\')
+			continue;
+		if (json[++i] == 'u' && (json[i + 1] != '0' || json[i + 2] != '0' ||
+								 json[i + 3] > '7'))
+			return true;
+	}
+#endif
+	return false;
+}
+
+/*
  * Whether this is JSON; its actions see strings only with need_escapes.  17
  * moved the lexer's memory into the hands of its caller.
  */
@@ -81,6 +106,8 @@ idem_compat_json_parse(char *json, int len, int encoding, bool need_escapes,
 	JsonLexContext *lex;
 	bool		valid;
 
+	if (need_escapes && idem_compat_json_may_raise(json, len))
+		return false;
 #if PG_VERSION_NUM >= 170000
 	lex = makeJsonLexContextCstringLen(NULL, json, len, encoding, need_escapes);
 #else

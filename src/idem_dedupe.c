@@ -40,7 +40,8 @@ typedef enum DedupeState
 /* A key of the call; of equal ones only the first is worked on. */
 typedef struct DedupeKey
 {
-	text	   *key;			/* in the form of the policy */
+	text	   *key;			/* as it is stored */
+	text	   *given;			/* as the caller spells it */
 	int			ord;			/* place in the array, from 0 */
 	DedupeState state;
 	bool		first;
@@ -73,21 +74,6 @@ compare_keys(const void *a, const void *b)
 	return order != 0 ? order : x->ord - y->ord;
 }
 
-/* The key of the array, checked; 22004, 22023. */
-static text *
-check_key(const IdemDedupe *dedupe, Datum value, bool isnull)
-{
-	text	   *key;
-
-	if (isnull)
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("argument \"keys\" must not contain a null"),
-				 errhint("Give a key for each message.")));
-	key = idem_args_format_key(DatumGetTextPP(value), &dedupe->claim.policy);
-	return key;
-}
-
 static IdemKey
 id_of(const IdemDedupe *dedupe, const DedupeKey *key)
 {
@@ -99,8 +85,8 @@ id_of(const IdemDedupe *dedupe, const DedupeKey *key)
 }
 
 /*
- * The keys of the call, sorted.  A repeated one is settled from the start, as
- * is the key of an idem_run in whose handler we are.
+ * The keys of the call, sorted; ID012.  A repeated one is settled from the
+ * start, as is the key of an idem_run in whose handler we are.
  */
 static void
 read_keys(IdemDedupe *dedupe, ArrayType *array)
@@ -114,9 +100,12 @@ read_keys(IdemDedupe *dedupe, ArrayType *array)
 	dedupe->keys = palloc(sizeof(DedupeKey) * Max(dedupe->nkeys, 1));
 	for (i = 0; i < dedupe->nkeys; i++)
 	{
-		dedupe->keys[i].key = check_key(dedupe, values[i], nulls[i]);
-		dedupe->keys[i].ord = i;
-		dedupe->keys[i].first = false;
+		DedupeKey  *key = &dedupe->keys[i];
+
+		key->given = nulls[i] ? NULL : DatumGetTextPP(values[i]);
+		key->key = idem_args_format_key(key->given, &dedupe->claim.policy);
+		key->ord = i;
+		key->first = false;
 	}
 	qsort(dedupe->keys, dedupe->nkeys, sizeof(DedupeKey), compare_keys);
 	for (i = 0; i < dedupe->nkeys; i++)
@@ -445,7 +434,7 @@ put_result(FunctionCallInfo fcinfo, IdemDedupe *dedupe)
 		bool		nulls[3] = {0};
 
 		values[0] = Int64GetDatum((int64) i + 1);
-		values[1] = PointerGetDatum(dedupe->keys[i].key);
+		values[1] = PointerGetDatum(dedupe->keys[i].given);
 		values[2] = BoolGetDatum(dedupe->keys[i].first);
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 		nfirst += dedupe->keys[i].first;
@@ -462,8 +451,9 @@ IDEM_FUNCTION(idem_dedupe);
  *		RETURNS TABLE (ord bigint, key text, first boolean)
  *		Mark keys as done and say which of them came for the first time.
  *
+ * Gives each key as the caller spells it, which may join it to a message.
  * Raises 22004, 22023, 25006, 40001, 40P01 (with other calls in the same
- * transaction), 42501, 42704, ID009, XX001.  Holds the rows that it wrote.
+ * transaction), 42501, 42704, ID009, ID012, XX001.  Holds the rows that it wrote.
  */
 Datum
 idem_dedupe(PG_FUNCTION_ARGS)

@@ -27,6 +27,7 @@
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
 #include "utils/memutils.h"
 #include "utils/numeric.h"
 
@@ -34,6 +35,10 @@
 #include "idem_canonical.h"
 #include "idem_digest.h"
 #include "idem_fingerprint.h"
+
+/* numeric on the wire: base 10000, and the sign of what is below zero */
+#define GROUP_DIGITS 4
+#define NUMERIC_SENT_NEGATIVE 0x4000
 
 IDEM_FUNCTION(idem_canonical);
 IDEM_FUNCTION(idem_fingerprint);
@@ -101,10 +106,53 @@ write_string(const char *utf8, int len, StringInfo out)
 	commit_room(out, size);
 }
 
+static unsigned int
+read_uint16(const unsigned char *wire)
+{
+	return (unsigned int) wire[0] << 8 | wire[1];
+}
+
+/*
+ * The digits that a numeric stores, and its exponent, as text.  numeric_out()
+ * would write all zeros, too, 131072 characters of 1e131071: time and memory
+ * shall be bounded by the text that the document came as.
+ */
+static char *
+digits_of(Numeric value)
+{
+	bytea	   *sent = DatumGetByteaPP(DirectFunctionCall1(numeric_send,
+														   NumericGetDatum(value)));
+	const unsigned char *wire = (unsigned char *) VARDATA_ANY(sent);
+	int			ngroups = read_uint16(wire);	/* up to 36864 */
+	int			weight = (int16) read_uint16(wire + 2); /* of the first */
+	char	   *text = palloc(ngroups * GROUP_DIGITS + 20);
+	char	   *out = text;
+	int			i;
+
+	if (read_uint16(wire + 4) == NUMERIC_SENT_NEGATIVE)
+		*out++ = '-';
+	/* the scale, which comes next, tells nothing of the value */
+	*out++ = '0';
+	for (i = 0; i < ngroups; i++)
+	{
+		unsigned int group = read_uint16(wire + 8 + 2 * i);
+
+		*out++ = '0' + group / 1000;
+		*out++ = '0' + group / 100 % 10;
+		*out++ = '0' + group / 10 % 10;
+		*out++ = '0' + group % 10;
+	}
+	*out++ = 'e';
+	out += pg_ltoa((weight - ngroups + 1) * GROUP_DIGITS, out);
+	*out = '\0';
+	pfree(sent);
+	return text;
+}
+
 static void
 write_numeric(Numeric value, StringInfo out)
 {
-	char	   *text = numeric_normalize(value);
+	char	   *text = digits_of(value);
 	IdemCanonicalNumber number;
 	char	   *room;
 

@@ -57,35 +57,17 @@ typedef struct IdemHeld
 	bool		own;			/* claimed by this very transaction */
 } IdemHeld;
 
-static bool
-read_exactly(IdemHeld *held, bool (*read) (const IdemKey *, IdemRow *))
-{
-	if (!read(&held->id, &held->row))
-		return false;
-	idem_policy_get_stored(held->row.policy, &held->policy);
-	return true;
-}
-
-/*
- * Find a row by scope and key, as the arguments 0 and 1 give them.  A policy
- * with a key format stores keys in canonical form: a key that is a UUID in
- * another form than that is looked up under that, too.
- */
+/* Find a row by scope and key, as the arguments 0 and 1 give them. */
 static bool
 find(FunctionCallInfo fcinfo, IdemHeld *held,
 	 bool (*read) (const IdemKey *, IdemRow *))
 {
-	text	   *canonical;
-
 	held->id.scope = idem_args_scope(fcinfo, ARG_SCOPE);
 	held->id.key = idem_args_key(fcinfo, ARG_KEY);
-	if (read_exactly(held, read))
-		return true;
-	canonical = idem_args_canonical_uuid(held->id.key);
-	if (canonical == NULL)
+	if (!read(&held->id, &held->row))
 		return false;
-	held->id.key = canonical;
-	return read_exactly(held, read) && held->policy.key_format != IDEM_KEY_ANY;
+	idem_policy_get_stored(held->row.policy, &held->policy);
+	return true;
 }
 
 /*
@@ -216,6 +198,15 @@ completed_state(const IdemHeld *held, int status)
 	return IDEM_STATE_RETRYABLE;
 }
 
+/* When the row expires; null for never, as idem_result has it. */
+static Datum
+return_expiry(FunctionCallInfo fcinfo, const IdemRow *row)
+{
+	if (TIMESTAMP_IS_NOEND(row->expires_at))
+		PG_RETURN_NULL();
+	PG_RETURN_TIMESTAMPTZ(row->expires_at);
+}
+
 /* Store an answer; the state is COMPLETED or one of the failed ones. */
 static Datum
 finish(FunctionCallInfo fcinfo, Oid type, IdemState state)
@@ -240,7 +231,7 @@ finish(FunctionCallInfo fcinfo, Oid type, IdemState state)
 							idem_digest_log_id(held.id.key),
 							idem_digest_log_id(held.id.scope)),
 					 errhint("Get the stored answer with idem_lookup().")));
-		PG_RETURN_TIMESTAMPTZ(held.row.expires_at);
+		return return_expiry(fcinfo, &held.row);
 	}
 	idem_answer_limit(&answer, &held.id, &held.policy);
 	idem_answer_store(&answer, &held.row);
@@ -248,7 +239,7 @@ finish(FunctionCallInfo fcinfo, Oid type, IdemState state)
 	write_claim(&held, state == IDEM_STATE_COMPLETED ? "completed" : "failed");
 	idem_shmem_count(held.policy.counters, state == IDEM_STATE_COMPLETED ?
 					 IDEM_COUNT_COMPLETED : IDEM_COUNT_FAILED, 1);
-	PG_RETURN_TIMESTAMPTZ(held.row.expires_at);
+	return return_expiry(fcinfo, &held.row);
 }
 
 static Datum
@@ -262,13 +253,13 @@ fail(FunctionCallInfo fcinfo, Oid type)
 /*
  * idem_complete(scope, key, response {text|json|jsonb|bytea}, status_code,
  *				 headers, content_type, token) RETURNS timestamptz
- *		Store the answer of a claim; returns when it expires.
+ *		Store the answer of a claim; returns when it expires, null for never.
  *
  * idem_fail(the same, retryable boolean) RETURNS timestamptz
  *		Store its failure.
  *
  * Raise 22004, 22023, 22P02, 25006, 40001, 42501, ID001, ID002, ID003, ID008,
- * ID010.  Hold the key lock and the row to the end of the transaction.
+ * ID010, ID012.  Hold the key lock and the row to the end of the transaction.
  */
 IDEM_FUNCTION(idem_complete_text);
 IDEM_FUNCTION(idem_complete_json);
@@ -334,8 +325,8 @@ IDEM_FUNCTION(idem_extend);
  *		RETURNS timestamptz
  *		Heartbeat: the lease ends that long from now; returns when.
  *
- * Raises 22004, 22023, 25006, 40001, 42501, ID001, ID002.  The commit is
- * flushed whatever synchronous_commit says: the holder relies on it.
+ * Raises 22004, 22023, 25006, 40001, 42501, ID001, ID002, ID012.  The commit
+ * is flushed whatever synchronous_commit says: the holder relies on it.
  */
 Datum
 idem_extend(PG_FUNCTION_ARGS)
@@ -366,8 +357,8 @@ IDEM_FUNCTION(idem_checkpoint);
  *				   data jsonb) RETURNS void
  *		Remember how far the work has come, for a later attempt.
  *
- * Raises 22004, 22023, 25006, 40001, 42501, ID001, ID002.  The commit is
- * flushed whatever synchronous_commit says.
+ * Raises 22004, 22023, 25006, 40001, 42501, ID001, ID002, ID012.  The commit
+ * is flushed whatever synchronous_commit says.
  */
 Datum
 idem_checkpoint(PG_FUNCTION_ARGS)
@@ -395,7 +386,7 @@ IDEM_FUNCTION(idem_release);
  *
  * The row stays, free, with its last token and attempt, until it expires: a
  * later claim gets a greater token.  Raises 22004, 22023, 25006, 40001,
- * 42501, ID001 (finished), ID002.
+ * 42501, ID001 (finished), ID002, ID012.
  */
 Datum
 idem_release(PG_FUNCTION_ARGS)
@@ -424,7 +415,7 @@ IDEM_FUNCTION(idem_forget);
  * idem_forget(scope text, key text) RETURNS boolean
  *		Operator: remove a key in any state; false when there is none.
  *
- * Always audited.  Raises 22004, 22023, 25006, 40001, 42501.
+ * Always audited.  Raises 22004, 22023, 25006, 40001, 42501, ID012.
  */
 Datum
 idem_forget(PG_FUNCTION_ARGS)
@@ -461,7 +452,7 @@ IDEM_FUNCTION(idem_lookup);
  *		have taken it.
  *
  * Reads only; works on a standby and in a read-only transaction.  Raises
- * 22004, 22023, 42501.
+ * 22004, 22023, 42501, ID012.
  */
 Datum
 idem_lookup(PG_FUNCTION_ARGS)

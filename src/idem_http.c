@@ -8,12 +8,6 @@
  * that an application makes itself, such as that of a rate limit, is answered
  * in the same shape.  Nothing here shows a key or a scope.
  *
- * Stored headers come from applications: a name or a value that could end a
- * header line is refused here, on its way out, whoever stored it.  So is
- * everything that is no text, since a header left out in silence could be the
- * one that matters; the first answer fails then, together with its work, and
- * not only its replays.
- *
  * Touches no table.
  *
  *-------------------------------------------------------------------------
@@ -28,6 +22,7 @@
 
 #include "idem_args.h"
 #include "idem_compat.h"
+#include "idem_headers.h"
 #include "idem_http.h"
 #include "idem_pairs.h"
 
@@ -259,62 +254,6 @@ idem_http_end_headers(IdemHttpHeaders *headers)
 	return headers->json.data;
 }
 
-/* RFC 9110, 5.6.2. */
-static bool
-is_token(const char *name)
-{
-	const char *c;
-
-	for (c = name; *c != '\0'; c++)
-		if (!(*c >= 'a' && *c <= 'z') && !(*c >= 'A' && *c <= 'Z') &&
-			!(*c >= '0' && *c <= '9') && strchr("!#$%&'*+-.^_`|~", *c) == NULL)
-			return false;
-	return c > name;
-}
-
-/* RFC 9110, 5.5: no control character but the tab. */
-static bool
-is_field_value(const char *value)
-{
-	const char *c;
-
-	for (c = value; *c != '\0'; c++)
-		if (((unsigned char) *c < ' ' && *c != '\t') || *c == 0x7f)
-			return false;
-	return true;
-}
-
-/* The headers of the first answer; 22023. */
-static void
-add_stored(IdemHttpHeaders *headers, text *stored)
-{
-	List	   *pairs;
-	ListCell   *cell;
-
-	if (!idem_pairs_read(VARDATA_ANY(stored), VARSIZE_ANY_EXHDR(stored),
-						 &pairs))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("stored headers are not in a form that HTTP can have"),
-				 errhint("Store {\"Name\": \"value\"}, or [{\"Name\": \"value\"}, ...] where a name repeats.")));
-	foreach(cell, pairs)
-	{
-		IdemPair   *pair = lfirst(cell);
-
-		if (!is_token(pair->name))
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("stored headers have a name that HTTP cannot have"),
-					 errhint("Make a name of letters, digits and hyphens.")));
-		if (pair->value == NULL || !is_field_value(pair->value))
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("stored headers have a value that HTTP cannot have"),
-					 errhint("Store values as strings without control characters, or as arrays of such strings.")));
-		idem_http_add_header(headers, pair->name, pair->value);
-	}
-}
-
 /* RFC 9110, 10.2.3: whole seconds, not too early, and never at once. */
 static void
 add_retry_after(IdemHttpHeaders *headers, const Interval *retry_after)
@@ -329,15 +268,21 @@ add_retry_after(IdemHttpHeaders *headers, const Interval *retry_after)
 
 /*
  * idem_http_add_result
- *		What idem_http_headers() gives; 22023.
+ *		What idem_http_headers() gives.
  */
 void
 idem_http_add_result(IdemHttpHeaders *headers, const IdemResultHttp *result)
 {
 	StringInfoData expires;
+	ListCell   *cell;
 
 	if (result->headers != NULL)
-		add_stored(headers, result->headers);
+		foreach(cell, idem_headers_to_send(result->headers))
+		{
+			IdemPair   *pair = lfirst(cell);
+
+			idem_http_add_header(headers, pair->name, pair->value);
+		}
 	if (result->replayed)
 		idem_http_add_header(headers, "Idempotency-Replayed", "true");
 	initStringInfo(&expires);
@@ -371,8 +316,8 @@ IDEM_FUNCTION(idem_http_headers);
 
 /*
  * idem_http_headers(result idem_result) RETURNS json
- *		The headers of an answer, as an array of single-key objects.  22023
- *		for stored headers that HTTP cannot have.
+ *		The headers of an answer, as an array of single-key objects.  Raises
+ *		nothing for what was stored.
  */
 Datum
 idem_http_headers(PG_FUNCTION_ARGS)

@@ -27,6 +27,7 @@
 
 #include "idem_args.h"
 #include "idem_compat.h"
+#include "idem_headers.h"
 #include "idem_http.h"
 #include "idem_pairs.h"
 #include "idem_run.h"
@@ -145,7 +146,7 @@ find_principal(FunctionCallInfo fcinfo)
 			IdemPair   *pair = lfirst(cell);
 
 			if (strcmp(pair->name, "sub") == 0)
-				principal = pair->value == NULL || pair->in_list ? NULL :
+				principal = !pair->is_string || pair->in_list ? NULL :
 					cstring_to_text(pair->value);
 		}
 	}
@@ -166,7 +167,7 @@ find_key(const HttpRequest *request, const IdemPolicy *policy, text **key)
 
 		if (pg_strcasecmp(pair->name, KEY_HEADER) != 0)
 			continue;
-		if (pair->value == NULL || pair->in_list || header != NULL)
+		if (!pair->is_string || pair->in_list || header != NULL)
 			return KEY_INVALID;
 		header = pair->value;
 	}
@@ -251,7 +252,7 @@ answer_bad_request(const char *code, int status)
 }
 
 /*
- * The answer of idem_run; NULL: without a body.  A body that is no JSON
+ * The answer of idem_run; NULL: without a body, or with an empty one.  A body that is no JSON
  * cannot be an answer: 22023, and the handler's work is undone with it.
  */
 static text *
@@ -265,12 +266,14 @@ answer_result(const IdemResultHttp *result)
 	if (idem_http_is_refusal(result))
 		return answer_problem(text_to_cstring(result->error_code),
 							  result->status, &headers);
-	if (result->body != NULL && (body = idem_result_json(result->body)) == NULL)
+	if (result->body != NULL && VARSIZE_ANY_EXHDR(result->body) > 0 &&
+		(body = idem_result_json(result->body)) == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("the answer is not JSON"),
 				 errhint("Make it with idem_respond(), or call idem_run().")));
-	if (result->content_type != NULL && !headers.has_type)
+	if (result->content_type != NULL && !headers.has_type &&
+		idem_headers_is_media_type(result->content_type))
 	{
 		char	   *type = text_to_cstring(result->content_type);
 

@@ -13,7 +13,8 @@
 typedef struct IdemPair
 {
 	char	   *name;
-	char	   *value;			/* NULL: not a string */
+	char	   *value;			/* NULL: neither string, number nor boolean */
+	bool		is_string;
 	bool		in_list;		/* the value is an element of an array */
 } IdemPair;
 

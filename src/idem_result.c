@@ -11,8 +11,11 @@
 #include "postgres.h"
 
 #include "access/htup_details.h"
+#include "catalog/namespace.h"
 #include "executor/executor.h"
 #include "funcapi.h"
+#include "lib/stringinfo.h"
+#include "mb/pg_wchar.h"
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
 #include "utils/typcache.h"
@@ -114,7 +117,10 @@ put_row(Datum *values, bool *nulls, const IdemRow *row)
 			TimestampTzGetDatum(row->finished_at));
 	put(values, nulls, RESULT_LEASE_UNTIL,
 		TimestampTzGetDatum(row->lease_until));
-	put(values, nulls, RESULT_EXPIRES_AT, TimestampTzGetDatum(row->expires_at));
+	/* for ever is null: not every driver can read infinity */
+	if (!TIMESTAMP_IS_NOEND(row->expires_at))
+		put(values, nulls, RESULT_EXPIRES_AT,
+			TimestampTzGetDatum(row->expires_at));
 }
 
 static void
@@ -234,10 +240,57 @@ idem_result_read(HeapTupleHeader result, IdemResultHttp *http)
 	http->error_code = get_varlena(result, RESULT_ERROR_CODE);
 }
 
+/* A character in a JSON string by its number. */
+static void
+append_escape(StringInfo out, pg_wchar c)
+{
+	if (c > 0xffff)
+		appendStringInfo(out, "\\u%04x\\u%04x",
+						 (unsigned int) (0xd800 + ((c - 0x10000) >> 10)),
+						 (unsigned int) (0xdc00 + ((c - 0x10000) & 0x3ff)));
+	else
+		appendStringInfo(out, "\\u%04x", (unsigned int) c);
+}
+
+/*
+ * Valid JSON of UTF-8 in the database's encoding.  What that cannot express
+ * is in a string, where it may be escaped: an answer that was stored must be
+ * readable in every database.
+ */
+static text *
+json_to_server(const char *json, int len)
+{
+	int			encoding = GetDatabaseEncoding();
+	Oid			proc = FindDefaultConversionProc(PG_UTF8, encoding);
+	StringInfoData out;
+	int			i;
+	int			size;
+
+	initStringInfo(&out);
+	for (i = 0; i < len; i += size)
+	{
+		unsigned char *c = (unsigned char *) json + i;
+		unsigned char converted[MAX_CONVERSION_GROWTH * MAX_MULTIBYTE_CHAR_LEN + 1];
+
+		size = pg_utf_mblen(c);
+		if (size == 1)
+			appendStringInfoCharMacro(&out, *c);
+		else if (OidIsValid(proc) &&
+				 pg_do_encoding_conversion_buf(proc, PG_UTF8, encoding, c,
+											   size, converted,
+											   sizeof(converted), true) == size)
+			appendStringInfoString(&out, (char *) converted);
+		else
+			append_escape(&out, utf8_to_unicode(c));
+	}
+	return cstring_to_text_with_len(out.data, out.len);
+}
+
 /*
  * idem_result_json
- *		A stored body as JSON, its text exactly as stored; NULL where it is no
- *		valid JSON.  22P05 where the database's encoding cannot express it.
+ *		A stored body as JSON, its text exactly as stored, but for characters
+ *		that the database's encoding does not have; NULL where it is no valid
+ *		JSON.
  */
 text *
 idem_result_json(bytea *body)
@@ -248,10 +301,10 @@ idem_result_json(bytea *body)
 	if (!pg_verify_mbstr(PG_UTF8, text, len, true) ||
 		!idem_compat_json_is_valid(text, len, PG_UTF8))
 		return NULL;
-	text = pg_any_to_server(text, len, PG_UTF8);
-	if (text != VARDATA_ANY(body))
-		len = strlen(text);
-	return cstring_to_text_with_len(text, len);
+	if (GetDatabaseEncoding() == PG_UTF8 ||
+		GetDatabaseEncoding() == PG_SQL_ASCII)
+		return cstring_to_text_with_len(text, len);
+	return json_to_server(text, len);
 }
 
 IDEM_FUNCTION(idem_json);
@@ -259,8 +312,8 @@ IDEM_FUNCTION(idem_json);
 /*
  * idem_json(result idem_result) RETURNS json
  *		The stored body as JSON, its text exactly as stored; null where it is
- *		no valid JSON.  Bodies are UTF-8; one that the database's encoding
- *		cannot express raises 22P05 (untranslatable character).
+ *		no valid JSON.  Bodies are UTF-8: a character that the database's
+ *		encoding does not have is escaped.
  */
 Datum
 idem_json(PG_FUNCTION_ARGS)

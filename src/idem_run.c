@@ -330,8 +330,8 @@ IDEM_FUNCTION(idem_run);
  *		Claim a key, call handler(request), store what it returns, answer.
  *
  * Raises what the handler raises, and 22004, 22023, 22P02, 25006, 40001,
- * 42501, 42704, 42883, ID008, ID009, ID010, XX001.  An executed call holds the
- * key lock and the row to the end of the transaction.
+ * 42501, 42704, 42883, ID008, ID009, ID010, ID012, XX001.  An executed call
+ * holds the key lock and the row to the end of the transaction.
  */
 Datum
 idem_run(PG_FUNCTION_ARGS)

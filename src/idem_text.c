@@ -221,18 +221,25 @@ IDEM_FUNCTION(idem_key);
  *		The key in an Idempotency-Key header field.
  *
  * draft-ietf-httpapi-idempotency-key-header: an Item whose value is a String
- * (RFC 8941); bare keys are in wide use and accepted.  Raises 22004, 22023.
+ * (RFC 8941); bare keys are in wide use and accepted.  Gives it as the header
+ * spells it.  Raises ID012.
  */
 Datum
 idem_key(PG_FUNCTION_ARGS)
 {
-	text	   *header = idem_args_text(fcinfo, 0, "header");
-	text	   *key = idem_text_header_key(VARDATA_ANY(header),
-										   VARSIZE_ANY_EXHDR(header));
+	text	   *key = NULL;
 
+	if (!PG_ARGISNULL(0))
+	{
+		text	   *header = PG_GETARG_TEXT_PP(0);
+
+		key = idem_text_header_key(VARDATA_ANY(header),
+								   VARSIZE_ANY_EXHDR(header));
+	}
 	if (key == NULL)
 		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				(errcode(ERRCODE_IDEM_BAD_KEY),
+				 PG_ARGISNULL(0) ? errmsg("missing Idempotency-Key header") :
 				 errmsg("malformed Idempotency-Key header"),
 				 errhint("Send one key as a quoted string, such as \"8e03978e-40d5-43dd-bc93-6894a57f9324\".")));
 	PG_RETURN_TEXT_P(key);

@@ -60,7 +60,7 @@ class SchemaError(IdempotencyError):
 
 
 ERRORS = {"ID003": AlreadyStored, "ID004": InProgress, "ID005": PayloadMismatch, "ID009": Full,
-          "ID008": ValueError, "22004": ValueError, "22023": ValueError}
+          "ID008": ValueError, "ID012": ValueError, "22004": ValueError, "22023": ValueError}
 REFUSALS = {"mismatch": PayloadMismatch, "in_progress": InProgress}
 
 
@@ -96,6 +96,11 @@ class Turn:
         self.record = await self._backend._complete(
             self.conn, self._names, *_encode(response, content_type))
         return self.record
+
+    def forget(self):
+        """What put() has stored in this transaction is undone with it."""
+        if self.record is not None and self.record.first:
+            self.record = None
 
 
 class PgBackend:
@@ -171,8 +176,16 @@ class PgBackend:
                 refusal = REFUSALS.get(row["outcome"], IdempotencyError)
                 raise refusal(f"the key of this put is: {row['outcome']}")
             turn = Turn(self, conn, names, _record(row) if row["outcome"] == "replayed" else None)
-            yield turn
-            if turn.record is None:         # would be a lease, and then be done again
+            try:
+                yield turn
+            except BaseException:           # psycopg.Rollback, too, which ends here
+                turn.forget()
+                raise
+            # A claim without an answer would be a lease, and then be done again; and
+            # a put() may have been undone, by a savepoint around it.
+            if turn.record is None or (
+                    turn.record.first and not await self._is_stored(conn, names)):
+                turn.forget()
                 raise IdempotencyError("the transaction ended without put()")
 
     async def delete_expired(self):
@@ -221,6 +234,12 @@ class PgBackend:
             names | dict(ttl=_ttl(expires_at)))
         log.debug("put in scope %s: %s", row["scope_id"], row.get("outcome", "claimed"))
         return row
+
+    async def _is_stored(self, conn, names):
+        row = await self._call(
+            conn, "SELECT (r).outcome FROM {0}.idem_lookup("
+            "{0}.idem_scope(%(tenant)s, %(principal)s), %(key)s) r", names)
+        return row["outcome"] == "completed"
 
     async def _complete(self, conn, names, body, content_type):
         row = await self._call(

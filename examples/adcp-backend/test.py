@@ -22,7 +22,8 @@ import psycopg
 from psycopg_pool import AsyncConnectionPool
 
 from handler import payload_hash, place_order, place_order_then_put
-from pg_backend import AlreadyStored, Full, PayloadMismatch, PgBackend, SchemaError, Scope
+from pg_backend import (AlreadyStored, Full, IdempotencyError, PayloadMismatch, PgBackend,
+                        SchemaError, Scope)
 from promises import PATIENCE, Promises
 
 PROCESSES = 4
@@ -221,7 +222,7 @@ async def a_connection_per_call(backend, workers):
              "put": lambda b: b.put(scope("pool"), "k", HASH[0], {}),
              "delete_expired": lambda b: b.delete_expired()}
     taken = {}
-    async with make_pool(1) as pool:
+    async with make_pool(1, application_name="small pool") as pool:
         small = PgBackend(pool=pool)
         for name, method in calls.items():
             before = pool.get_stats().get("requests_num", 0)
@@ -232,8 +233,8 @@ async def a_connection_per_call(backend, workers):
             await asyncio.wait_for(
                 small.put(scope("pool"), "k2", HASH[0], {}, conn=conn), PATIENCE)
             taken["put with conn"] = pool.get_stats()["requests_num"] - before
-        idle = not await value(
-            "SELECT count(*) FROM pg_stat_activity WHERE usename = 'adcp_app'"
+        idle = not await value(         # of our connections, not the other processes'
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'small pool'"
             " AND state LIKE 'idle in transaction%'")
     return (", ".join(f"{name} {n}" for name, n in taken.items()) + " connections; none left in"
             " a transaction",
@@ -492,6 +493,30 @@ async def work_and_record_are_one(backend, workers):
             neither == good == orders == await count_records("poor") == 2)
 
 
+async def undone_is_not_reported(backend, workers):
+    """put() within a savepoint that is rolled back, and psycopg.Rollback."""
+    where = scope("undone")
+    orders = "SELECT count(*) FROM orders WHERE tenant = 'undone'"
+    await superuser("INSERT INTO budgets VALUES ('undone', 99)")
+
+    async def place(key, inner):
+        async with backend.transaction(where, key, HASH[0]) as turn:
+            await turn.conn.execute("INSERT INTO orders (tenant, item, cents) VALUES"
+                                    " ('undone', %s, 1)", (key,))
+            async with turn.conn.transaction() if inner else contextlib.nullcontext():
+                await turn.put({"order": key})
+                raise psycopg.Rollback
+        return turn.record
+
+    refused = await raises(IdempotencyError, place("savepoint", True))
+    answer = await place("rollback", False)
+    left = [await value(orders), await count_records("undone"), await count_records("undone", "p")]
+    again = [await put_briefly(backend, where, key) for key in ("savepoint", "rollback")]
+    return (f"put() undone by a savepoint: {'an error' if refused else 'no error'}; by Rollback:"
+            f" {answer}; left: {left} orders, records and claims",
+            refused and answer is None and left == [0, 0, 0] and len(again) == 2)
+
+
 async def many_handlers_one_order(backend, workers):
     """Also: who was not first cannot commit, even if it takes no notice."""
     keys = [f"order-{n}" for n in range(6)]
@@ -652,6 +677,7 @@ PROMISES = [
     ("a naive datetime is refused", times_have_a_zone),
     ("only an ASCII identifier in the SQL", names_are_ascii),
     ("the record commits with the handler's work", work_and_record_are_one),
+    ("what was undone is not reported as stored", undone_is_not_reported),
     ("many handlers, one effect", many_handlers_one_order),
     ("a cap on rows", rows_have_a_cap),
     ("bodies other than JSON", bodies_of_any_kind),

@@ -127,8 +127,16 @@ async def refused(_, exception):
 @app.exception_handler(psycopg.DataError)
 @app.exception_handler(psycopg.errors.StatementTooComplex)
 async def bad_data(_, exception):
-    """The key is too long, or the body no JSON, or nested too deeply."""
+    """The body is no JSON, or nested too deeply."""
     return error(400, "bad_request", exception.diag.message_primary or "bad request")
+
+
+@app.exception_handler(psycopg.DatabaseError)
+async def bad_key(_, exception):
+    """ID012 says that the key is too long; whatever else comes here is a fault."""
+    if exception.sqlstate != "ID012":
+        raise exception
+    return error(400, "bad_request", exception.diag.message_primary)
 
 
 @app.exception_handler(psycopg.OperationalError)

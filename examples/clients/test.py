@@ -32,7 +32,7 @@ RESTARTED = 40
 
 # What a server may say: worth a retry, and not.
 WORTH = ["40001", "40P01", "08006", "53300", "57P01", "57P02", "57P03"]
-NOT_WORTH = ["22023", "23505", "25006", "42501", "ID009", "P0002"]
+NOT_WORTH = ["22023", "23505", "25006", "42501", "ID009", "ID012", "P0002"]
 
 
 class Program:

@@ -103,7 +103,7 @@ async function claim(db, name, req, policy, attempt) {
     const wait = attempt > 1 ? '5 s' : null;
     return (await db.query(CLAIM, [...name, request, policy, wait])).rows[0];
   } catch (error) {
-    if (['22023', '22004'].includes(error.code)) {
+    if (error.code === 'ID012') {
       throw new Refusal(400, 'INVALID_IDEMPOTENCY_KEY',
         'The header Idempotency-Key must be a UUID, version 4.');
     }

@@ -43,7 +43,7 @@ def refusal(error):
     if (error.sqlstate or "").startswith("HB"):         # a handler's, see schema.sql
         return problem(int(error.sqlstate[2:]), error.diag.message_primary,
                        error.diag.message_detail)
-    if isinstance(error, psycopg.DataError):
+    if isinstance(error, psycopg.DataError) or error.sqlstate == "ID012":
         return problem(400, "request_invalid", "The body or the Idempotency-Key is malformed.")
     if is_passing(error):
         return problem(503, "unavailable", "Send the same request again.", {"Retry-After": "1"})
