@@ -16,6 +16,7 @@ OBJS = \
 	src/idem_digest.o \
 	src/idem_fingerprint.o \
 	src/idem_finish.o \
+	src/idem_foreign.o \
 	src/idem_grant.o \
 	src/idem_health.o \
 	src/idem_hmac.o \

@@ -31,6 +31,7 @@
  *					idem_canonical	canonical JSON, pure
  *					idem_fingerprint, idem_digest	SHA-256
  *					idem_hmac		HMACs with keys derived from the secrets
+ *					idem_foreign	C functions of other extensions
  *					idem_args		checks of arguments
  *					idem_pairs		names and texts in JSON
  *					idem_xact		what this transaction claims and runs
