@@ -40,6 +40,7 @@ OBJS = \
 	src/idem_state.o \
 	src/idem_stats.o \
 	src/idem_store.o \
+	src/idem_store_acl.o \
 	src/idem_store_audit.o \
 	src/idem_store_cron.o \
 	src/idem_store_direct.o \

@@ -222,16 +222,3 @@ idem_audit_guard(PG_FUNCTION_ARGS)
 	return PointerGetDatum(TRIGGER_FIRED_BY_UPDATE(trigdata->tg_event) ?
 						   trigdata->tg_newtuple : trigdata->tg_trigtuple);
 }
-
-IDEM_FUNCTION(idem_audit_own);
-
-/*
- * idem_audit_own() RETURNS void
- *		For the install script, which drops it: see there.
- */
-Datum
-idem_audit_own(PG_FUNCTION_ARGS)
-{
-	idem_store_audit_own();
-	PG_RETURN_VOID();
-}
