@@ -3,6 +3,7 @@
 MODULE_big = idempotency
 OBJS = \
 	idempotency.o \
+	src/idem_alike.o \
 	src/idem_answer.o \
 	src/idem_args.o \
 	src/idem_audit.o \

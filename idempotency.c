@@ -33,6 +33,7 @@
  *					idem_hmac		HMACs with keys derived from the secrets
  *					idem_foreign	C functions of other extensions
  *					idem_args		checks of arguments
+ *					idem_alike		names that look like ours
  *					idem_pairs		names and texts in JSON
  *					idem_xact		what this transaction claims and runs
  *	storage			idem_store_*	the one door to our tables

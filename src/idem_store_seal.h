@@ -133,6 +133,7 @@ extern void idem_store_seal_add(const IdemSeal *seal);
 extern Datum idem_store_seal_ranges(const char *text);
 
 /* idem_store_seal_rows.c */
+extern const char *idem_store_seal_utf8(const char *text, int *len);
 extern void idem_store_seal_digest(const IdemSeal *seal, uint8 *digest);
 extern bool idem_store_seal_range(const IdemSeal *seal, IdemSealRange *range);
 
