@@ -18,8 +18,10 @@
 #include "catalog/pg_type.h"
 #include "commands/extension.h"
 #include "miscadmin.h"
+#include "storage/lmgr.h"
 #include "utils/builtins.h"
 
+#include "idem_catalog.h"
 #include "idem_store_acl.h"
 #include "idem_store_spi.h"
 
@@ -72,6 +74,20 @@ static const char table_sql[] =
 " FROM pg_class, aclexplode(relacl) WHERE oid = $1 AND grantee <> relowner"
 " UNION SELECT 2, format('GRANT ALL ON TABLE %s TO %s', oid::regclass,"
 " relowner::regrole) FROM pg_class WHERE oid = $1) o (n, command) ORDER BY n";
+
+/*
+ * Who may do something with a partition of the log $1, and is among those whom
+ * the defaults of this database give that to.
+ */
+static const char restored_sql[] =
+"SELECT DISTINCT format('REVOKE ALL ON TABLE %s FROM %s', c.oid::regclass,"
+" CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END)"
+" FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid"
+" CROSS JOIN LATERAL aclexplode(c.relacl) a"
+" JOIN pg_default_acl d ON d.defaclrole = c.relowner AND d.defaclobjtype = 'r'"
+" AND d.defaclnamespace IN (0, c.relnamespace)"
+" CROSS JOIN LATERAL aclexplode(d.defaclacl) b"
+" WHERE i.inhparent = $1 AND a.grantee <> c.relowner AND b.grantee = a.grantee";
 
 /* Execute what a query about an object comes to. */
 static void
@@ -127,4 +143,19 @@ idem_store_acl_strip(const char *table)
 	Datum		relid = DirectFunctionCall1(regclassin, CStringGetDatum(table));
 
 	execute_all(table_sql, DatumGetObjectId(relid));
+}
+
+/*
+ * idem_store_acl_restored
+ *		Take what default privileges have given on the partitions of the log
+ *		when pg_restore made them.  Between begin and end.
+ *
+ * Nobody is waited for, and two do not do it at once.
+ */
+void
+idem_store_acl_restored(void)
+{
+	if (ConditionalLockRelationOid(idem_catalog()->audit_seals,
+								   ShareUpdateExclusiveLock))
+		execute_all(restored_sql, idem_catalog()->audit_log);
 }

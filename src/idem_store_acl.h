@@ -10,5 +10,6 @@
 
 extern void idem_store_acl_install(void);
 extern void idem_store_acl_strip(const char *table);
+extern void idem_store_acl_restored(void);
 
 #endif							/* IDEM_STORE_ACL_H */

@@ -26,6 +26,7 @@
 
 #include "idem_catalog.h"
 #include "idem_store.h"
+#include "idem_store_acl.h"
 #include "idem_store_spi.h"
 
 /*
@@ -117,12 +118,16 @@ idem_store_audit_begun(void)
 	return begun;
 }
 
-/* Two that are the first ones both write; the smaller one holds. */
+/*
+ * Two that are the first ones both write; the smaller one holds.  Partitions
+ * that are there already came with a restore.
+ */
 static void
 begin_origin(int64 id)
 {
 	Datum		value = Int64GetDatum(id);
 
+	idem_store_acl_restored();
 	(void) idem_store_spi_execute(&begin_plan, &value, NULL, false, 0);
 	origin_written = current_xid();
 }
