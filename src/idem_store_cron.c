@@ -37,7 +37,7 @@
 #define PG_CRON(name, symbol, nargs, ...) \
 	{"pg_cron", "$libdir/pg_cron", name, symbol, nargs, {__VA_ARGS__}}
 
-/* 1.4 takes a name where 1.5 takes a text. */
+/* Up to 1.3 the name of a job is a name. */
 static IdemForeign cron_schedule =
 PG_CRON("schedule", "cron_schedule_named", 3, TEXTOID, TEXTOID, TEXTOID);
 static IdemForeign cron_schedule_name =
@@ -80,7 +80,7 @@ raise_unknown(const char *name)
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 			 errmsg("extension \"pg_cron\" has no function %s() of its own that is known here",
 					name),
-			 errhint("Use pg_cron 1.4 or later, or let the background worker sweep.")));
+			 errhint("Use pg_cron 1.3 or later, or let the background worker sweep.")));
 }
 
 /*
