@@ -18,7 +18,8 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my $node = new_node('threats', extension => 0);
+# the worker is off: rows are sealed when the test says so
+my $node = new_node('threats', extension => 0, conf => "shared_preload_libraries = 'idempotency'\nidempotency.worker = off\n");
 my $folder = PostgreSQL::Test::Utils::tempdir;
 my $secret = 'BIRDOFTHESEALS3141592653';
 my $secret_hex = unpack 'H*', $secret;
@@ -142,6 +143,9 @@ is(ask(q{SELECT session_role, effective_role FROM idempotency.idempotency_audit_
 is(as('app', "SELECT $_"), '42501', "app: no $_")
   foreach (q{idem_forget('of app', 'key of app')}, q{idem_policy('audited', audit => false)}, q{idem_limiter('logins', 6, '1 min')},
 	'idem_sweep()', q{idem_secret('audit', '0123456789abcdef')}, q{idem_grant('app', 'operator')}, 'count(*) FROM idem_audit_verify()');
+
+is(as('app', q{SELECT allowed FROM idem_throttle('logins', 'ada', 5)}), 't', 'app: can empty the bucket of another');
+is(as('other_app', q{SELECT allowed FROM idem_throttle('logins', 'ada')}), 'f', 'app: who is refused then');
 
 #
 # Level operator
@@ -320,6 +324,30 @@ is(sqlstate($node, "DROP SCHEMA idempotency; $install", database => 'fresh'), ''
 is(as('person', q{SELECT idempotency.idem_scope('a', 'b') IS NOT NULL}, 'fresh'), 't', 'of the pure helpers');
 is(as('person', q{SELECT idempotency.idem_claim('a', 'b')}, 'fresh'), '42501', 'and of nothing else');
 
+# The owner of what is needed gives it away
+ask('CREATE ROLE crypto_owner LOGIN; GRANT CREATE ON DATABASE fresh TO crypto_owner; DROP EXTENSION idempotency, pgcrypto', 'fresh');
+is(as('crypto_owner', 'CREATE SCHEMA crypto; CREATE EXTENSION pgcrypto SCHEMA crypto', 'fresh'), '', 'owner of pgcrypto');
+ask('REASSIGN OWNED BY crypto_owner TO postgres', 'fresh');
+is(as('crypto_owner', 'DROP EXTENSION pgcrypto', 'fresh'), '42501', 'owner of pgcrypto: is none after REASSIGN OWNED');
+
 $node->stop;
+
+#
+# What the documentation says to be shown is there
+#
+
+my $references = 0;
+my @missing;
+my $documentation = slurp_file("$FindBin::RealBin/../doc/security.md");
+while ($documentation =~ /t\/(\d+): \*([^*|]+)\*/g)
+{
+	my ($number, $check) = ($1, $2);
+	my ($test) = glob("$FindBin::RealBin/${number}_*.pl");
+
+	$references++;
+	push @missing, "t/$number: $check" if !defined $test || index(slurp_file($test), $check) < 0;
+}
+cmp_ok($references, '>', 40, 'doc/security.md names tests');
+is(join("\n", @missing), '', 'which are there');
 
 done_testing();
