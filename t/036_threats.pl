@@ -81,10 +81,16 @@ SELECT idem_complete('of app', 'key of app', '"answer to app"'::json);
 COMMIT;
 RESET ROLE});
 ask(q{SELECT idempotency.idem_audit_seal()});
-# and a row in the partition that the seal has made
-ask(q{SELECT idempotency.idem_audit('sold', 'order', i::text) FROM generate_series(1, 3) i; SELECT idempotency.idem_audit_seal()});
+# and a row in each partition that the seal has made
+ask(q{
+INSERT INTO idempotency.idempotency_audit_log (at, xid, action, entity, entity_id, session_role, effective_role)
+SELECT b[1]::timestamptz, pg_current_xact_id(), 'sold', 'order', '1', 'a', 'a'
+FROM pg_inherits JOIN pg_class c ON c.oid = inhrelid, regexp_matches(pg_get_expr(relpartbound, c.oid), $$FROM \('(.*?)'\)$$) b
+WHERE inhparent = 'idempotency.idempotency_audit_log'::regclass;
+SELECT idempotency.idem_audit_seal()});
 my @parts = split /\n/, ask(q{SELECT inhrelid::regclass FROM pg_inherits WHERE inhparent = 'idempotency.idempotency_audit_log'::regclass ORDER BY 1});
 cmp_ok(scalar @parts, '>', 1, 'the log has partitions');
+cmp_ok(ask("SELECT count(*) FROM $_"), '>', 0, "with rows: $_") foreach @parts;
 my @audit = (@parts, map { "idempotency.idempotency_$_" } qw(audit_log audit_seals));
 my @hidden = map { "idempotency.idempotency_$_" } qw(audit_origin secrets);
 
@@ -237,11 +243,16 @@ is(as('writer', "SELECT count(*) FROM $_"), '42501', "pg_write_all_data: does no
 # nothing keeps it from the sequence
 my $last = ask('SELECT last_value FROM idempotency.idempotency_audit_log_id_seq');
 is(as('writer', q{SELECT setval('idempotency_audit_log_id_seq', 1)}), '1', 'pg_write_all_data: can set the sequence of the log back');
-is(as('app', q{SELECT idem_audit('a', 'b', 'c')}), '23505', 'pg_write_all_data: then nothing is audited twice under one id');
-is(as('app', q{SELECT outcome FROM idem_claim('s', 'k', policy => 'audited')}), '23505', 'pg_write_all_data: and audited keys cannot be claimed');
+is(as('app', q{SELECT idem_audit('a', 'b', 'c')}), '23505', 'pg_write_all_data: then an audited call fails');
+is(as('app', q{SELECT idem_audit('a', 'b', 'c')}), '3', 'pg_write_all_data: or gets an id that is in another partition');
+is(as('auditor', 'SELECT problem FROM idem_audit_verify()'), 'sequence_set_back', 'pg_write_all_data: which is found');
+is(as('auditor', 'SELECT idem_audit_seal()'), '55000', 'pg_write_all_data: nothing is sealed then');
 ask("SELECT setval('idempotency.idempotency_audit_log_id_seq', $last)");
-is(as('app', q{SELECT idem_audit('a', 'b', 'c') > 0}), 't', 'pg_write_all_data: until it is set right');
-is(as('auditor', 'SELECT count(*) FROM idem_audit_verify()'), '0', 'pg_write_all_data: the log is as it was sealed');
+is(as('app', q{SELECT idem_audit('a', 'b', 'c') > 3}), 't', 'pg_write_all_data: until it is set right');
+ask('SELECT idempotency.idem_audit_seal()');
+is(as('auditor', 'SELECT problem FROM idem_audit_verify()'), 'row_outside', 'pg_write_all_data: the row with a used id is found for ever');
+ask(q{DELETE FROM idempotency.idempotency_audit_log WHERE id = 3 AND action = 'a'});
+is(as('auditor', 'SELECT count(*) FROM idem_audit_verify()'), '0', 'pg_write_all_data: the rest is as it was sealed');
 
 #
 # pg_monitor, pg_maintain
