@@ -3,6 +3,7 @@
 MODULE_big = idempotency
 OBJS = \
 	idempotency.o \
+	src/idem_alike.o \
 	src/idem_answer.o \
 	src/idem_args.o \
 	src/idem_audit.o \
@@ -17,6 +18,7 @@ OBJS = \
 	src/idem_digest.o \
 	src/idem_fingerprint.o \
 	src/idem_finish.o \
+	src/idem_foreign.o \
 	src/idem_grant.o \
 	src/idem_headers.o \
 	src/idem_health.o \
@@ -43,6 +45,7 @@ OBJS = \
 	src/idem_state.o \
 	src/idem_stats.o \
 	src/idem_store.o \
+	src/idem_store_acl.o \
 	src/idem_store_audit.o \
 	src/idem_store_cron.o \
 	src/idem_store_direct.o \

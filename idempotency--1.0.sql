@@ -1,7 +1,7 @@
 /* idempotency--1.0.sql */
 
 -- complain if script is sourced in psql, rather than via CREATE EXTENSION
-\echo Use "CREATE EXTENSION idempotency CASCADE" to load this file. \quit
+\echo Use "CREATE EXTENSION idempotency SCHEMA idempotency CASCADE" to load this file. \quit
 
 -- In a schema where others may create objects, a planted function could be
 -- bound by the statements below in place of ours.
@@ -141,15 +141,15 @@ CREATE TABLE @extschema@.idempotency_policies (
 	CONSTRAINT idempotency_policies_positive_check
 		CHECK (LEAST(completed_ttl, failed_ttl, wait, tombstone) >= '0' AND lease > '0'),
 	CONSTRAINT idempotency_policies_completed_ttl_check
-		CHECK (extract(year FROM completed_ttl) = 0 AND extract(month FROM completed_ttl) = 0),
+		CHECK (extract(year FROM completed_ttl) OPERATOR(pg_catalog.=) 0 AND extract(month FROM completed_ttl) OPERATOR(pg_catalog.=) 0),
 	CONSTRAINT idempotency_policies_failed_ttl_check
-		CHECK (extract(year FROM failed_ttl) = 0 AND extract(month FROM failed_ttl) = 0),
+		CHECK (extract(year FROM failed_ttl) OPERATOR(pg_catalog.=) 0 AND extract(month FROM failed_ttl) OPERATOR(pg_catalog.=) 0),
 	CONSTRAINT idempotency_policies_lease_check
-		CHECK (extract(year FROM lease) = 0 AND extract(month FROM lease) = 0),
+		CHECK (extract(year FROM lease) OPERATOR(pg_catalog.=) 0 AND extract(month FROM lease) OPERATOR(pg_catalog.=) 0),
 	CONSTRAINT idempotency_policies_wait_check
-		CHECK (extract(year FROM wait) = 0 AND extract(month FROM wait) = 0),
+		CHECK (extract(year FROM wait) OPERATOR(pg_catalog.=) 0 AND extract(month FROM wait) OPERATOR(pg_catalog.=) 0),
 	CONSTRAINT idempotency_policies_tombstone_check
-		CHECK (extract(year FROM tombstone) = 0 AND extract(month FROM tombstone) = 0),
+		CHECK (extract(year FROM tombstone) OPERATOR(pg_catalog.=) 0 AND extract(month FROM tombstone) OPERATOR(pg_catalog.=) 0),
 	CONSTRAINT idempotency_policies_on_repeat_check
 		CHECK (on_repeat IN ('replay', 'reject')),
 	CONSTRAINT idempotency_policies_on_expiry_check
@@ -187,13 +187,13 @@ CREATE TABLE @extschema@.idempotency_limiters (
 	CONSTRAINT idempotency_limiters_capacity_check
 		CHECK (capacity BETWEEN 1 AND 1000000000),
 	CONSTRAINT idempotency_limiters_per_check
-		CHECK (extract(year FROM per) = 0 AND extract(month FROM per) = 0
+		CHECK (extract(year FROM per) OPERATOR(pg_catalog.=) 0 AND extract(month FROM per) OPERATOR(pg_catalog.=) 0
 			AND per > '0' AND per <= '3660 days'),
 	CONSTRAINT idempotency_limiters_backoff_base_check
-		CHECK (extract(year FROM backoff_base) = 0 AND extract(month FROM backoff_base) = 0
+		CHECK (extract(year FROM backoff_base) OPERATOR(pg_catalog.=) 0 AND extract(month FROM backoff_base) OPERATOR(pg_catalog.=) 0
 			AND backoff_base > '0' AND backoff_base <= '3660 days'),
 	CONSTRAINT idempotency_limiters_backoff_max_check
-		CHECK (extract(year FROM backoff_max) = 0 AND extract(month FROM backoff_max) = 0
+		CHECK (extract(year FROM backoff_max) OPERATOR(pg_catalog.=) 0 AND extract(month FROM backoff_max) OPERATOR(pg_catalog.=) 0
 			AND backoff_max >= backoff_base AND backoff_max <= '3660 days'
 			AND (backoff_max IS NULL OR backoff_base IS NOT NULL)),
 	CONSTRAINT idempotency_limiters_when_full_check
@@ -231,6 +231,8 @@ CREATE TABLE @extschema@.idempotency_audit_log_default
 	CONSTRAINT idempotency_audit_log_default_pkey PRIMARY KEY (id)
 ) DEFAULT;
 ALTER TABLE @extschema@.idempotency_audit_log_default ENABLE ROW LEVEL SECURITY;
+CREATE POLICY idempotency_audit_read
+	ON @extschema@.idempotency_audit_log_default FOR SELECT USING (true);
 COMMENT ON TABLE @extschema@.idempotency_audit_log_default IS
 'rows of the audit log for whose time there is no other partition';
 
@@ -278,12 +280,15 @@ COMMENT ON COLUMN @extschema@.idempotency_audit_seals.pruned IS
 'segments whose rows were removed';
 
 -- Where the log of this cluster begins: ids before came with a restore.
+-- No policy: pg_write_all_data, which row security holds, must not change it.
 CREATE TABLE @extschema@.idempotency_audit_origin (
 	first_id bigint NOT NULL
 );
+ALTER TABLE @extschema@.idempotency_audit_origin ENABLE ROW LEVEL SECURITY;
 COMMENT ON TABLE @extschema@.idempotency_audit_origin IS
 'first id of the audit log that is of this cluster; not dumped';
 
+-- No policy: pg_read_all_data and pg_write_all_data see no row and add none.
 CREATE TABLE @extschema@.idempotency_secrets (
 	key_id integer NOT NULL,
 	purpose text COLLATE pg_catalog."C" NOT NULL,
@@ -291,6 +296,7 @@ CREATE TABLE @extschema@.idempotency_secrets (
 	created_at timestamptz NOT NULL,
 	CONSTRAINT idempotency_secrets_pkey PRIMARY KEY (key_id)
 );
+ALTER TABLE @extschema@.idempotency_secrets ENABLE ROW LEVEL SECURITY;
 COMMENT ON TABLE @extschema@.idempotency_secrets IS
 'HMAC keys of idem_secret; granted to nobody, not dumped';
 
@@ -420,14 +426,6 @@ COMMENT ON TRIGGER idempotency_audit_guard_row
 COMMENT ON TRIGGER idempotency_audit_guard_truncate
 	ON @extschema@.idempotency_audit_seals IS
 'refuses TRUNCATE';
-
--- The owner of a table can disable its triggers.  So the log belongs to the
--- one role that is a superuser for ever, whoever creates the extension.
-CREATE FUNCTION @extschema@.idem_audit_own() RETURNS void
-AS 'MODULE_PATHNAME', 'idem_audit_own'
-LANGUAGE C VOLATILE PARALLEL UNSAFE;
-SELECT @extschema@.idem_audit_own();
-DROP FUNCTION @extschema@.idem_audit_own();
 
 --
 -- Claiming
@@ -1039,7 +1037,7 @@ SELECT
 	s.swept,
 	s.throttled,
 	s.waits,
-	s.wait_usec / 1000.0::double precision AS wait_ms,
+	s.wait_usec OPERATOR(pg_catalog./) 1000.0::double precision AS wait_ms,
 	s.refusals_dropped,
 	s.stats_reset
 FROM @extschema@.idem_stats_values() s
@@ -1202,6 +1200,16 @@ REVOKE ALL ON ROUTINE
 	@extschema@.idem_grant(regrole, text),
 	@extschema@.idem_health()
 FROM PUBLIC;
+
+-- Default privileges give what was made above to others, and its owner can
+-- disable a trigger or replace a function.  So all is taken from everyone, and
+-- given to the one role that is a superuser for ever, whoever creates the
+-- extension; but for the tables whose owner the code becomes.
+CREATE FUNCTION @extschema@.idem_install_own() RETURNS void
+AS 'MODULE_PATHNAME', 'idem_install_own'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+SELECT @extschema@.idem_install_own();
+DROP FUNCTION @extschema@.idem_install_own();
 
 GRANT EXECUTE ON FUNCTION
 	@extschema@.idem_canonical(jsonb),

@@ -32,7 +32,9 @@
  *					idem_canonical	canonical JSON, pure
  *					idem_fingerprint, idem_digest	SHA-256
  *					idem_hmac		HMACs with keys derived from the secrets
+ *					idem_foreign	C functions of other extensions
  *					idem_args		checks of arguments
+ *					idem_alike		names that look like ours
  *					idem_pairs		names and texts in JSON
  *					idem_xact		what this transaction claims and runs
  *	storage			idem_store_*	the one door to our tables

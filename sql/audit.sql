@@ -107,7 +107,6 @@ COMMIT;
 -- What idem_audit takes.
 SELECT what, pg_temp.error_of(call) FROM (VALUES
 	('reserved', $$SELECT idem_audit('claimed', 'idempotency_key', 'a/b')$$),
-	('another', $$SELECT idem_audit('claimed', 'Idempotency_Key', 'a/b')$$),
 	('empty', $$SELECT idem_audit('', 'order', '1')$$),
 	('empty', $$SELECT idem_audit('sold', '', '1')$$),
 	('empty', $$SELECT idem_audit('sold', 'order', '')$$),
@@ -117,6 +116,37 @@ SELECT what, pg_temp.error_of(call) FROM (VALUES
 	('1025', $$SELECT idem_audit('sold', 'order', repeat('i', 1025))$$),
 	('1 MB', $$SELECT idem_audit('sold', 'order', '1', to_jsonb(repeat('d', 1000000)))$$),
 	('2 MB', $$SELECT idem_audit('sold', 'order', '1', to_jsonb(repeat('d', 2000000)))$$)) v (what, call);
+
+-- What a reader could take for a row of the extension's own is not taken.
+SELECT what, pg_temp.error_of(format('SELECT idem_audit(%L, %L, %L)', 'claimed', entity, 'a/b')) FROM (VALUES
+	('the other one', 'idempotency_limiter'),
+	('a blank', 'idempotency_key '),
+	('a blank', ' idempotency_key'),
+	('a line feed', E'\nidempotency_key'),
+	('case', 'Idempotency_Key'),
+	('punctuation', 'idempotency-key'),
+	('none', 'IdempotencyKey'),
+	('quotes', '"idempotency_key"'),
+	('zero width', U&'idempotency\200B_key'),
+	('soft hyphen', U&'idem\00ADpotency_key'),
+	('byte order mark', U&'\FEFFidempotency_key'),
+	('combining', U&'id\0435mpotenc\0443\0301_key'),
+	('full width', U&'\FF49\FF44\FF45\FF4D\FF50\FF4F\FF54\FF45\FF4E\FF43\FF59\FF3F\FF4B\FF45\FF59'),
+	('a letter of another script', U&'idemp\043Etency_key'),
+	('all that there are', U&'\0456\0501\0435m\0440\043Et\0435n\0441\0443_key'),
+	('mathematical', U&'\+01D422dempotency_key'),
+	('the beginning', 'idempotency'),
+	('more', 'idempotency_keys_of_mine')) v (what, entity);
+-- Others are, in all scripts.
+SELECT what, pg_temp.error_of(format('SELECT idem_audit(%L, %L, %L)', 'claimed', entity, 'a/b')) FROM (VALUES
+	('in the middle', 'our_idempotency_key'),
+	('another word', 'idempotent_request'),
+	('another word', 'key'),
+	('accents', U&'identit\00E9_m\00E9tier'),
+	('Cyrillic', U&'\0434\043E\043A\0443\043C\0435\043D\0442\0430\0446\0438\044F \0437\0430\043A\0430\0437\0430'),
+	('Cyrillic and Latin', U&'i-\0434\043E\043A\0443\043C\0435\043D\0442\0430\0446\0438\044F'),
+	('Japanese and Latin', U&'\6CE8\6587ID'),
+	('no letter at all', '???')) v (what, entity);
 
 -- A row that cannot be written fails the transaction.
 ALTER TABLE idempotency_audit_log ADD CONSTRAINT regress_check CHECK (action <> 'claimed' AND action <> 'sold') NOT VALID;

@@ -22,6 +22,7 @@
 #include "utils/rel.h"
 #include "utils/timestamp.h"
 
+#include "idem_alike.h"
 #include "idem_args.h"
 #include "idem_audit.h"
 #include "idem_catalog.h"
@@ -131,23 +132,26 @@ IDEM_FUNCTION(idem_audit);
  *		RETURNS bigint
  *		Write a row in this transaction; returns its id.
  *
- * Raises 22004, 22023 (empty, too long, an entity that is ours), 25006.
+ * Raises 22004, 22023 (empty, too long, an entity like ours), 25006.
  */
 Datum
 idem_audit(PG_FUNCTION_ARGS)
 {
 	IdemStoreAudit audit;
+	text	   *entity;
 
 	idem_xact_require_writable();
 	memset(&audit, 0, sizeof(audit));
 	audit.action = text_to_cstring(idem_args_label(fcinfo, 0, "action"));
-	audit.entity = text_to_cstring(idem_args_label(fcinfo, 1, "entity"));
+	entity = idem_args_label(fcinfo, 1, "entity");
+	audit.entity = text_to_cstring(entity);
 	audit.entity_id = text_to_cstring(idem_args_label(fcinfo, 2, "entity_id"));
-	if (strcmp(audit.entity, IDEM_ENTITY_KEY) == 0 ||
-		strcmp(audit.entity, IDEM_ENTITY_LIMITER) == 0)
+	if (idem_alike_is_ours(entity))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("entity \"%s\" is reserved", audit.entity),
+				 errdetail("It begins with \"%s\", or looks as if it did.",
+						   "idempotency"),
 				 errhint("Rows about keys and limiters are written by the extension itself, under a policy with \"audit\".")));
 	audit.detail = PointerGetDatum(idem_args_detail(fcinfo, 3, "detail"));
 	audit.effective_role = GetUserNameFromId(GetUserId(), false);
@@ -221,17 +225,4 @@ idem_audit_guard(PG_FUNCTION_ARGS)
 		return PointerGetDatum(NULL);
 	return PointerGetDatum(TRIGGER_FIRED_BY_UPDATE(trigdata->tg_event) ?
 						   trigdata->tg_newtuple : trigdata->tg_trigtuple);
-}
-
-IDEM_FUNCTION(idem_audit_own);
-
-/*
- * idem_audit_own() RETURNS void
- *		For the install script, which drops it: see there.
- */
-Datum
-idem_audit_own(PG_FUNCTION_ARGS)
-{
-	idem_store_audit_own();
-	PG_RETURN_VOID();
 }

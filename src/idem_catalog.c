@@ -16,17 +16,14 @@
 #include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/table.h"
-#include "catalog/dependency.h"
 #include "catalog/indexing.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_enum.h"
 #include "catalog/pg_extension.h"
 #include "catalog/pg_index.h"
-#include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
 #include "commands/extension.h"
 #include "utils/builtins.h"
-#include "utils/catcache.h"
 #include "utils/fmgroids.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
@@ -34,6 +31,7 @@
 #include "utils/syscache.h"
 
 #include "idem_catalog.h"
+#include "idem_hmac.h"
 
 static const char *const outcome_labels[IDEM_NUM_OUTCOMES] = {
 	"claimed",
@@ -306,34 +304,16 @@ idem_catalog_require_version(void)
 
 /*
  * idem_catalog_hmac
- *		pgcrypto's hmac(data bytea, key bytea, type text), found as a member
- *		of the extension wherever it lives, never by name through a
- *		search_path.  InvalidOid when there is none.
+ *		pgcrypto's own hmac(data bytea, key bytea, type text), wherever it
+ *		lives.  InvalidOid when there is none.
  */
 Oid
 idem_catalog_hmac(void)
 {
-	Oid			pgcrypto = get_extension_oid("pgcrypto", true);
-	Oid			result = InvalidOid;
-	CatCList   *list;
-	int			i;
+	Oid			hmac;
 
-	if (!OidIsValid(pgcrypto))
-		return InvalidOid;
-	list = SearchSysCacheList1(PROCNAMEARGSNSP, CStringGetDatum("hmac"));
-	for (i = 0; i < list->n_members; i++)
-	{
-		Form_pg_proc proc = (Form_pg_proc) GETSTRUCT(&list->members[i]->tuple);
-
-		if (proc->pronargs == 3 && proc->prorettype == BYTEAOID &&
-			proc->proargtypes.values[0] == BYTEAOID &&
-			proc->proargtypes.values[1] == BYTEAOID &&
-			proc->proargtypes.values[2] == TEXTOID &&
-			getExtensionOfObject(ProcedureRelationId, proc->oid) == pgcrypto)
-			result = proc->oid;
-	}
-	ReleaseSysCacheList(list);
-	return result;
+	(void) idem_hmac_state(&hmac);
+	return hmac;
 }
 
 /*

@@ -23,6 +23,7 @@
 
 #include "idem_args.h"
 #include "idem_catalog.h"
+#include "idem_store_acl.h"
 #include "idem_store_spi.h"
 #include "idem_xact.h"
 
@@ -179,5 +180,18 @@ idem_grant(PG_FUNCTION_ARGS)
 										idem_catalog()->schema,
 										level->relations[i], role));
 	SPI_finish();
+	PG_RETURN_VOID();
+}
+
+IDEM_FUNCTION(idem_install_own);
+
+/*
+ * idem_install_own() RETURNS void
+ *		For the install script, which drops it: see there.
+ */
+Datum
+idem_install_own(PG_FUNCTION_ARGS)
+{
+	idem_store_acl_install();
 	PG_RETURN_VOID();
 }

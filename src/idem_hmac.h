@@ -8,6 +8,8 @@
 #ifndef IDEM_HMAC_H
 #define IDEM_HMAC_H
 
+#include "idem_foreign.h"
+
 #define IDEM_PURPOSE_CONTEXT "context"
 #define IDEM_PURPOSE_AUDIT	"audit"
 
@@ -15,6 +17,7 @@
 #define IDEM_HMAC_CONTEXT	"idempotency 1 context"
 #define IDEM_HMAC_SEAL		"idempotency 1 audit seal"
 
+extern IdemForeignState idem_hmac_state(Oid *hmac);
 extern bytea *idem_hmac(const void *data, int len, bytea *key);
 extern bytea *idem_hmac_key(bytea *secret, const char *use);
 

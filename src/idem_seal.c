@@ -318,6 +318,13 @@ seal_rows(int64 budget, bool *more)
 
 	memset(&step, 0, sizeof(step));
 	idem_store_seal_begin(&access);
+	if (idem_store_seal_set_back())
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("sequence \"%s\" was set back",
+						"idempotency_audit_log_id_seq"),
+				 errhint("As a superuser, set it to the greatest \"next_id\" of \"%s\" at least.",
+						 "idempotency_audit_seals")));
 	find_head(&step.chain);
 	step.budget = budget;
 	step.next_id = access.next_id;
@@ -354,9 +361,9 @@ IDEM_FUNCTION(idem_audit_seal);
  *		Seal the rows of all transactions before the oldest that runs; how
  *		many.  Outside a transaction block, see to the next partition, too.
  *
- * Raises 25006; 55000 when there is a secret and pgcrypto is missing.  Waits
- * for another sealer; holds SHARE ROW EXCLUSIVE on the seals to the end of the
- * transaction.
+ * Raises 25006; 55000 when there is a secret and pgcrypto is missing, or the
+ * sequence was set back.  Waits for another sealer; holds SHARE ROW EXCLUSIVE
+ * on the seals to the end of the transaction.
  */
 Datum
 idem_audit_seal(PG_FUNCTION_ARGS)

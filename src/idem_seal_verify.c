@@ -203,6 +203,9 @@ check_whole(Verification *v)
 		!bms_is_member(key_id, v->introduced))
 		report(v, segment, "key_unused",
 			   psprintf("key id %d is in no seal: the chain was rewritten", key_id));
+	if (idem_store_seal_set_back())
+		report(v, segment, "sequence_set_back",
+			   "ids that were given before are given again");
 	if (idem_store_seal_due(&v->head) == v->rows)
 		return;
 	if (idem_store_seal_stray(&v->head, &stray, &segment))

@@ -17,10 +17,8 @@
 #include "postgres.h"
 
 #include "access/xact.h"
-#include "catalog/pg_authid.h"
 #include "catalog/pg_type.h"
 #include "commands/sequence.h"
-#include "commands/tablecmds.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
@@ -28,6 +26,7 @@
 
 #include "idem_catalog.h"
 #include "idem_store.h"
+#include "idem_store_acl.h"
 #include "idem_store_spi.h"
 
 /*
@@ -119,12 +118,16 @@ idem_store_audit_begun(void)
 	return begun;
 }
 
-/* Two that are the first ones both write; the smaller one holds. */
+/*
+ * Two that are the first ones both write; the smaller one holds.  Partitions
+ * that are there already came with a restore.
+ */
 static void
 begin_origin(int64 id)
 {
 	Datum		value = Int64GetDatum(id);
 
+	idem_store_acl_restored();
 	(void) idem_store_spi_execute(&begin_plan, &value, NULL, false, 0);
 	origin_written = current_xid();
 }
@@ -163,37 +166,6 @@ idem_store_audit_last_id(void)
 {
 	(void) idem_store_spi_execute(&last_id_plan, NULL, NULL, true, 1);
 	return idem_store_spi_number(0);
-}
-
-/*
- * idem_store_audit_own
- *		Give log, seals and secrets to the one role that is a superuser for
- *		ever, and the function of their triggers: it runs as that role, and who
- *		owns a function can put another one in its place.  For the install
- *		script.
- */
-void
-idem_store_audit_own(void)
-{
-	static const char *const tables[] = {
-		"idempotency_audit_log", "idempotency_audit_log_default",
-		"idempotency_audit_seals", "idempotency_audit_origin",
-		"idempotency_secrets"
-	};
-	char	   *command;
-	char	   *owner;
-	int			i;
-
-	for (i = 0; i < lengthof(tables); i++)
-		ATExecChangeOwner(get_relname_relid(tables[i],
-											idem_catalog()->namespace),
-						  BOOTSTRAP_SUPERUSERID, false, AccessExclusiveLock);
-	owner = GetUserNameFromId(BOOTSTRAP_SUPERUSERID, false);
-	SPI_connect();
-	command = psprintf("ALTER FUNCTION %s.idem_audit_guard() OWNER TO %s",
-					   idem_catalog()->schema, quote_identifier(owner));
-	idem_store_spi_command(command);
-	SPI_finish();
 }
 
 static Datum

@@ -5,30 +5,63 @@
  *
  * Everything is done as the caller, whose job it is then: pg_cron runs a job
  * with the rights of the role that scheduled it, and tells jobs of a name
- * apart by role.  pg_cron keeps its objects in schema cron, which only its
- * installation can have created when the extension is there.
+ * apart by role.  The caller may be a superuser, so nothing of schema cron is
+ * called by its name: the functions are those of pg_cron's own library
+ * (idem_foreign.c).  The table cron.job belongs to the extension, and a name
+ * is taken once in a schema.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
+#include "catalog/namespace.h"
 #include "catalog/pg_type.h"
 #include "commands/extension.h"
 #include "executor/spi.h"
+#include "miscadmin.h"
 #include "utils/builtins.h"
 
 #include "idem_catalog.h"
+#include "idem_compat.h"
+#include "idem_foreign.h"
 #include "idem_store.h"
 
-#define JOB_NAME "'idempotency-sweep'"
+#define JOB_NAME "idempotency-sweep"
 
-/* Literals have no type yet: 1.4 takes a name where 1.5 takes a text. */
-#define SCHEDULE_SQL "SELECT cron.schedule(" JOB_NAME ", $1, $2)"
-#define UNSCHEDULE_SQL \
-	"SELECT cron.unschedule(jobid) FROM cron.job" \
-	" WHERE jobname OPERATOR(pg_catalog.=) " JOB_NAME \
+#define FIND_SQL \
+	"SELECT jobid FROM cron.job" \
+	" WHERE jobname OPERATOR(pg_catalog.=) $1" \
 	" AND username OPERATOR(pg_catalog.=) current_user" \
 	" AND database OPERATOR(pg_catalog.=) pg_catalog.current_database()"
+
+#define PG_CRON(name, symbol, nargs, ...) \
+	{"pg_cron", "$libdir/pg_cron", name, symbol, nargs, {__VA_ARGS__}}
+
+/* Up to 1.3 the name of a job is a name. */
+static IdemForeign cron_schedule =
+PG_CRON("schedule", "cron_schedule_named", 3, TEXTOID, TEXTOID, TEXTOID);
+static IdemForeign cron_schedule_name =
+PG_CRON("schedule", "cron_schedule_named", 3, NAMEOID, TEXTOID, TEXTOID);
+static IdemForeign cron_unschedule =
+PG_CRON("unschedule", "cron_unschedule", 1, INT8OID);
+
+/* To be called as the caller, who needs what a call in SQL would need. */
+static bool
+load(IdemForeign *foreign, FmgrInfo *flinfo)
+{
+	Oid			schema = get_namespace_oid("cron", true);
+
+	if (!idem_foreign_load(foreign, flinfo))
+		return false;
+	if (!OidIsValid(schema) ||
+		!idem_compat_may_use_schema(schema, GetUserId()) ||
+		!idem_compat_may_execute(flinfo->fn_oid, GetUserId()))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied for %s", "pg_cron"),
+				 errhint("GRANT USAGE ON SCHEMA cron TO the role that is to own the job.")));
+	return true;
+}
 
 static void
 require_cron(void)
@@ -40,56 +73,67 @@ require_cron(void)
 				 errhint("Install it here, or let the background worker sweep, or schedule CALL idem_sweep_all() elsewhere.")));
 }
 
-static uint64
-execute(const char *sql, int nargs, Oid *types, Datum *values)
+static void
+raise_unknown(const char *name)
 {
-	int			code = SPI_execute_with_args(sql, nargs, types, values, NULL,
-											 false, 0);
-
-	if (code != SPI_OK_SELECT)
-		elog(ERROR, "SPI_execute_with_args failed: %s",
-			 SPI_result_code_string(code));
-	return SPI_processed;
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("extension \"pg_cron\" has no function %s() of its own that is known here",
+					name),
+			 errhint("Use pg_cron 1.3 or later, or let the background worker sweep.")));
 }
 
 /*
  * idem_store_cron_schedule
- *		Make the job, or change it; returns its number.  55000, and what
+ *		Make the job, or change it; returns its number.  42501, 55000, and what
  *		pg_cron raises.
  */
 int64
 idem_store_cron_schedule(text *schedule)
 {
-	Oid			types[2] = {TEXTOID, TEXTOID};
-	Datum		values[2];
-	bool		isnull;
-	int64		job;
+	char	   *command = psprintf("CALL %s.idem_sweep_all()",
+								   idem_catalog()->schema);
+	FmgrInfo	function;
+	Datum		name = CStringGetTextDatum(JOB_NAME);
 
 	require_cron();
-	SPI_connect();
-	values[0] = PointerGetDatum(schedule);
-	values[1] = CStringGetTextDatum(psprintf("CALL %s.idem_sweep_all()",
-											 idem_catalog()->schema));
-	if (execute(SCHEDULE_SQL, lengthof(types), types, values) != 1)
-		elog(ERROR, "cron.schedule() returned nothing");
-	job = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0],
-									  SPI_tuptable->tupdesc, 1, &isnull));
-	SPI_finish();
-	return job;
+	if (!load(&cron_schedule, &function))
+	{
+		if (!load(&cron_schedule_name, &function))
+			raise_unknown("cron.schedule");
+		name = DirectFunctionCall1(namein, CStringGetDatum(JOB_NAME));
+	}
+	return DatumGetInt64(FunctionCall3(&function, name,
+									   PointerGetDatum(schedule),
+									   CStringGetTextDatum(command)));
 }
 
 /*
  * idem_store_cron_unschedule
- *		Remove the job; false when this role has none.  55000.
+ *		Remove the job; false when this role has none.  42501, 55000.
  */
 bool
 idem_store_cron_unschedule(void)
 {
-	uint64		rows;
+	Oid			types[1] = {TEXTOID};
+	Datum		values[1];
+	FmgrInfo	function;
+	bool		found;
+	bool		isnull;
 
 	require_cron();
+	if (!load(&cron_unschedule, &function))
+		raise_unknown("cron.unschedule");
+	values[0] = CStringGetTextDatum(JOB_NAME);
 	SPI_connect();
-	rows = execute(UNSCHEDULE_SQL, 0, NULL, NULL);
+	if (SPI_execute_with_args(FIND_SQL, lengthof(types), types, values, NULL,
+							  true, 1) != SPI_OK_SELECT)
+		elog(ERROR, "could not look for the job");
+	found = SPI_processed > 0;
+	if (found)
+		(void) FunctionCall1(&function,
+							 SPI_getbinval(SPI_tuptable->vals[0],
+										   SPI_tuptable->tupdesc, 1, &isnull));
 	SPI_finish();
-	return rows > 0;
+	return found;
 }

@@ -55,6 +55,7 @@ typedef struct NamedTable
 {
 	const char *title;
 	int			ncolumns;
+	const Oid  *types;
 	IdemPlan	read;
 	IdemPlan	names;
 	IdemPlan	insert;
@@ -65,6 +66,7 @@ typedef struct NamedTable
 #define NAMED_TABLE(title, table, columns, values, types) { \
 	title, \
 	lengthof(types), \
+	types, \
 	{"SELECT " columns " FROM " table " WHERE name = $1", 1, types}, \
 	{"SELECT name FROM " table " ORDER BY name", 0, NULL}, \
 	{"INSERT INTO " table " (" columns ") VALUES (" values ")", \
@@ -114,6 +116,8 @@ idem_store_named_read(IdemStoreNamed table, const char *name, Datum *values,
 	PopActiveSnapshot();
 	if (rows > 0)
 	{
+		idem_store_spi_require_types(tables[table].types,
+									 tables[table].ncolumns);
 		old = MemoryContextSwitchTo(context);
 		heap_deform_tuple(heap_copytuple(SPI_tuptable->vals[0]),
 						  SPI_tuptable->tupdesc, values, nulls);
@@ -141,6 +145,7 @@ idem_store_named_names(IdemStoreNamed table)
 	PushActiveSnapshot(idem_store_spi_latest());
 	rows = idem_store_spi_execute(&tables[table].names, NULL, NULL, true, 0);
 	PopActiveSnapshot();
+	idem_store_spi_require_types(tables[table].types, 1);
 	old = MemoryContextSwitchTo(context);
 	for (i = 0; i < rows; i++)
 	{

@@ -31,6 +31,7 @@
 #include "utils/timestamp.h"
 
 #include "idem_catalog.h"
+#include "idem_store_acl.h"
 #include "idem_store_partition.h"
 #include "idem_store_spi.h"
 
@@ -117,7 +118,11 @@ idem_store_partition_cells(int *number)
 	return cells;
 }
 
-/* A member of the extension it must not be: pg_dump would leave it out. */
+/*
+ * A member of the extension it must not be: pg_dump would leave it out.  The
+ * policy is for pg_dump, too: by a role that may read all tables, but not
+ * bypass row security, a dump would else be without a row of it.
+ */
 static void
 create_partition(TimestampTz from, TimestampTz to)
 {
@@ -136,7 +141,9 @@ create_partition(TimestampTz from, TimestampTz to)
 									name, schema));
 	idem_store_spi_command(psprintf("ALTER TABLE %s ADD PRIMARY KEY (id)", name));
 	idem_store_spi_command(psprintf("ALTER TABLE %s ENABLE ROW LEVEL SECURITY", name));
-	idem_store_spi_command(psprintf("REVOKE ALL ON %s FROM PUBLIC", name));
+	idem_store_spi_command(psprintf("CREATE POLICY idempotency_audit_read ON %s"
+									" FOR SELECT USING (true)", name));
+	idem_store_acl_strip(name);
 	idem_store_spi_command(psprintf("CREATE TRIGGER idempotency_audit_guard_truncate"
 									" BEFORE TRUNCATE ON %s FOR EACH STATEMENT"
 									" EXECUTE FUNCTION %s.idem_audit_guard()", name, schema));

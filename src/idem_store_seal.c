@@ -75,6 +75,9 @@ static IdemPlan low_plan = {
 	" WHERE kind = 's' AND next_xid <= $1 AND origin >= $2",
 	lengthof(xid_types), xid_types
 };
+static IdemPlan given_plan = {
+	"SELECT max(next_id) FROM %1$s.idempotency_audit_seals", 0, NULL
+};
 static IdemPlan reached_plan = {
 	"SELECT max(id_to) FROM %1$s.idempotency_audit_seals WHERE" OVERLAPS
 	" AND origin >= $3 AND xid_from = $4 AND xid_to IS NOT DISTINCT FROM $5",
@@ -240,6 +243,21 @@ idem_store_seal_low_id(const IdemSealHead *head, uint64 xid)
 	values[1] = Int64GetDatum(head->origin);
 	(void) idem_store_spi_execute(&low_plan, values, NULL, true, 1);
 	return Max(idem_store_spi_number(0), head->origin - 1);
+}
+
+/*
+ * idem_store_seal_set_back
+ *		Whether ids that were given are given again: somebody has set the
+ *		sequence back, and rows with such ids are looked for in no segment.
+ */
+bool
+idem_store_seal_set_back(void)
+{
+	int64		given;
+
+	(void) idem_store_spi_execute(&given_plan, NULL, NULL, true, 1);
+	given = idem_store_spi_number(0);
+	return idem_store_audit_last_id() < given;
 }
 
 /*

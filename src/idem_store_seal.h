@@ -122,6 +122,7 @@ extern uint64 idem_store_seal_change(IdemPlan *plan, Datum *values,
 extern void idem_store_seal_horizon(uint64 *ended, uint64 *next);
 extern void idem_store_seal_head(IdemSealHead *head);
 extern int64 idem_store_seal_low_id(const IdemSealHead *head, uint64 xid);
+extern bool idem_store_seal_set_back(void);
 extern int64 idem_store_seal_reached(const IdemSealHead *head,
 									 const IdemSealRange *range);
 extern int64 idem_store_seal_reached_before(const IdemSealHead *head,
@@ -133,6 +134,7 @@ extern void idem_store_seal_add(const IdemSeal *seal);
 extern Datum idem_store_seal_ranges(const char *text);
 
 /* idem_store_seal_rows.c */
+extern const char *idem_store_seal_utf8(const char *text, int *len);
 extern void idem_store_seal_digest(const IdemSeal *seal, uint8 *digest);
 extern bool idem_store_seal_range(const IdemSeal *seal, IdemSealRange *range);
 

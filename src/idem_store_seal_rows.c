@@ -82,12 +82,14 @@ static IdemPlan stray_plan = {
 };
 
 /*
- * A text in UTF-8; as it is where it has none: anything can be in a database
- * of encoding SQL_ASCII, and a byte without a character in some others, and
- * one such row must not hold up the sealing of all that follow.
+ * idem_store_seal_utf8
+ *		A text in UTF-8; as it is, and no copy, where it has none: anything can
+ *		be in a database of encoding SQL_ASCII, and a byte without a character
+ *		in some others, and one such row must not hold up the sealing of all
+ *		that follow.
  */
-static const char *
-convert_text(const char *text, int *len)
+const char *
+idem_store_seal_utf8(const char *text, int *len)
 {
 	int			encoding = GetDatabaseEncoding();
 	Oid			conversion;
@@ -133,7 +135,7 @@ append_column(StringInfo bytes, FmgrInfo *output, Datum value, bool isnull)
 	}
 	text = OutputFunctionCall(output, value);
 
-	utf8 = convert_text(text, &len);
+	utf8 = idem_store_seal_utf8(text, &len);
 	appendStringInfoChar(bytes, 1);
 	pq_sendint32(bytes, len);
 	appendBinaryStringInfo(bytes, utf8, len);

@@ -16,6 +16,8 @@
 
 #include "access/xact.h"
 #include "nodes/parsenodes.h"
+#include "parser/parse_coerce.h"
+#include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/plancache.h"
@@ -252,6 +254,35 @@ idem_store_spi_value(int row, int column, bool *isnull)
 {
 	return SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc,
 						 column + 1, isnull);
+}
+
+/*
+ * idem_store_spi_require_types
+ *		Refuse what the last statement returned unless its columns are of these
+ *		types, or of such as are read in the same way; 42804.
+ *
+ * Who owns a table can give a column another type at any time, and a value
+ * that is taken for what it is not would be an address of his choice.  So it
+ * is the result that is looked at, and not the table.
+ */
+void
+idem_store_spi_require_types(const Oid *types, int number)
+{
+	TupleDesc	desc = SPI_tuptable->tupdesc;
+	int			i;
+
+	for (i = 0; i < number; i++)
+	{
+		Oid			type = SPI_gettypeid(desc, i + 1);
+
+		if (type != types[i] && !IsBinaryCoercible(type, types[i]))
+			ereport(ERROR,
+					(errcode(ERRCODE_DATATYPE_MISMATCH),
+					 errmsg("column \"%s\" has type %s instead of %s",
+							NameStr(TupleDescAttr(desc, i)->attname),
+							format_type_be(type), format_type_be(types[i])),
+					 errhint("Give the column its type back; see idem_health().")));
+	}
 }
 
 /*

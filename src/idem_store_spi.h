@@ -35,6 +35,7 @@ extern uint64 idem_store_spi_execute(IdemPlan *plan, Datum *values,
 									 long limit);
 extern void idem_store_spi_command(const char *command);
 extern Datum idem_store_spi_value(int row, int column, bool *isnull);
+extern void idem_store_spi_require_types(const Oid *types, int number);
 extern int64 idem_store_spi_number(int column);
 
 #endif							/* IDEM_STORE_SPI_H */

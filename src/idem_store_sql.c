@@ -36,7 +36,11 @@ static const Oid key_types[] = {TEXTOID, TEXTOID};
 static const Oid count_types[] = {TEXTOID, TIMESTAMPTZOID, INT8OID};
 static const Oid due_types[] = {TIMESTAMPTZOID, TIMESTAMPTZOID, INT8OID};
 static const Oid sweep_types[] = {OIDARRAYOID, TIDARRAYOID};
+static const Oid swept_types[] = {TEXTOID, INT8OID, TIMESTAMPTZOID};
 static const Oid many_types[] = {TEXTOID, TEXTARRAYOID};
+static const Oid brief_types[] = {
+	TEXTOID, CHAROID, TIMESTAMPTZOID, TIMESTAMPTZOID, TEXTOID, TEXTOID
+};
 static const Oid insert_many_types[] = {
 	TEXTOID, TEXTARRAYOID, CHAROID, INT4OID, INT8OID, XID8OID, TIMESTAMPTZOID,
 	TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID, INT4OID,
@@ -144,6 +148,8 @@ form_row(IdemRow *row, MemoryContext context)
 	Datum		values[IDEM_NUM_COLUMNS];
 	bool		nulls[IDEM_NUM_COLUMNS];
 
+	idem_store_spi_require_types(&idem_store_row_types[COLUMN_STATE],
+								 IDEM_NUM_COLUMNS - COLUMN_STATE);
 	heap_deform_tuple(heap_copytuple(SPI_tuptable->vals[0]),
 					  SPI_tuptable->tupdesc, &values[COLUMN_STATE],
 					  &nulls[COLUMN_STATE]);
@@ -403,6 +409,7 @@ idem_store_sql_sweep(TimestampTz *low, TimestampTz now, int64 max_rows,
 	{
 		idem_store_parts_arrays(places, locked, values);
 		policies = idem_store_spi_execute(&sweep_plan, values, NULL, false, 0);
+		idem_store_spi_require_types(swept_types, lengthof(swept_types));
 		for (i = 0; i < policies; i++)
 		{
 			Datum		row[3];
@@ -468,6 +475,7 @@ idem_store_insert_many(const text *scope, ArrayType *keys, const IdemRow *row,
 	idem_store_spi_begin(&saved);
 	rows = (int) idem_store_spi_execute(&insert_many_plan, values, NULL,
 										false, 0);
+	idem_store_spi_require_types(key_types, 1);
 	for (i = 0; i < rows; i++)
 		inserted[i] = copy_text(SPI_tuptable->vals[i], 1, context);
 	idem_store_spi_end(&saved);
@@ -516,6 +524,7 @@ idem_store_read_many(const text *scope, ArrayType *keys, IdemStoreBrief *found)
 						idem_digest_log_id(scope)),
 				 errhint("Restore the primary key of \"%s\"; see idem_health().",
 						 "idempotency_keys")));
+	idem_store_spi_require_types(brief_types, lengthof(brief_types));
 	for (i = 0; i < rows; i++)
 		form_brief(SPI_tuptable->vals[i], &found[i], context);
 	idem_store_spi_end(&saved);

@@ -29,6 +29,12 @@
 #define OLDEST_SQL \
 	"SELECT min(purge_at) FROM %1$s.idempotency_keys WHERE purge_at <= $1"
 
+static const Oid activity_types[IDEM_ACTIVITY_COLUMNS] = {
+	TEXTOID, TEXTOID, TEXTOID, INT4OID, TEXTOID, INTERVALOID, INTERVALOID,
+	TEXTOID
+};
+static const Oid oldest_types[] = {TIMESTAMPTZOID};
+
 /* Run a query whose $1 is the time. */
 static void
 execute(const char *sql, TimestampTz now)
@@ -57,6 +63,7 @@ idem_store_activity(TimestampTz now, IdemActivitySink sink, void *arg)
 
 	idem_store_spi_begin(&saved);
 	execute(ACTIVITY_SQL, now);
+	idem_store_spi_require_types(activity_types, lengthof(activity_types));
 	for (i = 0; i < SPI_processed; i++)
 	{
 		Datum		values[IDEM_ACTIVITY_COLUMNS];
@@ -90,6 +97,7 @@ idem_store_oldest_due(TimestampTz now)
 
 	idem_store_spi_begin(&saved);
 	execute(OLDEST_SQL, now);
+	idem_store_spi_require_types(oldest_types, lengthof(oldest_types));
 	value = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
 						  &isnull);
 	if (!isnull)

@@ -50,7 +50,7 @@ is(files_with(qr/"search_path"/),
 is(files_with(qr/InternalSubTransaction/),
 	'src/idem_run.c', 'one room has subtransactions: on_error = record');
 is( files_with(qr/"(?:SELECT|INSERT|UPDATE|DELETE|GRANT)\b/),
-	'src/idem_grant.c src/idem_store_audit.c src/idem_store_cron.c '
+	'src/idem_grant.c src/idem_store_acl.c src/idem_store_audit.c src/idem_store_cron.c '
 	  . 'src/idem_store_health.c src/idem_store_named.c '
 	  . 'src/idem_store_partition.c src/idem_store_seal.c '
 	  . 'src/idem_store_seal_rows.c src/idem_store_sql.c '

@@ -67,6 +67,25 @@ is($node->safe_psql('postgres', 'SELECT idem_unschedule()'), 'f',
 	q{a superuser does not remove another role's});
 is(as_sweeper(q{SELECT ok FROM idem_health() WHERE check_name = 'pg_cron'}), 't', 'idem_health sees the job');
 
+# A function of pg_cron's name that is not its own is never called, though a
+# superuser calls us, and has let others create in its schema.
+foreach my $case ([ 'schedule(text, text, text)', 'idem_schedule()' ], [ 'unschedule(bigint)', 'idem_unschedule()' ])
+{
+	my ($function, $call) = @$case;
+	my $planted = qq{
+BEGIN;
+GRANT CREATE ON SCHEMA cron TO outsider;
+ALTER FUNCTION cron.$function RENAME TO was_there;
+SET ROLE outsider;
+CREATE FUNCTION cron.$function RETURNS bigint LANGUAGE plpgsql AS
+	'BEGIN RAISE EXCEPTION USING ERRCODE = ''HACK1''; END';
+RESET ROLE};
+
+	is(sqlstate($node, "$planted; SELECT $call"), '55000', "$call: not what somebody has planted");
+	is(sqlstate($node, "$planted; ALTER EXTENSION pg_cron ADD FUNCTION cron.$function; SELECT $call"), '55000',
+		"$call: nor when it is a member");
+}
+
 # It does its work.
 as_sweeper($version < 1.5 ? 'SELECT idem_schedule()' : q{SELECT idem_schedule('1 second')});
 $node->safe_psql('postgres', q{

@@ -1,11 +1,13 @@
 # Who can do what to the audit log.
 #
 # Scenario: the extension is created by a superuser who is none afterwards, in
-# a schema of the role that owns the keys, in a database of a third one.  Each
-# role tries each action on each object of the audit log, in transactions that
-# are rolled back.  Nobody but a superuser can write, empty, drop or redefine
-# any of it; what PostgreSQL cannot hold is named.  Then a key for seals is
-# used under the most talkative settings, and is seen nowhere.
+# a schema of the role that owns the keys, in a database of a third one, with
+# pgcrypto of a fourth one; default privileges give all that is made to a role
+# that shall have nothing.  Each role tries each action on each object of the
+# audit log, in transactions that are rolled back.  Nobody but a superuser can
+# write, empty, drop or redefine any of it; what PostgreSQL cannot hold is
+# named.  Then a key for seals is used under the most talkative settings, and
+# is seen nowhere.
 
 use strict;
 use warnings;
@@ -30,12 +32,25 @@ CREATE ROLE ordinary LOGIN;
 CREATE ROLE app LOGIN;
 CREATE ROLE operator LOGIN;
 CREATE ROLE auditor LOGIN;
-CREATE DATABASE shop OWNER db_owner});
+CREATE ROLE crypto_owner LOGIN;
+CREATE ROLE web LOGIN;
+CREATE DATABASE shop OWNER db_owner;
+GRANT CREATE ON DATABASE shop TO crypto_owner});
+is(sqlstate($node, 'CREATE SCHEMA crypto; GRANT USAGE ON SCHEMA crypto TO PUBLIC; CREATE EXTENSION pgcrypto SCHEMA crypto',
+		database => $at, user => 'crypto_owner'), '', 'pgcrypto is trusted');
+# of who creates the extension, and of who makes the partitions
+foreach my $maker (qw(creator postgres))
+{
+	$node->safe_psql($at, join ';', map {
+		("ALTER DEFAULT PRIVILEGES FOR ROLE $maker GRANT ALL ON $_ TO web WITH GRANT OPTION",
+			"ALTER DEFAULT PRIVILEGES FOR ROLE $maker REVOKE ALL ON $_ FROM $maker")
+	} qw(TABLES SEQUENCES FUNCTIONS TYPES));
+}
 my (undef, $state) = run_psql(
 	$node, q{
 SET client_min_messages = warning;
 CREATE SCHEMA idempotency AUTHORIZATION idempotency_owner;
-CREATE EXTENSION idempotency SCHEMA idempotency CASCADE;
+CREATE EXTENSION idempotency SCHEMA idempotency;
 ALTER TABLE idempotency.idempotency_keys OWNER TO idempotency_owner;
 ALTER TABLE idempotency.idempotency_policies OWNER TO idempotency_owner;
 ALTER TABLE idempotency.idempotency_limiters OWNER TO idempotency_owner;
@@ -56,7 +71,7 @@ my ($made) = split /\n/, $node->safe_psql($at,
 like($made // '', qr/^idempotency_audit_log_2/, 'and a partition');
 
 # The level, or place, of each role
-my @roles = qw(ordinary app operator auditor idempotency_owner creator db_owner postgres);
+my @roles = qw(ordinary web app operator auditor idempotency_owner creator crypto_owner db_owner postgres);
 
 my %objects = (
 	log => 'idempotency_audit_log',
@@ -130,6 +145,8 @@ my %more = (
 		[ 'idem_secret', "SELECT idem_secret('audit', '0123456789abcdef')" ],
 		[ 'DROP EXTENSION', 'DROP EXTENSION %' ],
 		[ 'DROP SCHEMA', 'DROP SCHEMA % CASCADE' ],
+		[ 'DROP pgcrypto', 'DROP EXTENSION pgcrypto CASCADE' ],
+		[ 'REPLACE hmac', 'CREATE OR REPLACE FUNCTION crypto.hmac(bytea, bytea, text) RETURNS bytea LANGUAGE plpgsql AS $$BEGIN RETURN $1; END$$' ],
 		[ 'replica role', 'SET session_replication_role = replica' ]
 	]);
 
@@ -155,12 +172,10 @@ my %allowed = (
 		'sequence DROP' => '2BP01',
 		'whole DROP SCHEMA' => 'ok'
 	},
-	# its functions, and it as a whole, belong to who created it
-	creator => {
-		(map { ("whole $_" => 'ok') }
-			  qw(idem_audit idem_audit_seal idem_audit_verify idem_audit_digest idem_audit_prune)),
-		'whole DROP EXTENSION' => 'ok'
-	},
+	# as a whole it belongs to who created it
+	creator => { 'whole DROP EXTENSION' => 'ok' },
+	# what it needs goes, and so does the extension
+	crypto_owner => { 'whole DROP pgcrypto' => 'ok' },
 	# may create tables in public, not of these
 	db_owner => { 'log INHERIT' => '42809' },
 	postgres => {
@@ -219,6 +234,27 @@ note($_) foreach @matrix;
 cmp_ok(scalar @matrix, '>', 130, 'the matrix is large');
 is(join("\n", @wrong), '', 'each role can do what it may, and nothing else');
 is($node->safe_psql($at, 'SELECT problem FROM idem_audit_verify()'), '', 'nothing came of it');
+
+# What default privileges have given to anybody but the owner, of all that the
+# extension has and makes; types are for everyone
+my $given = q{
+SELECT o, grantee::regrole, privilege_type FROM (
+	SELECT oid::regclass::text, relowner, relacl FROM pg_class WHERE relnamespace = 'idempotency'::regnamespace
+	UNION ALL SELECT oid::regprocedure::text, proowner, proacl FROM pg_proc WHERE pronamespace = 'idempotency'::regnamespace
+	UNION ALL SELECT oid::regtype::text, typowner, typacl FROM pg_type
+		WHERE typnamespace = 'idempotency'::regnamespace AND typcategory <> 'A' AND typname ~ '^idem_(outcome|response|result)$'
+	) v (o, owner, acl), aclexplode(acl)
+WHERE grantee <> owner AND grantee <> 0 AND grantee::regrole NOT IN ('app', 'operator', 'auditor')};
+is($node->safe_psql($at, $given), '', 'default privileges have given nothing away');
+is( $node->safe_psql(
+		$at, q{
+SELECT count(*) FILTER (WHERE has_table_privilege(relowner, c.oid, 'SELECT') AND relacl::text ~ (relowner::regrole || '=(arwdDxtm?|rwU)/')) - count(*)
+FROM pg_class c WHERE relnamespace = 'idempotency'::regnamespace AND relkind IN ('r', 'p', 'v', 'S')}),
+	'0', 'and nothing away from the owners');
+is(sqlstate($node, $_, database => $at, user => 'web'), '42501', "by default privileges: $_")
+  foreach (map({ "TABLE idempotency.$_" } qw(idempotency_keys idempotency_policies idempotency_limiters idem_policy_list idem_stats)),
+	q{SELECT idempotency.idem_claim('s', 'k')}, q{SELECT nextval('idempotency.idempotency_audit_log_id_seq')},
+	q{SELECT idempotency.idem_grant('web', 'app')});
 
 # A database goes with its owner
 $node->safe_psql('postgres', 'CREATE DATABASE gone TEMPLATE shop OWNER db_owner');
@@ -291,8 +327,8 @@ UPDATE idempotency_audit_seals SET hmac = '\\x00' WHERE key_id = 2;
 SELECT * FROM idem_audit_verify();
 SELECT idem_audit_prune('infinity');
 SELECT idem_audit_digest();
-ALTER EXTENSION pgcrypto DROP FUNCTION hmac(bytea, bytea, text);
-DROP FUNCTION hmac(bytea, bytea, text);
+ALTER EXTENSION pgcrypto DROP FUNCTION crypto.hmac(bytea, bytea, text);
+DROP FUNCTION crypto.hmac(bytea, bytea, text);
 SELECT * FROM idem_audit_verify();
 SELECT idem_audit('a', 'b', 'c');
 SELECT idem_audit_seal();
