@@ -39,6 +39,7 @@ lock_with_indexes(Oid relid)
 {
 	Relation	table;
 	List	   *indexes;
+	bool		is_table;
 	ListCell   *cell;
 
 	if (!ConditionalLockRelationOid(relid, RowExclusiveLock))
@@ -47,7 +48,10 @@ lock_with_indexes(Oid relid)
 	if (table == NULL)
 		return false;			/* dropped meanwhile */
 	indexes = RelationGetIndexList(table);
+	is_table = table->rd_rel->relkind != RELKIND_VIEW;
 	table_close(table, NoLock);
+	if (!is_table)
+		return false;			/* its tableoid and ctid may be anything */
 	foreach(cell, indexes)
 		if (!ConditionalLockRelationOid(lfirst_oid(cell), RowExclusiveLock))
 			return false;

@@ -35,6 +35,7 @@
 static const Oid key_types[] = {TEXTOID, TEXTOID};
 static const Oid count_types[] = {TEXTOID, TIMESTAMPTZOID, INT8OID};
 static const Oid due_types[] = {TIMESTAMPTZOID, TIMESTAMPTZOID, INT8OID};
+static const Oid place_types[] = {OIDOID, TIDOID};
 static const Oid sweep_types[] = {OIDARRAYOID, TIDARRAYOID};
 static const Oid swept_types[] = {TEXTOID, INT8OID, TIMESTAMPTZOID};
 static const Oid many_types[] = {TEXTOID, TEXTARRAYOID};
@@ -362,6 +363,7 @@ lock_due(TimestampTz low, TimestampTz now, int64 max_rows, IdemPlace *places)
 
 		values[2] = Int64GetDatum(limit);
 		rows = idem_store_spi_execute(&due_plan, values, NULL, true, 0);
+		idem_store_spi_require_types(place_types, lengthof(place_types));
 		count = 0;
 		for (i = 0; i < rows && count < max_rows; i++)
 		{
