@@ -55,8 +55,10 @@ OBJS = \
 	src/idem_store_stats.o \
 	src/idem_store_way.o \
 	src/idem_sweep.o \
+	src/idem_task.o \
 	src/idem_text.o \
 	src/idem_throttle.o \
+	src/idem_try.o \
 	src/idem_worker.o \
 	src/idem_xact.o
 

@@ -39,8 +39,10 @@
  *					idem_buckets	all token buckets, likewise
  *					idem_refusals	refused calls, on their way to the audit log
  *					idem_keep		shmem and refusals, over a clean restart
- *					idem_cache		what a backend remembers of named rules
- *					idem_secctx		the switch to the owner of the tables
+ *					idem_task		what the background processes share
+					idem_cache		what a backend remembers of named rules
+ *					idem_try		doing what may fail
+					idem_secctx		the switch to the owner of the tables
  *					idem_catalog	our objects in this database
  *					idem_compat.h	differences between majors
  *

@@ -45,6 +45,7 @@
 #include "idem_launcher.h"
 #include "idem_refusals.h"
 #include "idem_shmem.h"
+#include "idem_task.h"
 #include "idem_worker.h"
 
 #define LAUNCHER_NAME "idempotency launcher"
@@ -380,6 +381,9 @@ idem_launcher_main(Datum arg)
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
+	idem_task_override_settings();
+	SetConfigOption("default_transaction_read_only", "off", PGC_SUSET,
+					PGC_S_OVERRIDE);
 	before_shmem_exit(forget_launcher, (Datum) 0);
 	idem_shmem_set_launcher(MyProcPid);
 	init_targets();

@@ -51,10 +51,11 @@ typedef enum IdemTask
 {
 	IDEM_TASK_SWEEP,
 	IDEM_TASK_REFUSALS,
-	IDEM_TASK_SEALS
+	IDEM_TASK_SEALS,
+	IDEM_TASK_PARTITIONS
 } IdemTask;
 
-#define IDEM_NUM_TASKS (IDEM_TASK_SEALS + 1)
+#define IDEM_NUM_TASKS (IDEM_TASK_PARTITIONS + 1)
 
 /* How that goes in one database. */
 typedef struct IdemSweepState
