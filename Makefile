@@ -43,6 +43,8 @@ OBJS = \
 	src/idem_store_cron.o \
 	src/idem_store_direct.o \
 	src/idem_store_health.o \
+	src/idem_store_health_audit.o \
+	src/idem_store_health_rights.o \
 	src/idem_store_lock.o \
 	src/idem_store_named.o \
 	src/idem_store_partition.o \

@@ -38,6 +38,7 @@
 #include "utils/hsearch.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
+#include "utils/syscache.h"
 #include "utils/timestamp.h"
 #include "utils/varlena.h"
 
@@ -412,8 +413,36 @@ idem_launcher_main(Datum arg)
 }
 
 /*
+ * idem_launcher_interval
+ *		The time between two sweeps, in microseconds.
+ */
+int64
+idem_launcher_interval(void)
+{
+	return interval_usec();
+}
+
+/* Whether this database is one to look at. */
+static bool
+comes_here(void)
+{
+	HeapTuple	tuple = SearchSysCache1(DATABASEOID,
+										ObjectIdGetDatum(MyDatabaseId));
+	List	   *names = NIL;
+	bool		wanted;
+
+	if (!HeapTupleIsValid(tuple))
+		return false;
+	(void) SplitIdentifierString(pstrdup(databases), ',', &names);
+	wanted = is_wanted((Form_pg_database) GETSTRUCT(tuple), names);
+	ReleaseSysCache(tuple);
+	return wanted;
+}
+
+/*
  * idem_launcher_describe
- *		For idem_health: whether keys are swept by themselves, and why not.
+ *		For idem_health: whether the keys of this database are swept by
+ *		themselves, and why not.
  */
 const char *
 idem_launcher_describe(bool *running)
@@ -425,6 +454,10 @@ idem_launcher_describe(bool *running)
 		return "idempotency.worker is off";
 	if (RecoveryInProgress())
 		return "this is a standby";
+	if (!comes_here())
+		return databases[0] != '\0' ?
+			"idempotency.databases does not name this database" :
+			"this database is a template, or closed to connections";
 	*running = idem_shmem_launcher() != 0;
 	return *running ? "running" : "not running; see the log of the server";
 }

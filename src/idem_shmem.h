@@ -63,6 +63,8 @@ typedef struct IdemSweepState
 	Oid			database;
 	uint64		runs;			/* by the worker */
 	bool		more;			/* the last of them left some */
+	TimestampTz known_at;		/* since when it has an entry */
+	TimestampTz last_worker;	/* DT_NOBEGIN: it never came */
 	TimestampTz last_run;		/* DT_NOBEGIN: none yet */
 	int64		last_duration;	/* in microseconds */
 	int64		last_rows;

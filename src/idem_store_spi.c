@@ -15,13 +15,16 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "miscadmin.h"
 #include "nodes/parsenodes.h"
+#include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/plancache.h"
 #include "utils/snapmgr.h"
 
 #include "idem_catalog.h"
+#include "idem_compat.h"
 #include "idem_store_row.h"
 #include "idem_store_spi.h"
 
@@ -75,6 +78,24 @@ idem_store_spi_end(const IdemSecctx *saved)
 	SPI_finish();
 }
 
+/*
+ * The owner of the tables needs the schema, too.  Whoever calls could not tell
+ * from the server's own error whom it is about.  Asked only where a statement
+ * is about to be parsed.
+ */
+static void
+require_schema(void)
+{
+	if (!idem_compat_may_use_schema(idem_catalog()->namespace, GetUserId()))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("role \"%s\", which owns tables of extension \"idempotency\", cannot use its schema",
+						GetUserNameFromId(GetUserId(), false)),
+				 errhint("GRANT USAGE ON SCHEMA %s TO %s; see idem_health().",
+						 idem_catalog()->schema,
+						 quote_identifier(GetUserNameFromId(GetUserId(), false)))));
+}
+
 static void
 prepare(IdemPlan *plan)
 {
@@ -88,6 +109,7 @@ prepare(IdemPlan *plan)
 		SPI_freeplan(plan->plan);
 	plan->plan = NULL;
 
+	require_schema();
 	sql = psprintf(plan->sql, idem_catalog()->schema);
 	prepared = SPI_prepare_cursor(sql, plan->nargs, (Oid *) plan->argtypes,
 								  CURSOR_OPT_GENERIC_PLAN);
@@ -189,7 +211,10 @@ idem_store_spi_execute(IdemPlan *plan, Datum *values, const char *nulls,
 	made = plan_generation(plan);
 	pinned = made == 0 || !SPI_plan_is_valid(plan->plan);
 	if (pinned)
+	{
+		require_schema();
 		guc_level = pin_planner();
+	}
 	executing++;
 	PG_TRY();
 	{

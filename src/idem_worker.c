@@ -525,6 +525,7 @@ report(IdemWorkerRun *run, TimestampTz start)
 		clear_error(state);
 	state->last_run = start;
 	state->last_duration = GetCurrentTimestamp() - start;
+	state->last_worker = GetCurrentTimestamp();
 	state->runs++;
 	idem_shmem_put_sweep(state);
 }

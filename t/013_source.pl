@@ -53,7 +53,8 @@ is(files_with(qr/InternalSubTransaction/),
 	'two rooms have subtransactions: on_error = record, and what may fail');
 is( files_with(qr/"(?:SELECT|INSERT|UPDATE|DELETE|GRANT)\b/),
 	'src/idem_grant.c src/idem_store_audit.c src/idem_store_cron.c '
-	  . 'src/idem_store_health.c src/idem_store_named.c '
+	  . 'src/idem_store_health.c src/idem_store_health_audit.c '
+	  . 'src/idem_store_health_rights.c src/idem_store_named.c '
 	  . 'src/idem_store_partition.c src/idem_store_seal.c '
 	  . 'src/idem_store_seal_rows.c src/idem_store_sql.c '
 	  . 'src/idem_store_stats.c',
