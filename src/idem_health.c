@@ -221,10 +221,10 @@ check_refusals(IdemHealthAnswer *answer)
 {
 	bool		waiting = list_member_oid(idem_refusals_databases(),
 										  MyDatabaseId);
-	bool		running;
-	const char *worker = idem_launcher_describe(&running);
+	IdemLauncherState state;
+	const char *worker = idem_launcher_describe(&state);
 
-	if (waiting && !running)
+	if (waiting && state != IDEM_LAUNCHER_RUNNING)
 		idem_store_health_say(answer, false,
 							  psprintf("some wait to be written to the audit log: %s",
 									   worker));
@@ -276,13 +276,14 @@ has_job(bool late, IdemHealthAnswer *answer)
 
 /*
  * Whether a key is due that nobody is known to remove.  Without preload
- * nothing is known of calls; and who is no superuser does not see the jobs of
- * others, so that he can only tell by the time.
+ * nothing is known of calls.  Who is no superuser does not see the jobs of
+ * others, and a standby not what its primary does: there only the time tells.
  */
 static bool
 is_late(void)
 {
-	bool		unsure = idem_store_health_has_cron() && !superuser();
+	bool		unsure = RecoveryInProgress() ||
+	(idem_store_health_has_cron() && !superuser());
 
 	return !is_swept() && get_lag() > (unsure ? MAX_LAG_USEC : 0);
 }
@@ -290,10 +291,10 @@ is_late(void)
 static void
 check_cron(IdemHealthAnswer *answer)
 {
-	bool		running;
+	IdemLauncherState state;
 
-	(void) idem_launcher_describe(&running);
-	(void) has_job(!running && is_late(), answer);
+	(void) idem_launcher_describe(&state);
+	(void) has_job(state != IDEM_LAUNCHER_RUNNING && is_late(), answer);
 }
 
 /* The worker came here, or could have, the last time. */
@@ -325,19 +326,21 @@ check_running_worker(IdemHealthAnswer *answer, const char *worker)
 static void
 check_worker(IdemHealthAnswer *answer)
 {
-	bool		running;
-	const char *worker = idem_launcher_describe(&running);
-	bool		due;
+	IdemLauncherState state;
+	const char *worker = idem_launcher_describe(&state);
+	bool		missed;
 
-	if (running)
+	if (state == IDEM_LAUNCHER_RUNNING)
 	{
 		check_running_worker(answer, worker);
 		return;
 	}
-	due = is_late() && !has_job(true, NULL);
-	idem_store_health_say(answer, !due,
-						  psprintf("%s%s", worker,
-								   due ? ", and nobody calls idem_sweep() instead" :
+	missed = (state == IDEM_LAUNCHER_ELSEWHERE ? !is_swept() : is_late()) &&
+		!has_job(true, NULL);
+	idem_store_health_say(answer, !missed,
+						  psprintf("%s%s", worker, missed ?
+								   ", and nobody is known to call idem_sweep() instead" :
+								   is_swept() ? "; others call a sweep" :
 								   "; no key is long due"));
 }
 

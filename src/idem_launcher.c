@@ -445,21 +445,26 @@ comes_here(void)
  *		themselves, and why not.
  */
 const char *
-idem_launcher_describe(bool *running)
+idem_launcher_describe(IdemLauncherState *state)
 {
-	*running = false;
+	*state = IDEM_LAUNCHER_ABSENT;
 	if (!idem_shmem_exists())
 		return "the library is not in shared_preload_libraries";
 	if (!worker_enabled)
 		return "idempotency.worker is off";
 	if (RecoveryInProgress())
 		return "this is a standby";
-	if (!comes_here())
-		return databases[0] != '\0' ?
-			"idempotency.databases does not name this database" :
-			"this database is a template, or closed to connections";
-	*running = idem_shmem_launcher() != 0;
-	return *running ? "running" : "not running; see the log of the server";
+	if (idem_shmem_launcher() == 0)
+		return "not running; see the log of the server";
+	if (comes_here())
+	{
+		*state = IDEM_LAUNCHER_RUNNING;
+		return "running";
+	}
+	*state = IDEM_LAUNCHER_ELSEWHERE;
+	return databases[0] != '\0' ?
+		"idempotency.databases does not name this database" :
+		"this database is a template, or closed to connections";
 }
 
 static bool

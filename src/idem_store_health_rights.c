@@ -103,7 +103,7 @@ const IdemHealthQuery idem_store_health_rights[] = {
 		" WHERE NOT (a.privilege_type = 'SELECT' AND a.grantee <> 0 AND (r.readable"
 		" OR a.grantee IN (SELECT w.grantee FROM aclexplode(r.whole) w WHERE w.privilege_type = 'SELECT')))"
 		" UNION ALL SELECT format('%s (%s)', r.relname, t.attname), r.relowner, a.grantee, a.privilege_type"
-		" FROM r JOIN pg_attribute t ON t.attrelid = r.oid, aclexplode(t.attacl) a"
+		" FROM r JOIN pg_attribute t ON t.attrelid = r.oid AND NOT t.attisdropped, aclexplode(t.attacl) a"
 		" WHERE NOT (a.privilege_type = 'SELECT' AND a.grantee <> 0 AND (r.readable"
 		" OR r.oid = ($1)[1] AND t.attname IN " TELLS_NOTHING "))"
 		" UNION ALL SELECT p.proname || '()', p.proowner, a.grantee, a.privilege_type"

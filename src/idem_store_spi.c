@@ -91,7 +91,7 @@ require_schema(void)
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("role \"%s\", which owns tables of extension \"idempotency\", cannot use its schema",
 						GetUserNameFromId(GetUserId(), false)),
-				 errhint("GRANT USAGE ON SCHEMA %s TO %s; see idem_health().",
+				 errhint("Grant it that: GRANT USAGE ON SCHEMA %s TO %s.",
 						 idem_catalog()->schema,
 						 quote_identifier(GetUserNameFromId(GetUserId(), false)))));
 }
