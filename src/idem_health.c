@@ -282,10 +282,10 @@ has_job(bool late, IdemHealthAnswer *answer)
 static bool
 is_late(void)
 {
-	bool		unsure = RecoveryInProgress() ||
+	bool		unsure = is_swept() || RecoveryInProgress() ||
 	(idem_store_health_has_cron() && !superuser());
 
-	return !is_swept() && get_lag() > (unsure ? MAX_LAG_USEC : 0);
+	return get_lag() > (unsure ? MAX_LAG_USEC : 0);
 }
 
 static void
@@ -335,12 +335,12 @@ check_worker(IdemHealthAnswer *answer)
 		check_running_worker(answer, worker);
 		return;
 	}
-	missed = (state == IDEM_LAUNCHER_ELSEWHERE ? !is_swept() : is_late()) &&
+	missed = (is_late() ||
+			  (state == IDEM_LAUNCHER_ELSEWHERE && !is_swept())) &&
 		!has_job(true, NULL);
 	idem_store_health_say(answer, !missed,
 						  psprintf("%s%s", worker, missed ?
 								   ", and nobody is known to call idem_sweep() instead" :
-								   is_swept() ? "; others call a sweep" :
 								   "; no key is long due"));
 }
 

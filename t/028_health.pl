@@ -458,7 +458,7 @@ is($plain->safe_psql('postgres', q{SELECT ok, detail FROM idem_health() WHERE ch
 is($plain->safe_psql('bytes', q{SELECT ok FROM idem_health() WHERE check_name = 'worker'}), 't', 'and one that is not');
 $plain->safe_psql('postgres', q{SELECT idem_sweep()});
 is($plain->safe_psql('postgres', q{SELECT ok, detail FROM idem_health() WHERE check_name = 'worker'}),
-	't|idempotency.databases does not name this database; others call a sweep', 'where somebody else sweeps');
+	't|idempotency.databases does not name this database; no key is long due', 'where somebody else sweeps');
 $plain->stop;
 
 done_testing();
