@@ -6,6 +6,7 @@ OBJS = \
 	src/idem_answer.o \
 	src/idem_args.o \
 	src/idem_audit.o \
+	src/idem_audit_index.o \
 	src/idem_bucket.o \
 	src/idem_buckets.o \
 	src/idem_cache.o \

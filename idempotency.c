@@ -16,7 +16,8 @@
  *					idem_throttle	take from the token bucket of a subject
  *					idem_stats		what is counted, and how the sweeps go
  *					idem_audit		the append-only log
- *					idem_seal, idem_seal_verify	its seals
+ *					idem_audit_index	indexes that it must not have
+					idem_seal, idem_seal_verify	its seals
  *					idem_secret		secrets and contexts
  *					idem_text		scopes, headers, names for logs
  *					idem_http		refusals and headers as HTTP has them
@@ -54,6 +55,7 @@
 #include "miscadmin.h"
 #include "utils/guc.h"
 
+#include "src/idem_audit_index.h"
 #include "src/idem_buckets.h"
 #include "src/idem_catalog.h"
 #include "src/idem_compat.h"
@@ -89,6 +91,7 @@ _PG_init(void)
 	idem_buckets_init();
 	idem_sweep_init();
 	idem_seal_init();
+	idem_audit_index_init();
 	idem_catalog_init();
 	idem_xact_init();
 	idem_store_way_init();

@@ -280,6 +280,20 @@ fill('two', 'My keys');
 is($source->safe_psql('one', q{SELECT count(DISTINCT tablename), count(*) FROM pg_indexes
 	WHERE tablename ~ '^idempotency_audit_log_2'}), '2|6', 'two partitions, with three indexes each');
 
+# An index of the whole log would make a dump that cannot be restored
+foreach my $index (
+	'CREATE INDEX ON idempotency_audit_log (action)',
+	'CREATE INDEX ON ONLY idempotency_audit_log (action)',
+	'ALTER TABLE idempotency_audit_log ADD PRIMARY KEY (id, at)')
+{
+	is(sqlstate($source, "SELECT idem_log_id('loads the library'); $index", database => 'one'),
+		'0A000', "refused: $index");
+}
+is(sqlstate($source, q{SELECT idem_log_id('x'); CREATE TABLE idempotency_audit_log_mine (LIKE idempotency_keys INCLUDING ALL);
+	CREATE SCHEMA elsewhere; CREATE TABLE elsewhere.idempotency_audit_log (i int PRIMARY KEY) PARTITION BY RANGE (i);
+	CREATE INDEX ON elsewhere.idempotency_audit_log (i); DROP TABLE idempotency_audit_log_mine; DROP SCHEMA elsewhere CASCADE},
+		database => 'one'), '', 'no other index is');
+
 # Plain text, with the grants to roles that are gone
 {
 	my $file = "$folder/plain.sql";
