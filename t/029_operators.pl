@@ -156,6 +156,12 @@ $node->safe_psql('postgres', q{CREATE ROLE shop; SELECT idem_grant('shop', 'app'
 my $repeat = q{SET ROLE store; SELECT outcome FROM idem_claim('renamed', 'a')};
 $node->safe_psql('postgres', 'ALTER ROLE shop RENAME TO store');
 is(sqlstate($node, $repeat), '42501', 'a role with another name has not its keys');
+{
+	my $stderr = '';
+
+	$node->psql('postgres', $repeat, stderr => \$stderr);
+	like($stderr, qr/HINT:.*renamed.*idem_health/, 'and is told where to look');
+}
 is($node->safe_psql('postgres', q{SELECT ok FROM idem_health() WHERE check_name = 'roles'}), 'f', 'health sees it');
 my ($statement) = slurp_file("$FindBin::RealBin/../doc/monitoring.md") =~ /^(UPDATE .*claimed_by.*;)$/m;
 $statement =~ s/idempotency\.//;
