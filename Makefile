@@ -7,6 +7,7 @@ OBJS = \
 	src/idem_answer.o \
 	src/idem_args.o \
 	src/idem_audit.o \
+	src/idem_audit_index.o \
 	src/idem_bucket.o \
 	src/idem_buckets.o \
 	src/idem_buckets_memory.o \
@@ -51,6 +52,8 @@ OBJS = \
 	src/idem_store_direct.o \
 	src/idem_store_direct_sweep.o \
 	src/idem_store_health.o \
+	src/idem_store_health_audit.o \
+	src/idem_store_health_rights.o \
 	src/idem_store_lock.o \
 	src/idem_store_named.o \
 	src/idem_store_partition.o \
@@ -64,8 +67,10 @@ OBJS = \
 	src/idem_store_stats.o \
 	src/idem_store_way.o \
 	src/idem_sweep.o \
+	src/idem_task.o \
 	src/idem_text.o \
 	src/idem_throttle.o \
+	src/idem_try.o \
 	src/idem_worker.o \
 	src/idem_xact.o
 

@@ -17,7 +17,8 @@
  *					idem_throttle	take from the token bucket of a subject
  *					idem_stats		what is counted, and how the sweeps go
  *					idem_audit		the append-only log
- *					idem_seal, idem_seal_verify	its seals
+ *					idem_audit_index	indexes that it must not have
+					idem_seal, idem_seal_verify	its seals
  *					idem_secret		secrets and contexts
  *					idem_text		scopes, headers, names for logs
  *					idem_http		refusals and headers as HTTP has them
@@ -42,8 +43,10 @@
  *					idem_buckets	all token buckets, likewise
  *					idem_refusals	refused calls, on their way to the audit log
  *					idem_keep		shmem and refusals, over a clean restart
- *					idem_cache		what a backend remembers of named rules
- *					idem_secctx		the switch to the owner of the tables
+ *					idem_task		what the background processes share
+					idem_cache		what a backend remembers of named rules
+ *					idem_try		doing what may fail
+					idem_secctx		the switch to the owner of the tables
  *					idem_catalog	our objects in this database
  *					idem_compat.h	differences between majors
  *
@@ -55,6 +58,7 @@
 #include "miscadmin.h"
 #include "utils/guc.h"
 
+#include "src/idem_audit_index.h"
 #include "src/idem_buckets.h"
 #include "src/idem_catalog.h"
 #include "src/idem_compat.h"
@@ -90,6 +94,7 @@ _PG_init(void)
 	idem_buckets_init();
 	idem_sweep_init();
 	idem_seal_init();
+	idem_audit_index_init();
 	idem_catalog_init();
 	idem_xact_init();
 	idem_store_way_init();

@@ -41,7 +41,9 @@ FROM idempotency_keys WHERE scope = 'errors' AND key = 'canary-once';
 SELECT outcome FROM idem_claim('errors', 'canary-gone', policy => 'errors-gone', ttl => '1 us');
 UPDATE idempotency_keys SET expires_at = created_at WHERE scope = 'errors' AND key = 'canary-gone';
 
+SET client_min_messages = warning; -- a notice says that it cannot work
 SELECT idem_limiter('errors-limiter', 1, '1 s');
+RESET client_min_messages;
 
 CREATE TEMP TABLE calls (id serial, state text, call text);
 INSERT INTO calls (state, call) VALUES

@@ -8,6 +8,10 @@
  * crash.  Owns the head of the files; what follows is known to the room whose
  * memory it is, and to servers of one major only.
  *
+ * A server that starts in recovery, to be a standby or to follow the log of
+ * another one, drops what it finds: that may have come with a copy of a server
+ * which was stopped, and then belongs to that one, which has it as well.
+ *
  * Called by the postmaster while it has no other process, so that nothing is
  * locked.  Raises nothing: what cannot be written or read is said in the log,
  * and lost.
@@ -18,6 +22,10 @@
 
 #include <unistd.h>
 
+#include "access/xlog.h"
+#include "catalog/pg_control.h"
+#include "common/controldata_utils.h"
+#include "miscadmin.h"
 #include "port/pg_crc32c.h"
 #include "storage/fd.h"
 
@@ -88,6 +96,33 @@ read_file(FILE *file, uint32 magic, void *data, Size room, Size *size)
 	return EQ_CRC32C(head.crc, compute_crc(data, head.size));
 }
 
+static bool
+file_exists(const char *path)
+{
+	return access(path, F_OK) == 0;
+}
+
+/*
+ * Whether the server is about to start in recovery.  No process can be asked
+ * yet: that is decided later, by the startup process, from these files, which
+ * it removes only then, and from how the last server that had the data ended.
+ */
+static bool
+starts_in_recovery(void)
+{
+	bool		sound;
+	ControlFileData *control;
+	bool		shut_down;
+
+	if (file_exists(STANDBY_SIGNAL_FILE) ||
+		file_exists(RECOVERY_SIGNAL_FILE) || file_exists(BACKUP_LABEL_FILE))
+		return true;
+	control = get_controlfile(DataDir, &sound);
+	shut_down = sound && control->state == DB_SHUTDOWNED;
+	pfree(control);
+	return !shut_down;
+}
+
 /*
  * idem_keep_read
  *		Read a file and remove it; false when there is none that is of use.
@@ -102,7 +137,14 @@ idem_keep_read(const char *path, uint32 magic, void *data, Size room,
 	if (file == NULL && errno == ENOENT)
 		return false;
 	sound = file != NULL && read_file(file, magic, data, room, size);
-	if (!sound)
+	if (sound && starts_in_recovery())
+	{
+		ereport(LOG,
+				(errmsg("dropping file \"%s\", since the server starts in recovery",
+						path)));
+		sound = false;
+	}
+	else if (!sound)
 		ereport(LOG,
 				(errcode(ERRCODE_DATA_CORRUPTED),
 				 errmsg("ignoring invalid data in file \"%s\"", path)));

@@ -38,6 +38,7 @@
 #include "utils/hsearch.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
+#include "utils/syscache.h"
 #include "utils/timestamp.h"
 #include "utils/varlena.h"
 
@@ -45,6 +46,7 @@
 #include "idem_launcher.h"
 #include "idem_refusals.h"
 #include "idem_shmem.h"
+#include "idem_task.h"
 #include "idem_worker.h"
 
 #define LAUNCHER_NAME "idempotency launcher"
@@ -380,6 +382,9 @@ idem_launcher_main(Datum arg)
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
+	idem_task_override_settings();
+	SetConfigOption("default_transaction_read_only", "off", PGC_SUSET,
+					PGC_S_OVERRIDE);
 	before_shmem_exit(forget_launcher, (Datum) 0);
 	idem_shmem_set_launcher(MyProcPid);
 	init_targets();
@@ -408,21 +413,58 @@ idem_launcher_main(Datum arg)
 }
 
 /*
+ * idem_launcher_interval
+ *		The time between two sweeps, in microseconds.
+ */
+int64
+idem_launcher_interval(void)
+{
+	return interval_usec();
+}
+
+/* Whether this database is one to look at. */
+static bool
+comes_here(void)
+{
+	HeapTuple	tuple = SearchSysCache1(DATABASEOID,
+										ObjectIdGetDatum(MyDatabaseId));
+	List	   *names = NIL;
+	bool		wanted;
+
+	if (!HeapTupleIsValid(tuple))
+		return false;
+	(void) SplitIdentifierString(pstrdup(databases), ',', &names);
+	wanted = is_wanted((Form_pg_database) GETSTRUCT(tuple), names);
+	ReleaseSysCache(tuple);
+	return wanted;
+}
+
+/*
  * idem_launcher_describe
- *		For idem_health: whether keys are swept by themselves, and why not.
+ *		For idem_health: whether the keys of this database are swept by
+ *		themselves, and why not.
  */
 const char *
-idem_launcher_describe(bool *running)
+idem_launcher_describe(IdemLauncherState *state)
 {
-	*running = false;
+	*state = IDEM_LAUNCHER_ABSENT;
 	if (!idem_shmem_exists())
 		return "the library is not in shared_preload_libraries";
 	if (!worker_enabled)
 		return "idempotency.worker is off";
 	if (RecoveryInProgress())
 		return "this is a standby";
-	*running = idem_shmem_launcher() != 0;
-	return *running ? "running" : "not running; see the log of the server";
+	if (idem_shmem_launcher() == 0)
+		return "not running; see the log of the server";
+	if (comes_here())
+	{
+		*state = IDEM_LAUNCHER_RUNNING;
+		return "running";
+	}
+	*state = IDEM_LAUNCHER_ELSEWHERE;
+	return databases[0] != '\0' ?
+		"idempotency.databases does not name this database" :
+		"this database is a template, or closed to connections";
 }
 
 static bool

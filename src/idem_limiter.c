@@ -209,8 +209,8 @@ IDEM_FUNCTION(idem_limiter);
  *		microsecond; buckets that exist go over to the new rule at their next
  *		call.
  *
- * Raises 22004, 22023, 25006, 40001.  Holds SHARE ROW EXCLUSIVE on the table
- * to the end of the transaction.
+ * Raises 22004, 22023, 25006, 40001; a notice where no limiter works.  Holds
+ * SHARE ROW EXCLUSIVE on the table to the end of the transaction.
  */
 Datum
 idem_limiter(PG_FUNCTION_ARGS)
@@ -239,6 +239,11 @@ idem_limiter(PG_FUNCTION_ARGS)
 	exists = idem_store_named_read(IDEM_STORE_LIMITERS, NameStr(limiter.name),
 								   old_values, old_nulls);
 	idem_store_named_write(IDEM_STORE_LIMITERS, values, nulls, exists);
+	if (!idem_buckets_exist())
+		ereport(NOTICE,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the rate limiter does not work yet: rate limiting needs shared memory"),
+				 errhint("Add \"idempotency\" to \"shared_preload_libraries\" and restart the server; from PostgreSQL 17 on it works without.")));
 	PG_RETURN_VOID();
 }
 

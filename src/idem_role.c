@@ -48,7 +48,7 @@ idem_role_refuse(const IdemKey *id, const IdemPolicy *policy)
 					idem_digest_log_id(id->key),
 					idem_digest_log_id(id->scope)),
 			 errdetail("It was claimed under a role whose rights the current user does not have."),
-			 errhint("Use another scope, become a member of that role, or set \"owner_role\" of the policy for roles that rotate.")));
+			 errhint("Use another scope, become a member of that role, or set \"owner_role\" of the policy for roles that rotate.  If the role was renamed, see check \"roles\" of idem_health().")));
 }
 
 /*
@@ -72,6 +72,7 @@ text *
 idem_role_owner(const IdemPolicy *policy, const IdemKey *id)
 {
 	const char *owner = NameStr(policy->owner_role);
+	bool		exists;
 
 	if (owner[0] == '\0')
 		return cstring_to_text(GetUserNameFromId(GetUserId(), false));
@@ -79,11 +80,14 @@ idem_role_owner(const IdemPolicy *policy, const IdemKey *id)
 	{
 		if (id->key != NULL)
 			idem_refusals_note(IDEM_REFUSAL_FORBIDDEN, id, policy);
+		exists = OidIsValid(get_role_oid(owner, true));
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("must have privileges of the owner role of policy \"%s\"",
 						NameStr(policy->name)),
-				 errhint("Grant role \"%s\" to the current user.", owner)));
+				 exists ?
+				 errhint("Grant role \"%s\" to the current user.", owner) :
+				 errhint("There is no role \"%s\": change \"owner_role\" of the policy.", owner)));
 	}
 	return cstring_to_text(owner);
 }

@@ -44,6 +44,7 @@
 #include "idem_store.h"
 #include "idem_store_partition.h"
 #include "idem_store_seal.h"
+#include "idem_try.h"
 #include "idem_xact.h"
 
 #define SEGMENT_ROWS	10000
@@ -345,7 +346,7 @@ seal_rows(int64 budget, bool *more)
 }
 
 static void
-make_partitions(void)
+make_partitions(void *arg)
 {
 	IdemSealAccess access;
 
@@ -354,12 +355,27 @@ make_partitions(void)
 	idem_store_seal_end(&access);
 }
 
+/* Where none can be made, what is in the default one is sealed all the same. */
+static void
+try_partitions(void)
+{
+	ErrorData  *error = idem_try(make_partitions, NULL);
+
+	if (error != NULL)
+		ereport(WARNING,
+				(errcode(error->sqlerrcode),
+				 errmsg("rows were sealed, but partitions of the audit log cannot be made: %s",
+						error->message),
+				 errhint("New rows go to the default partition, and are sealed there; see idem_health().")));
+}
+
 IDEM_FUNCTION(idem_audit_seal);
 
 /*
  * idem_audit_seal() RETURNS bigint
  *		Seal the rows of all transactions before the oldest that runs; how
- *		many.  Outside a transaction block, see to the next partition, too.
+ *		many.  Outside a transaction block, see to the next partition, too;
+ *		with a warning if that fails.
  *
  * Raises 25006; 55000 when there is a secret and pgcrypto is missing, or the
  * sequence was set back.  Waits for another sealer; holds SHARE ROW EXCLUSIVE
@@ -379,7 +395,7 @@ idem_audit_seal(PG_FUNCTION_ARGS)
 	idem_store_seal_end(&access);
 	sealed = seal_rows(PG_INT64_MAX, &more);
 	if (!IsTransactionBlock())
-		make_partitions();
+		try_partitions();
 	PG_RETURN_INT64(sealed);
 }
 
@@ -397,9 +413,20 @@ idem_seal_batch(int64 rows)
 		!idem_store_seal_lock(false))
 		return false;
 	(void) seal_rows(rows, &more);
-	if (!more)
-		make_partitions();
 	return more;
+}
+
+/*
+ * idem_seal_partitions
+ *		For the worker, when nothing is left to seal: see to the next partition.
+ */
+void
+idem_seal_partitions(void)
+{
+	if (idem_store_audit_begun() &&
+		idem_store_partition_lock(AccessShareLock) &&
+		idem_store_seal_lock(false))
+		make_partitions(NULL);
 }
 
 /*

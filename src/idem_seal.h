@@ -9,6 +9,7 @@
 #define IDEM_SEAL_H
 
 extern bool idem_seal_batch(int64 rows);
+extern void idem_seal_partitions(void);
 extern void idem_seal_key(void);
 extern void idem_seal_init(void);
 

@@ -42,7 +42,7 @@
 #define MAX_DATABASES 1024
 
 #define FILE_NAME PGSTAT_STAT_PERMANENT_DIRECTORY "/idempotency.stat"
-#define FILE_MAGIC 0x1DE00003	/* changes with the structs below */
+#define FILE_MAGIC 0x1DE00004	/* changes with the structs below */
 
 /* The first entry counts what found no room. */
 #define NO_ROOM 0
@@ -239,6 +239,8 @@ init_database(IdemSweepState *state, Oid database)
 {
 	memset(state, 0, sizeof(*state));
 	state->database = database;
+	state->known_at = GetCurrentTimestamp();
+	state->last_worker = DT_NOBEGIN;
 	state->last_run = DT_NOBEGIN;
 	state->low = DT_NOBEGIN;
 	state->full_due = DT_NOBEGIN;

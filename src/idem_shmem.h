@@ -51,10 +51,11 @@ typedef enum IdemTask
 {
 	IDEM_TASK_SWEEP,
 	IDEM_TASK_REFUSALS,
-	IDEM_TASK_SEALS
+	IDEM_TASK_SEALS,
+	IDEM_TASK_PARTITIONS
 } IdemTask;
 
-#define IDEM_NUM_TASKS (IDEM_TASK_SEALS + 1)
+#define IDEM_NUM_TASKS (IDEM_TASK_PARTITIONS + 1)
 
 /* How that goes in one database. */
 typedef struct IdemSweepState
@@ -62,6 +63,8 @@ typedef struct IdemSweepState
 	Oid			database;
 	uint64		runs;			/* by the worker */
 	bool		more;			/* the last of them left some */
+	TimestampTz known_at;		/* since when it has an entry */
+	TimestampTz last_worker;	/* DT_NOBEGIN: it never came */
 	TimestampTz last_run;		/* DT_NOBEGIN: none yet */
 	int64		last_duration;	/* in microseconds */
 	int64		last_rows;

@@ -6,15 +6,25 @@
  * The counters and the state of the sweeps are in shared memory (idem_shmem.c).
  * A call is counted when it answers, whether its transaction commits or not.
  *
+ * A database sees its own counters; those of the whole server are for members
+ * of pg_monitor, and the names in them are never shown in the encoding of
+ * another database.
+ *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
 #include "access/htup_details.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_authid.h"
+#include "catalog/pg_database.h"
 #include "fmgr.h"
 #include "funcapi.h"
+#include "mb/pg_wchar.h"
 #include "miscadmin.h"
+#include "utils/acl.h"
 #include "utils/builtins.h"
+#include "utils/syscache.h"
 #include "utils/timestamp.h"
 
 #include "idem.h"
@@ -45,6 +55,67 @@ typedef enum StatusColumn
 
 #define STATUS_COLUMNS	(COLUMN_LAST_ERROR + 1)
 
+/* The encoding of a database; -1 when there is no such any more. */
+static int
+get_encoding(Oid database)
+{
+	HeapTuple	tuple = SearchSysCache1(DATABASEOID,
+										ObjectIdGetDatum(database));
+	int			encoding = -1;
+
+	if (!HeapTupleIsValid(tuple))
+		return -1;
+	encoding = ((Form_pg_database) GETSTRUCT(tuple))->encoding;
+	ReleaseSysCache(tuple);
+	return encoding;
+}
+
+/*
+ * The name as another database wrote it, in the encoding of this one; NULL
+ * when that cannot be.
+ */
+static char *
+convert_name(const char *name, int from, int to)
+{
+	Oid			function;
+	char	   *converted;
+	int			len = strlen(name);
+
+	if (from < 0 || from == PG_SQL_ASCII || to == PG_SQL_ASCII)
+		return NULL;
+	if (from == to)
+		return pstrdup(name);
+	function = FindDefaultConversionProc(from, to);
+	if (!OidIsValid(function))
+		return NULL;
+	converted = palloc(len * MAX_CONVERSION_GROWTH + 1);
+	return pg_do_encoding_conversion_buf(function, from, to,
+										 (unsigned char *) name, len,
+										 (unsigned char *) converted,
+										 len * MAX_CONVERSION_GROWTH + 1,
+										 true) == len ? converted : NULL;
+}
+
+/* The name of a policy, for a reader in this database. */
+static char *
+show_policy(const IdemCounters *counters)
+{
+	char	   *name = pstrdup(NameStr(counters->policy));
+	char	   *converted;
+	char	   *c;
+
+	if (counters->database == MyDatabaseId)
+		return name;
+	converted = convert_name(name, get_encoding(counters->database),
+							 GetDatabaseEncoding());
+	if (converted != NULL)
+		return converted;
+	for (c = name; *c != '\0'; c++)
+		if (IS_HIGHBIT_SET(*c))
+			*c = '?';
+	return name;
+}
+
 static void
 put_counters(ReturnSetInfo *rsinfo, const IdemCounters *counters)
 {
@@ -56,7 +127,7 @@ put_counters(ReturnSetInfo *rsinfo, const IdemCounters *counters)
 	nulls[COLUMN_DATID] = !OidIsValid(counters->database);
 	nulls[COLUMN_POLICY] = nulls[COLUMN_DATID] ||
 		strcmp(NameStr(counters->policy), IDEM_SHMEM_NO_POLICY) == 0;
-	values[COLUMN_POLICY] = CStringGetTextDatum(NameStr(counters->policy));
+	values[COLUMN_POLICY] = CStringGetTextDatum(show_policy(counters));
 	for (i = 0; i < IDEM_NUM_COUNTERS; i++)
 		values[COLUMN_FIRST_COUNTER + i] =
 			Int64GetDatum((int64) counters->counts[i]);
@@ -77,6 +148,14 @@ put_unknown(ReturnSetInfo *rsinfo)
 	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 }
 
+/* What found no room is of no database, and of all. */
+static bool
+is_visible(const IdemCounters *counters)
+{
+	return counters->database == MyDatabaseId ||
+		has_privs_of_role(GetUserId(), ROLE_PG_MONITOR);
+}
+
 /* What found no room is of interest only if there is something. */
 static bool
 is_empty(const IdemCounters *counters)
@@ -94,8 +173,8 @@ IDEM_FUNCTION(idem_stats_values);
 /*
  * idem_stats_values() RETURNS TABLE (datid oid, policy text, claimed bigint,
  *		...)
- *		Counters of all databases; nulls where the library was not preloaded.
- *		Raises nothing of its own.
+ *		Counters of this database, and of all for a member of pg_monitor; nulls
+ *		where the library was not preloaded.  Raises nothing of its own.
  */
 Datum
 idem_stats_values(PG_FUNCTION_ARGS)
@@ -113,7 +192,8 @@ idem_stats_values(PG_FUNCTION_ARGS)
 	}
 	counters = idem_shmem_counters(&number);
 	for (i = 0; i < number; i++)
-		if (OidIsValid(counters[i].database) || !is_empty(&counters[i]))
+		if ((OidIsValid(counters[i].database) || !is_empty(&counters[i])) &&
+			is_visible(&counters[i]))
 			put_counters(rsinfo, &counters[i]);
 	return (Datum) 0;
 }

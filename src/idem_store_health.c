@@ -1,11 +1,11 @@
 /*-------------------------------------------------------------------------
  *
  * idem_store_health.c
- *	  The queries behind idem_health.
+ *	  The queries behind idem_health: tables, and what is in them.
  *
- * Each gives one row (ok boolean, detail text) and may use $1, an array of the
- * OIDs of our tables, and HealthFacts as $2 to $4.  They are for people, now
- * and then: no plan is kept.
+ * They are for people, now and then: no plan is kept.  Asked with a pinned
+ * search_path and with settings that idem_health has pinned; nothing is
+ * written as text that a setting would read in another way.
  *
  *-------------------------------------------------------------------------
  */
@@ -16,51 +16,128 @@
 #include "catalog/pg_type.h"
 #include "commands/extension.h"
 #include "executor/spi.h"
+#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
+#include "utils/timestamp.h"
 
 #include "idem_catalog.h"
 #include "idem_compat.h"
 #include "idem_store_health.h"
+#include "idem_store_partition.h"
 #include "idem_store_spi.h"
 
-typedef struct HealthFacts
-{
-	bool		running;		/* the background worker */
-	const char *worker;			/* or why not */
-	bool		late;			/* a key is due for longer than it may be */
-} HealthFacts;
+#define MAX_DETAIL 1000
 
-typedef struct HealthQuery
-{
-	const char *name;
-	const char *sql;			/* %1$s is our schema */
-} HealthQuery;
-
-/* Of the relations in $1, those of the audit log. */
-#define IS_AUDIT \
-	" (c.relispartition OR c.relname" \
-	" IN ('idempotency_audit_log', 'idempotency_audit_seals'))"
-
-static const HealthQuery queries[] = {
+const IdemHealthQuery idem_store_health_tables[] = {
 	{
-		"tables_logged",
+		"tables_logged", IDEM_HEALTH_OWNER,
 		"SELECT count(*) = 0, CASE WHEN count(*) = 0 THEN 'all tables survive a crash'"
-		" ELSE 'not logged: ' || string_agg(c.relname, ', ') END"
+		" ELSE 'not logged: ' || string_agg(c.relname, ', ' ORDER BY c.relname) END"
 		" FROM pg_class c WHERE c.oid = ANY ($1) AND c.relpersistence <> 'p'"
 	},
 	{
-		"triggers",
+		"key_columns", IDEM_HEALTH_OWNER,
+		"SELECT count(*) = 0, CASE WHEN count(*) = 0 THEN 'as they were made'"
+		" ELSE 'missing, or with another type or collation: ' || string_agg(o.name, ', ') END"
+		" FROM unnest(ARRAY['scope', 'key', 'state', 'attempt', 'token', 'claim_xid', 'created_at',"
+		" 'finished_at', 'lease_until', 'expires_at', 'purge_at', 'ttl', 'status_code', 'owner',"
+		" 'policy', 'claimed_by', 'fingerprint', 'context', 'headers', 'content_type', 'body_size',"
+		" 'body_sha256', 'body', 'recovery_point', 'checkpoint'],"
+		" ARRAY['text', 'text', '\"char\"', 'int4', 'int8', 'xid8', 'timestamptz', 'timestamptz',"
+		" 'timestamptz', 'timestamptz', 'timestamptz', 'int8', 'int4', 'uuid', 'text', 'text',"
+		" 'bytea', 'bytea', 'json', 'text', 'int8', 'bytea', 'bytea', 'text', 'jsonb']::regtype[])"
+		" o (name, type)"
+		" LEFT JOIN pg_attribute a ON a.attrelid = ($1)[1] AND a.attname = o.name AND NOT a.attisdropped"
+		" WHERE a.attnum IS NULL OR a.atttypid <> o.type"
+		" OR (o.name IN ('scope', 'key') AND a.attcollation <> '\"C\"'::regcollation)"
+	},
+	/* Of all tables: none is missing, and none was added that must be given. */
+	{
+		"other_columns", IDEM_HEALTH_OWNER,
+		"SELECT count(*) = 0, CASE WHEN count(*) = 0 THEN 'none is missing, and none was added that a row would lack'"
+		" ELSE string_agg(d.detail, '; ' ORDER BY d.detail) END FROM ("
+		"SELECT format('missing: %s of %s', n.name, o.relname) AS detail FROM (VALUES"
+		" ('idempotency_policies', ARRAY['name', 'completed_ttl', 'failed_ttl', 'lease', 'wait', 'on_repeat',"
+		" 'on_expiry', 'tombstone', 'require_fingerprint', 'key_format', 'max_key_bytes', 'mismatch_status',"
+		" 'release_statuses', 'max_body_bytes', 'on_oversize', 'owner_role', 'max_live_keys', 'audit']),"
+		" ('idempotency_limiters', ARRAY['name', 'capacity', 'per', 'backoff_base', 'backoff_max', 'when_full']),"
+		" ('idempotency_audit_log', ARRAY['id', 'at', 'xid', 'action', 'entity', 'entity_id', 'attempt', 'token',"
+		" 'session_role', 'effective_role', 'client_addr', 'application_name', 'detail']),"
+		" ('idempotency_audit_seals', ARRAY['segment', 'kind', 'sealed_at', 'id_from', 'id_to', 'xid_from',"
+		" 'xid_to', 'at_from', 'at_to', 'first_at', 'last_at', 'next_id', 'next_xid', 'origin', 'closed', 'rows',"
+		" 'rows_sha256', 'pruned', 'previous', 'key_id', 'seal', 'hmac']),"
+		" ('idempotency_audit_origin', ARRAY['first_id']),"
+		" ('idempotency_secrets', ARRAY['key_id', 'purpose', 'secret', 'created_at'])) o (relname, names)"
+		" CROSS JOIN unnest(o.names) n (name)"
+		" LEFT JOIN pg_class c ON c.relnamespace = $3 AND c.relname = o.relname"
+		" LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = n.name AND NOT a.attisdropped"
+		" WHERE a.attnum IS NULL"
+		" UNION ALL SELECT format('%s of %s must be given', a.attname, c.relname)"
+		" FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid"
+		" WHERE c.oid = ANY ($1) AND a.attnum > 0 AND NOT a.attisdropped AND a.attnotnull AND NOT a.atthasdef"
+		" AND a.attidentity = '' AND a.attname <> ALL (ARRAY['scope', 'key', 'state', 'attempt', 'token',"
+		" 'claim_xid', 'created_at', 'lease_until', 'expires_at', 'purge_at', 'policy', 'claimed_by', 'name',"
+		" 'capacity', 'per', 'when_full', 'id', 'at', 'xid', 'action', 'entity', 'entity_id', 'session_role',"
+		" 'effective_role', 'segment', 'kind', 'sealed_at', 'rows', 'previous', 'seal', 'first_id', 'key_id',"
+		" 'purpose', 'secret'])) d"
+	},
+	/* A table that inherits has rows that no index of ours keeps unique. */
+	{
+		"inheritance", IDEM_HEALTH_OWNER,
+		"SELECT count(*) = 0, CASE WHEN count(*) = 0 THEN 'no table inherits from ours'"
+		" ELSE 'no key is unique across: ' || string_agg(i.inhrelid::regclass::text, ', ' ORDER BY i.inhrelid::regclass::text) END"
+		" FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid"
+		" WHERE NOT c.relispartition AND (i.inhparent = ANY ($1) OR i.inhrelid = ANY ($1))"
+	},
+	{
+		"purge_index", IDEM_HEALTH_OWNER,
+		"SELECT count(*) > 0, CASE WHEN count(*) > 0 THEN 'there, and valid'"
+		" ELSE format('every sweep reads all keys: CREATE INDEX ON %s.idempotency_keys (purge_at)',"
+		" $3::regnamespace) END"
+		" FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]"
+		" JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am m ON m.oid = c.relam"
+		" WHERE i.indrelid = ($1)[1] AND a.attname = 'purge_at' AND i.indisvalid AND i.indisready"
+		" AND i.indpred IS NULL AND m.amname = 'btree' AND i.indoption[0] = 0"
+	},
+	/* What a REINDEX or CREATE INDEX CONCURRENTLY has left is written to, too. */
+	{
+		"indexes", IDEM_HEALTH_OWNER,
+		"SELECT count(*) = 0, CASE WHEN count(*) = 0 THEN 'none is left of a rebuild, and none forbids a key'"
+		" ELSE string_agg(d.detail, '; ' ORDER BY d.detail) END"
+		" FROM (SELECT CASE"
+		" WHEN c.relname ~ '_cc(new|old)[0-9]*$'"
+		" THEN format('left of a rebuild: DROP INDEX CONCURRENTLY %s.%I', c.relnamespace::regnamespace, c.relname)"
+		" WHEN NOT i.indisvalid OR NOT i.indisready"
+		" THEN format('not valid: %s.%I; REINDEX or drop it', c.relnamespace::regnamespace, c.relname)"
+		" WHEN (i.indisunique OR i.indisexclusion) AND NOT i.indisprimary"
+		" THEN format('unique, and may refuse a row: %s.%I; drop it', c.relnamespace::regnamespace, c.relname)"
+		" END AS detail"
+		" FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid WHERE i.indrelid = ANY ($1)) d"
+		" WHERE d.detail IS NOT NULL"
+	},
+	/* Those of policies and limiters are our own. */
+	{
+		"constraints", IDEM_HEALTH_OWNER,
+		"SELECT count(*) = 0, CASE WHEN count(*) = 0 THEN 'none but our own'"
+		" ELSE 'may refuse a row: ' || string_agg(format('%I on %s', n.conname, n.conrelid::regclass), ', ' ORDER BY n.conname) END"
+		" FROM pg_constraint n JOIN pg_class c ON c.oid = n.conrelid"
+		" WHERE (n.conrelid = ANY ($1) OR n.confrelid = ANY ($1)) AND (n.contype IN ('f', 'x', 't')"
+		" OR n.contype = 'c' AND NOT (c.relname IN ('idempotency_policies', 'idempotency_limiters')"
+		" AND starts_with(n.conname, c.relname::text)))"
+	},
+	{
+		"triggers", IDEM_HEALTH_OWNER,
 		"SELECT count(*) = 0, CASE WHEN count(*) = 0 THEN 'exactly our own, all enabled'"
-		" ELSE string_agg(format('%%s on %%s', name, relation), ', ') END"
+		" ELSE string_agg(format('%s on %s', name, relation), ', ' ORDER BY name, relation) END"
 		" FROM (SELECT coalesce(t.relname, o.relname) AS relation,"
 		" coalesce(t.tgname, 'without ' || o.tgname) AS name FROM"
 		" (SELECT c.relname::text, t.tgname::text, p.proname::text"
 		" FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid"
-		" LEFT JOIN pg_proc p ON p.oid = t.tgfoid AND p.pronamespace = c.relnamespace"
+		" LEFT JOIN pg_proc p ON p.oid = t.tgfoid AND p.pronamespace = $3"
 		" AND t.tgenabled = 'A' AND NOT t.tgdeferrable AND t.tgqual IS NULL"
 		" WHERE c.oid = ANY ($1) AND NOT t.tgisinternal) t FULL JOIN"
 		" (SELECT c.relname::text, o.tgname, o.proname FROM pg_class c, (VALUES"
@@ -71,243 +148,320 @@ static const HealthQuery queries[] = {
 		" (NULL, 'idempotency_audit_guard_row', 'idem_audit_guard'),"
 		" (NULL, 'idempotency_audit_guard_truncate', 'idem_audit_guard'))"
 		" o (relname, tgname, proname) WHERE c.oid = ANY ($1)"
-		" AND CASE WHEN o.relname IS NULL THEN" IS_AUDIT
+		" AND CASE WHEN o.relname IS NULL THEN c.oid = ANY ($2)"
 		" ELSE c.relname = o.relname END) o"
 		" ON (t.relname, t.tgname, t.proname) = (o.relname, o.tgname, o.proname)"
 		" WHERE t.relname IS NULL OR o.relname IS NULL) d"
 	},
 	{
-		"row_security",
-		"SELECT count(*) = 0, CASE WHEN count(*) = 0 THEN 'on for the audit log and its seals'"
-		" ELSE 'off for ' || string_agg(c.relname, ', ') END FROM pg_class c"
-		" WHERE c.oid = ANY ($1) AND" IS_AUDIT " AND NOT c.relrowsecurity"
-	},
-	{
-		"rules",
+		"rules", IDEM_HEALTH_OWNER,
 		"SELECT count(*) = 0, CASE WHEN count(*) = 0 THEN 'none'"
-		" ELSE string_agg(format('%%I on %%s', r.rulename, r.ev_class::regclass), ', ') END"
+		" ELSE string_agg(format('%I on %s', r.rulename, r.ev_class::regclass), ', ' ORDER BY r.rulename) END"
 		" FROM pg_rewrite r WHERE r.ev_class = ANY ($1)"
 	},
+	/*
+	 * The keys that expire first and last, so that it costs the same however
+	 * many there are.  A role that is gone is nobody, and so is one that has
+	 * another name now.
+	 */
 	{
-		"owner",
-		"SELECT count(DISTINCT c.relowner) = 1,"
-		" CASE WHEN count(DISTINCT c.relowner) > 1 THEN 'give these tables to one role: '"
-		" || string_agg(format('%%s of %%I', c.relname, r.rolname), ', ')"
-		" WHEN bool_and(r.rolsuper) THEN 'a superuser; a NOLOGIN role would do'"
-		" ELSE min(r.rolname) END"
-		" FROM pg_class c JOIN pg_roles r ON r.oid = c.relowner"
-		" WHERE c.oid = ANY ($1)"
-		" AND c.relname IN ('idempotency_keys', 'idempotency_policies', 'idempotency_limiters')"
+		"roles", IDEM_HEALTH_OWNER,
+		"SELECT count(*) = 0, CASE WHEN count(*) = 0 THEN 'those that keys and policies name exist'"
+		" ELSE string_agg(format('%%s by %%I, which is no role', d.what, d.name), ', ' ORDER BY d.what, d.name)"
+		" || '; after ALTER ROLE ... RENAME see doc/monitoring.md' END FROM (SELECT DISTINCT k.what, k.name FROM ("
+		"(SELECT 'keys claimed' AS what, claimed_by AS name FROM %1$s.idempotency_keys"
+		" WHERE purge_at > now() ORDER BY purge_at LIMIT 1000) UNION ALL"
+		" (SELECT 'keys claimed', claimed_by FROM %1$s.idempotency_keys"
+		" WHERE purge_at > now() ORDER BY purge_at DESC LIMIT 1000) UNION ALL"
+		" SELECT 'a policy owned', owner_role FROM %1$s.idempotency_policies WHERE owner_role <> '') k"
+		" WHERE NOT EXISTS (SELECT FROM pg_roles r WHERE r.rolname = k.name)) d"
 	},
 	{
-		"audit_owner",
-		"SELECT count(*) = 0, CASE WHEN count(*) = 0 THEN 'only a superuser can change the log'"
-		" ELSE 'can be changed by ' || string_agg(format('%%I: %%s', r.rolname, c.relname), ', ') END"
-		" FROM pg_class c JOIN pg_roles r ON r.oid = c.relowner"
-		" WHERE c.oid = ANY ($1) AND" IS_AUDIT " AND NOT r.rolsuper"
+		"encoding", IDEM_HEALTH_OWNER,
+		"SELECT e <> 'SQL_ASCII', CASE WHEN e <> 'SQL_ASCII' THEN e"
+		" ELSE 'SQL_ASCII: no text is checked or converted to UTF-8; use a database of encoding UTF8' END"
+		" FROM (SELECT pg_encoding_to_char(encoding) AS e FROM pg_database"
+		" WHERE datname = current_database()) d"
 	},
 	{
-		"publications",
-		"SELECT count(*) = 0, CASE WHEN count(*) = 0 THEN 'no publication has the secrets'"
-		" ELSE 'the secrets are published: ' || string_agg(p.pubname, ', ') END"
-		" FROM pg_publication_tables p JOIN pg_class c ON c.relname = p.tablename"
-		" AND c.relnamespace::regnamespace = quote_ident(p.schemaname)::regnamespace"
-		" WHERE c.oid = ANY ($1) AND c.relname = 'idempotency_secrets'"
-	},
-	/* What PostgREST would read; a file of its own nobody here can see. */
-	{
-		"http_exposed",
-		"SELECT count(*) = 0, CASE WHEN count(*) = 0"
-		" THEN 'no setting of a role or database shows this schema to PostgREST'"
-		" ELSE 'take this schema out of ' || string_agg(DISTINCT format('%%s of %%s', e.name, e.holder), ', ') END"
-		" FROM (SELECT lower(split_part(c, '=', 1)) AS name,"
-		" coalesce('role ' || quote_ident(r.rolname), 'database ' || quote_ident(d.datname), 'all roles') AS holder,"
-		" string_to_array(substr(c, strpos(c, '=') + 1), ',') AS exposed"
-		" FROM pg_db_role_setting s CROSS JOIN unnest(s.setconfig) c"
-		" LEFT JOIN pg_roles r ON r.oid = s.setrole"
-		" LEFT JOIN pg_database d ON d.oid = s.setdatabase"
-		" WHERE d.oid IS NULL OR d.datname = current_database()) e"
-		" JOIN unnest(e.exposed) n (nspname) ON true"
-		" WHERE e.name IN ('pgrst.db_schemas', 'pgrst.db_schema')"
-		" AND btrim(n.nspname, E' \t') = (SELECT o.nspname FROM pg_class c"
-		" JOIN pg_namespace o ON o.oid = c.relnamespace WHERE c.oid = ($1)[1])"
-	},
-	{
-		"worker",
-		"SELECT $2 OR NOT $4, $3 || CASE WHEN $2 THEN ''"
-		" WHEN $4 THEN ', and nobody calls idem_sweep() instead'"
-		" ELSE '; no key is long due' END"
-	},
-	{
-		"server_version",
+		"server_version", IDEM_HEALTH_OWNER,
 		"SELECT fixed, version || CASE WHEN fixed THEN ''"
 		" ELSE ': SERIALIZABLE may miss conflicts of ON CONFLICT; update to the"
 		" minor release of November 2026 or later' END"
 		" FROM (SELECT current_setting('server_version') AS version,"
-		" num %% 10000 >= CASE num / 10000 WHEN 15 THEN 20 WHEN 16 THEN 16"
+		" num % 10000 >= CASE num / 10000 WHEN 15 THEN 20 WHEN 16 THEN 16"
 		" WHEN 17 THEN 12 WHEN 18 THEN 6 ELSE 0 END AS fixed"
 		" FROM (SELECT current_setting('server_version_num')::integer AS num) v) w"
 	},
+	{NULL}
 };
 
-/* Asked first: of a table of another shape nothing else can be asked. */
-static const HealthQuery columns_query = {
-	"key_columns",
-	"SELECT count(*) = 0, CASE WHEN count(*) = 0 THEN 'as they were made'"
-	" ELSE 'missing, or with another type or collation: ' || string_agg(o.name, ', ') END"
-	" FROM unnest('{scope,key,state,attempt,token,claim_xid,created_at,finished_at,"
-	"lease_until,expires_at,purge_at,ttl,status_code,owner,policy,claimed_by,fingerprint,"
-	"context,headers,content_type,body_size,body_sha256,body,recovery_point,checkpoint}'::text[],"
-	" '{text,text,\"\\\"char\\\"\",int4,int8,xid8,timestamptz,timestamptz,"
-	"timestamptz,timestamptz,timestamptz,int8,int4,uuid,text,text,bytea,"
-	"bytea,json,text,int8,bytea,bytea,text,jsonb}'::regtype[]) o (name, type)"
-	" LEFT JOIN pg_attribute a ON a.attrelid = ($1)[1] AND a.attname = o.name AND NOT a.attisdropped"
-	" WHERE a.attnum IS NULL OR a.atttypid <> o.type"
-	" OR (o.name IN ('scope', 'key') AND a.attcollation <> '\"C\"'::regcollation)"
+/* Jobs of pg_cron that call us here: what they call, and how that went. */
+#define CRON_JOBS \
+	"FROM (SELECT jobid, active, (regexp_match(command," \
+	" '(\"([^\"]|\"\")+\"|[^ \".(]+)[[:space:]]*[.][[:space:]]*\"?idem_sweep'))[1] AS schema FROM cron.job" \
+	" WHERE command ~ 'idem_sweep' AND database = current_database()) j"
+
+static const IdemHealthQuery cron_query = {
+	"pg_cron", IDEM_HEALTH_CALLER,
+	"SELECT count(*) FILTER (WHERE j.active) > 0, count(*) FILTER (WHERE j.elsewhere) = 0,"
+	" CASE WHEN count(*) = 0 THEN 'no job of this role calls idem_sweep()'"
+	" ELSE string_agg(format('job %s%s%s', j.jobid, CASE WHEN j.active THEN '' ELSE ', not active' END,"
+	" CASE WHEN j.elsewhere THEN format(' calls another schema, %s: SELECT idem_schedule() anew', j.schema)"
+	" ELSE '' END), ', ' ORDER BY j.jobid) END"
+	" FROM (SELECT jobid, active, schema, schema IS NOT NULL AND schema NOT IN (quote_ident(n.nspname),"
+	" '\"' || replace(n.nspname, '\"', '\"\"') || '\"') AS elsewhere"
+	" " CRON_JOBS ", pg_namespace n WHERE n.oid = $3) j"
 };
 
-static const HealthQuery lag_query = {
-	"sweep_lag",
-	"SELECT coalesce(lag < '10 minutes', true),"
-	" coalesce('oldest key is due for ' || lag, 'no key is due')"
-	" FROM (SELECT clock_timestamp() - min(purge_at) AS lag"
-	" FROM %1$s.idempotency_keys WHERE purge_at <= now()) due"
+/* How the last of the last runs of a job ended, if the caller may know. */
+static const IdemHealthQuery cron_runs_query = {
+	"pg_cron", IDEM_HEALTH_CALLER,
+	"SELECT count(*) = 0, string_agg(format('job %s failed: %s', r.jobid, r.return_message), ', ')"
+	" FROM (SELECT DISTINCT ON (d.jobid) d.jobid, d.status, d.return_message"
+	" FROM (SELECT jobid, runid, status, return_message, database, command FROM cron.job_run_details"
+	" ORDER BY runid DESC LIMIT 1000) d"
+	" WHERE d.command ~ 'idem_sweep' AND d.database = current_database()"
+	" AND d.jobid IN (SELECT jobid FROM cron.job) AND d.status IN ('succeeded', 'failed')"
+	" ORDER BY d.jobid, d.runid DESC) r WHERE r.status = 'failed'"
 };
 
-/* Asked as the owner of the seals. */
-static const HealthQuery seals_query = {
-	"audit_seals",
-	"SELECT coalesce(lag < '1 hour', true), coalesce('oldest row that is not sealed: ' || lag,"
-	" 'all rows are sealed') FROM (SELECT clock_timestamp() - at AS lag"
-	" FROM %1$s.idempotency_audit_log"
-	" WHERE id > coalesce((SELECT max(id_to) FROM %1$s.idempotency_audit_seals), 0)"
-	" ORDER BY id LIMIT 1) l RIGHT JOIN (VALUES (1)) v (one) ON true"
-};
-
-/*
- * Asked as the caller, since a role sees only its own jobs, and only if it
- * may look there at all.
- */
-static const HealthQuery cron_query = {
-	"pg_cron",
-	"SELECT count(*) > 0 OR NOT $4, CASE WHEN count(*) > 0 THEN 'job ' || string_agg(jobid::text, ', ')"
-	" ELSE 'no job of this role calls idem_sweep()'"
-	" || CASE WHEN $4 THEN '' ELSE '; no key is long due' END END"
-	" FROM cron.job WHERE command LIKE '%%idem_sweep%%' AND active"
-	" AND database = current_database()"
-};
-
-/* Keys, policies, limiters, secrets, seals, and the log with its partitions. */
-static Datum
-our_relations(void)
+static ArrayType *
+make_oids(List *list)
 {
-	const IdemCatalog *catalog = idem_catalog();
-	List	   *log = find_all_inheritors(catalog->audit_log, NoLock, NULL);
-	Datum	   *oids = palloc(sizeof(Datum) * (list_length(log) + 5));
+	Datum	   *oids = palloc(sizeof(Datum) * (list_length(list) + 1));
 	int			count = 0;
 	ListCell   *cell;
 
-	oids[count++] = ObjectIdGetDatum(catalog->keys);
-	oids[count++] = ObjectIdGetDatum(catalog->policies);
-	oids[count++] = ObjectIdGetDatum(catalog->limiters);
-	oids[count++] = ObjectIdGetDatum(catalog->secrets);
-	oids[count++] = ObjectIdGetDatum(catalog->audit_seals);
-	foreach(cell, log)
+	foreach(cell, list)
 		oids[count++] = ObjectIdGetDatum(lfirst_oid(cell));
-	return PointerGetDatum(construct_array(oids, count, OIDOID, sizeof(Oid),
-										   true, TYPALIGN_INT));
+	return construct_array(oids, count, OIDOID, sizeof(Oid), true,
+						   TYPALIGN_INT);
 }
 
-/* As HealthFacts.late. */
-static bool
-keys_are_late(void)
-{
-	bool		isnull;
-	char	   *sql = psprintf("SELECT EXISTS (SELECT FROM %s.idempotency_keys"
-							   " WHERE purge_at < now() - interval '10 minutes')",
-							   idem_catalog()->schema);
-
-	if (SPI_execute_with_args(sql, 0, NULL, NULL, NULL, true, 1) !=
-		SPI_OK_SELECT)
-		elog(ERROR, "could not look for keys that are due");
-	return DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0],
-									  SPI_tuptable->tupdesc, 1, &isnull));
-}
-
-static bool
-run_query(const HealthQuery *query, const HealthFacts *facts,
-		  IdemHealthSink sink, void *arg)
-{
-	Oid			types[4] = {OIDARRAYOID, BOOLOID, TEXTOID, BOOLOID};
-	Datum		values[4];
-	int			code;
-	bool		isnull;
-	bool		ok;
-	char	   *detail;
-
-	values[0] = our_relations();
-	values[1] = BoolGetDatum(facts->running);
-	values[2] = CStringGetTextDatum(facts->worker);
-	values[3] = BoolGetDatum(facts->late);
-	code = SPI_execute_with_args(psprintf(query->sql, idem_catalog()->schema),
-								 lengthof(types), types, values, NULL, true, 1);
-	if (code != SPI_OK_SELECT || SPI_processed != 1)
-		elog(ERROR, "health check \"%s\" failed: %s", query->name,
-			 SPI_result_code_string(code));
-	ok = DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0],
-									SPI_tuptable->tupdesc, 1, &isnull));
-	detail = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2);
-	sink(arg, query->name, ok, detail);
-	return ok;
-}
-
+/* All tables, that of the keys first, with their partitions. */
 static void
-run_cron_query(const HealthFacts *facts, IdemHealthSink sink, void *arg)
+find_relations(Datum *all, Datum *append_only)
 {
-	Oid			schema = get_namespace_oid("cron", true);
-	Oid			job;
+	const IdemCatalog *catalog = idem_catalog();
+	List	   *relations = find_all_inheritors(catalog->keys, NoLock, NULL);
+	List	   *log = find_all_inheritors(catalog->audit_log, NoLock, NULL);
+	Oid			origin = get_relname_relid("idempotency_audit_origin",
+										   catalog->namespace);
 
-	if (!OidIsValid(get_extension_oid("pg_cron", true)) ||
-		!OidIsValid(schema))
-		return;
-	job = get_relname_relid("job", schema);
-	if (!idem_compat_may_use_schema(schema, GetUserId()) ||
-		!OidIsValid(job) ||
-		pg_class_aclcheck(job, GetUserId(), ACL_SELECT) != ACLCHECK_OK)
-	{
-		sink(arg, cron_query.name, !facts->late,
-			 "this role cannot see cron.job");
-		return;
-	}
-	SPI_connect();
-	run_query(&cron_query, facts, sink, arg);
-	SPI_finish();
+	log = list_append_unique_oid(log, catalog->audit_default);
+	log = lappend_oid(log, catalog->audit_seals);
+	relations = lappend_oid(relations, catalog->policies);
+	relations = lappend_oid(relations, catalog->limiters);
+	relations = lappend_oid(relations, catalog->secrets);
+	relations = lappend_oid(relations, origin);
+	relations = list_concat(relations, log);
+	*all = PointerGetDatum(make_oids(relations));
+	*append_only = PointerGetDatum(make_oids(log));
 }
 
 /*
- * idem_store_health
- *		Ask all the questions; each answer goes to the sink.  The background
- *		worker is running, or "worker" says why not.
+ * idem_store_health_say
+ *		Answer, with so much of a text as is of use.
  */
 void
-idem_store_health(bool running, const char *worker, IdemHealthSink sink,
-				  void *arg)
+idem_store_health_say(IdemHealthAnswer *answer, bool ok, const char *detail)
 {
-	HealthFacts facts = {running, worker};
+	MemoryContext old = MemoryContextSwitchTo(answer->context);
+	int			len = strlen(detail);
+
+	answer->found = true;
+	answer->ok = ok;
+	answer->detail = len <= MAX_DETAIL ? pstrdup(detail) :
+		psprintf("%.*s ...", pg_mbcliplen(detail, len, MAX_DETAIL), detail);
+	MemoryContextSwitchTo(old);
+}
+
+static void
+execute(const IdemHealthQuery *query, TimestampTz since)
+{
+	Oid			types[5] = {
+		OIDARRAYOID, OIDARRAYOID, OIDOID, OIDOID, TIMESTAMPTZOID
+	};
+	Datum		values[5];
+	const char *sql = query->sql;
+	int			code;
+
+	find_relations(&values[0], &values[1]);
+	values[2] = ObjectIdGetDatum(idem_catalog()->namespace);
+	values[3] = ObjectIdGetDatum(get_extension_oid("idempotency", false));
+	values[4] = TimestampTzGetDatum(since);
+	if (strstr(sql, "%1$s") != NULL)
+		sql = psprintf(sql, idem_catalog()->schema);
+	code = SPI_execute_with_args(sql, lengthof(types), types, values, NULL,
+								 true, 1);
+	if (code != SPI_OK_SELECT || SPI_processed != 1)
+		elog(ERROR, "health check \"%s\" failed: %s", query->name,
+			 SPI_result_code_string(code));
+}
+
+static bool
+get_bool(int column)
+{
+	bool		isnull;
+	Datum		value = idem_store_spi_value(0, column, &isnull);
+
+	return !isnull && DatumGetBool(value);
+}
+
+static char *
+get_text(int column)
+{
+	char	   *value = SPI_getvalue(SPI_tuptable->vals[0],
+									 SPI_tuptable->tupdesc, column + 1);
+
+	return value != NULL ? value : "";
+}
+
+static Oid
+get_user(IdemHealthUser user)
+{
+	return user == IDEM_HEALTH_OWNER ? idem_catalog()->owner :
+		user == IDEM_HEALTH_SEALER ? idem_catalog()->seals_owner :
+		GetUserId();
+}
+
+/*
+ * idem_store_health_ask
+ *		Ask a question.  Raises what the query does.
+ */
+void
+idem_store_health_ask(const IdemHealthQuery *query, IdemHealthAnswer *answer)
+{
 	IdemSecctx	saved;
-	int			i;
+
+	idem_store_spi_begin_as(&saved, get_user(query->user));
+	execute(query, 0);
+	idem_store_health_say(answer, get_bool(0), get_text(1));
+	idem_store_spi_end(&saved);
+}
+
+/*
+ * idem_store_health_limiters
+ *		How many limiters are defined.
+ */
+int64
+idem_store_health_limiters(void)
+{
+	static const IdemHealthQuery query = {
+		"buckets", IDEM_HEALTH_OWNER,
+		"SELECT count(*) FROM %1$s.idempotency_limiters"
+	};
+	IdemSecctx	saved;
+	int64		number;
 
 	idem_store_spi_begin(&saved);
-	if (run_query(&columns_query, &facts, sink, arg))
-	{
-		facts.late = keys_are_late();
-		run_query(&lag_query, &facts, sink, arg);
-	}
-	for (i = 0; i < lengthof(queries); i++)
-		run_query(&queries[i], &facts, sink, arg);
+	execute(&query, 0);
+	number = idem_store_spi_number(0);
 	idem_store_spi_end(&saved);
+	return number;
+}
+
+/* Whether rows have come to the default partition for an hour since then. */
+static bool
+has_old_rows(TimestampTz from)
+{
+	static const IdemHealthQuery query = {
+		"audit_partitions", IDEM_HEALTH_SEALER,
+		"SELECT EXISTS (SELECT FROM %1$s.idempotency_audit_log_default"
+		" WHERE at >= $5 AND at < now() - make_interval(hours => 1))"
+	};
+	IdemSecctx	saved;
+	bool		old;
+
 	idem_store_spi_begin_as(&saved, idem_catalog()->seals_owner);
-	run_query(&seals_query, &facts, sink, arg);
+	execute(&query, from);
+	old = get_bool(0);
 	idem_store_spi_end(&saved);
-	run_cron_query(&facts, sink, arg);
+	return old;
+}
+
+/*
+ * idem_store_health_unpartitioned
+ *		Whether the log has gone to its default partition for an hour, since
+ *		nobody makes another one.
+ */
+bool
+idem_store_health_unpartitioned(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	int			number;
+	IdemCell   *cells = idem_store_partition_cells(&number);
+	int			i;
+
+	for (i = 0; i < number; i++)
+		if (now >= cells[i].from && now < cells[i].to)
+			break;
+	return i < number && cells[i].partition == idem_catalog()->audit_default &&
+		has_old_rows(cells[i].from);
+}
+
+static bool
+may_read(Oid schema, const char *table)
+{
+	Oid			relid = get_relname_relid(table, schema);
+
+	return OidIsValid(relid) &&
+		idem_compat_may_use_schema(schema, GetUserId()) &&
+		pg_class_aclcheck(relid, GetUserId(), ACL_SELECT) == ACLCHECK_OK;
+}
+
+/*
+ * idem_store_health_has_cron
+ *		Whether there is pg_cron here.
+ */
+bool
+idem_store_health_has_cron(void)
+{
+	return OidIsValid(get_extension_oid("pg_cron", true)) &&
+		OidIsValid(get_namespace_oid("cron", true));
+}
+
+/*
+ * idem_store_health_cron
+ *		Where pg_cron is: whether a job sweeps here, and what is wrong with the
+ *		jobs.  A role sees only its own, and only if it may look there at all;
+ *		a job may be missing as long as no key is due ("late").
+ */
+bool
+idem_store_health_cron(bool late, IdemHealthAnswer *answer)
+{
+	Oid			schema;
+	IdemSecctx	saved;
+	bool		sweeps;
+	bool		sound;
+	char	   *detail;
+
+	if (!idem_store_health_has_cron())
+		return false;
+	schema = get_namespace_oid("cron", false);
+	if (!may_read(schema, "job"))
+	{
+		idem_store_health_say(answer, !late, "this role cannot see cron.job");
+		return false;
+	}
+	idem_store_spi_begin_as(&saved, GetUserId());
+	execute(&cron_query, 0);
+	sweeps = get_bool(0) && get_bool(1);
+	sound = get_bool(1);
+	detail = get_text(2);
+	if (sweeps && may_read(schema, "job_run_details"))
+	{
+		execute(&cron_runs_query, 0);
+		if (!get_bool(0))
+			sound = false;
+		if (!get_bool(0))
+			detail = get_text(1);
+	}
+	idem_store_health_say(answer, sound && (sweeps || !late),
+						  sweeps || !sound ? detail :
+						  psprintf("%s%s", detail,
+								   late ? "" : "; no key is long due"));
+	idem_store_spi_end(&saved);
+	return sweeps && sound;
 }

@@ -28,6 +28,7 @@
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
+#include "utils/relcache.h"
 #include "utils/timestamp.h"
 
 #include "idem_catalog.h"
@@ -118,6 +119,43 @@ idem_store_partition_cells(int *number)
 	return cells;
 }
 
+static int
+count_indexes(Oid partition)
+{
+	Relation	relation = table_open(partition, AccessShareLock);
+	int			number = list_length(RelationGetIndexList(relation));
+
+	table_close(relation, NoLock);
+	return number;
+}
+
+/*
+ * The partition whose indexes a new one gets: the last of those that have the
+ * most, so that what an administrator has added goes on.
+ */
+static char *
+find_model(void)
+{
+	int			number;
+	IdemCell   *cells = idem_store_partition_cells(&number);
+	Oid			model = idem_catalog()->audit_default;
+	int			most = count_indexes(model);
+	int			i;
+
+	for (i = 0; i < number; i++)
+	{
+		int			has = count_indexes(cells[i].partition);
+
+		if (has < most)
+			continue;
+		model = cells[i].partition;
+		most = has;
+	}
+	return psprintf("%s.%s",
+					quote_identifier(get_namespace_name(get_rel_namespace(model))),
+					quote_identifier(get_rel_name(model)));
+}
+
 /*
  * A member of the extension it must not be: pg_dump would leave it out.  The
  * policy is for pg_dump, too: by a role that may read all tables, but not
@@ -137,9 +175,8 @@ create_partition(TimestampTz from, TimestampTz to)
 	name = psprintf("%s.idempotency_audit_log_%04d%02d%02d_%02d%02d%02d", schema,
 					tm.tm_year, tm.tm_mon, tm.tm_mday, tm.tm_hour, tm.tm_min,
 					tm.tm_sec);
-	idem_store_spi_command(psprintf("CREATE TABLE %s (LIKE %s.idempotency_audit_log)",
-									name, schema));
-	idem_store_spi_command(psprintf("ALTER TABLE %s ADD PRIMARY KEY (id)", name));
+	idem_store_spi_command(psprintf("CREATE TABLE %s (LIKE %s INCLUDING INDEXES)",
+									name, find_model()));
 	idem_store_spi_command(psprintf("ALTER TABLE %s ENABLE ROW LEVEL SECURITY", name));
 	idem_store_spi_command(psprintf("CREATE POLICY idempotency_audit_read ON %s"
 									" FOR SELECT USING (true)", name));

@@ -15,6 +15,7 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "miscadmin.h"
 #include "nodes/parsenodes.h"
 #include "parser/parse_coerce.h"
 #include "utils/builtins.h"
@@ -24,6 +25,7 @@
 #include "utils/snapmgr.h"
 
 #include "idem_catalog.h"
+#include "idem_compat.h"
 #include "idem_store_spi.h"
 
 /*
@@ -72,6 +74,24 @@ idem_store_spi_end(const IdemSecctx *saved)
 	SPI_finish();
 }
 
+/*
+ * The owner of the tables needs the schema, too.  Whoever calls could not tell
+ * from the server's own error whom it is about.  Asked only where a statement
+ * is about to be parsed.
+ */
+static void
+require_schema(void)
+{
+	if (!idem_compat_may_use_schema(idem_catalog()->namespace, GetUserId()))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("role \"%s\", which owns tables of extension \"idempotency\", cannot use its schema",
+						GetUserNameFromId(GetUserId(), false)),
+				 errhint("Grant it that: GRANT USAGE ON SCHEMA %s TO %s.",
+						 idem_catalog()->schema,
+						 quote_identifier(GetUserNameFromId(GetUserId(), false)))));
+}
+
 static void
 prepare(IdemPlan *plan)
 {
@@ -85,6 +105,7 @@ prepare(IdemPlan *plan)
 		SPI_freeplan(plan->plan);
 	plan->plan = NULL;
 
+	require_schema();
 	sql = psprintf(plan->sql, idem_catalog()->schema);
 	prepared = SPI_prepare_cursor(sql, plan->nargs, (Oid *) plan->argtypes,
 								  CURSOR_OPT_GENERIC_PLAN);
@@ -141,7 +162,7 @@ rethrow(MemoryContext context, bool prepared)
 	FlushErrorState();
 	sqlstate = error->sqlerrcode;
 	if (sqlstate == ERRCODE_INSUFFICIENT_PRIVILEGE && error->hint == NULL)
-		error->hint = "The owner of the tables of extension \"idempotency\" must be able to use its schema, and no deferrable constraint or trigger may be on them; see idem_health().";
+		error->hint = "The owner of the tables must have rights on them, and no deferrable constraint or trigger may be there; see idem_health().";
 	if (!prepared || speaks_of_no_row(sqlstate))
 		ereport(ERROR,
 				(errcode(sqlstate),
@@ -199,10 +220,15 @@ execute(IdemPlan *plan, Datum *values, const char *nulls, bool read_only,
 {
 	int			made = plan_generation(plan);
 	bool		pinned = made == 0 || !SPI_plan_is_valid(plan->plan);
-	int			guc_level = pinned ? pin_planner() : 0;
-	int			code = SPI_execute_plan(plan->plan, values, nulls, read_only,
-										limit);
+	int			guc_level = 0;
+	int			code;
 
+	if (pinned)
+	{
+		require_schema();
+		guc_level = pin_planner();
+	}
+	code = SPI_execute_plan(plan->plan, values, nulls, read_only, limit);
 	if (code < 0)
 		elog(ERROR, "SPI_execute_plan failed: %s",
 			 SPI_result_code_string(code));

@@ -10,14 +10,19 @@
  */
 #include "postgres.h"
 
+#include "access/table.h"
 #include "executor/spi.h"
 #include "fmgr.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
+#include "storage/lmgr.h"
 #include "utils/guc.h"
+#include "utils/rel.h"
+#include "utils/relcache.h"
 #include "utils/timestamp.h"
 
 #include "idem_args.h"
+#include "idem_catalog.h"
 #include "idem_policy.h"
 #include "idem_shmem.h"
 #include "idem_state.h"
@@ -93,6 +98,36 @@ idem_sweep(PG_FUNCTION_ARGS)
 	PG_RETURN_INT64(rows);
 }
 
+/*
+ * Nothing was removed, perhaps since the table or an index is locked: then
+ * nobody knows what is left.  If it is not locked now, that was tried, or
+ * will be the next time.
+ */
+static void
+warn_if_locked(void)
+{
+	Oid			keys = idem_catalog()->keys;
+	bool		locked = !ConditionalLockRelationOid(keys, RowExclusiveLock);
+	Relation	table;
+	ListCell   *cell;
+
+	if (!locked)
+	{
+		table = table_open(keys, NoLock);
+		foreach(cell, RelationGetIndexList(table))
+			if (!ConditionalLockRelationOid(lfirst_oid(cell),
+											RowExclusiveLock))
+			locked = true;
+		table_close(table, NoLock);
+	}
+	if (locked)
+		ereport(WARNING,
+				(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
+				 errmsg("expired keys may be left: table \"%s\" is locked",
+						"idempotency_keys"),
+				 errhint("Call idem_sweep_all() again when the transaction that has locked it has ended.")));
+}
+
 IDEM_FUNCTION(idem_sweep_all);
 
 /*
@@ -100,8 +135,9 @@ IDEM_FUNCTION(idem_sweep_all);
  *		Procedure: remove batch after batch, each in a transaction of its own,
  *		until nothing is left or the time is over.
  *
- * Raises 22023, 25006, and 2D000 where CALL may not commit.  Holds between two
- * commits what one idem_sweep() holds.
+ * Raises 22023, 25006, and 2D000 where CALL may not commit; warns with 55P03
+ * when the table is locked.  Holds between two commits what one idem_sweep()
+ * holds.
  */
 Datum
 idem_sweep_all(PG_FUNCTION_ARGS)
@@ -133,6 +169,8 @@ idem_sweep_all(PG_FUNCTION_ARGS)
 		SPI_commit();
 		CHECK_FOR_INTERRUPTS();
 	}
+	if (rows == 0)
+		warn_if_locked();
 	idem_shmem_note_sweep(start, all);
 	SPI_finish();
 	PG_RETURN_VOID();

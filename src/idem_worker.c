@@ -7,7 +7,7 @@
  * retention batch by batch: until nothing is left, or for MAX_RUN_USEC, for
  * other databases to have their turn.  Then it writes the refusals that are
  * queued for the database to the audit log, and seals that log, for as long
- * at most each, and ends.
+ * at most each; sees that the log has a partition to go on in; and ends.
  *
  * Whoever wants the database for himself (DROP, RENAME, CREATE ... TEMPLATE)
  * locks it and then waits a few seconds for others to leave.  So each batch
@@ -38,6 +38,7 @@
 #include "catalog/pg_extension.h"
 #include "commands/dbcommands.h"
 #include "commands/extension.h"
+#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
@@ -60,6 +61,7 @@
 #include "idem_seal.h"
 #include "idem_shmem.h"
 #include "idem_sweep.h"
+#include "idem_task.h"
 #include "idem_worker.h"
 #include "idem_xact.h"
 
@@ -182,6 +184,19 @@ seal_batch(IdemWorkerRun *run)
 }
 
 static BatchEnd
+partitions_batch(IdemWorkerRun *run)
+{
+	BatchEnd	begun = begin_batch();
+
+	if (begun != BATCH_DONE)
+		return begun;
+	PushActiveSnapshot(GetTransactionSnapshot());
+	idem_seal_partitions();
+	PopActiveSnapshot();
+	return BATCH_DONE;
+}
+
+static BatchEnd
 refusals_batch(IdemWorkerRun *run)
 {
 	int			number = Min(run->nrefused, run->refused_batch);
@@ -211,20 +226,12 @@ note_error(IdemWorkerRun *run, int sqlstate, const char *message)
 	run->failed = true;
 	state->failed_task = run->task;
 	strlcpy(last, state->last_error, sizeof(last));
-	strlcpy(state->last_error, message, sizeof(state->last_error));
+	strlcpy(state->last_error, message,
+			pg_mbcliplen(message, strlen(message),
+						 sizeof(state->last_error) - 1) + 1);
 	if (strcmp(last, state->last_error) == 0)
 		return;
-	ereport(LOG,
-			(errcode(sqlstate),
-			 run->task == IDEM_TASK_SWEEP ?
-			 errmsg("idempotency keys of database \"%s\" cannot be swept: %s",
-					database_name, message) :
-			 run->task == IDEM_TASK_REFUSALS ?
-			 errmsg("refusals of database \"%s\" cannot be written to the audit log: %s",
-					database_name, message) :
-			 errmsg("audit log of database \"%s\" cannot be sealed: %s",
-					database_name, message),
-			 errhint("Tried again with growing pauses; see idem_sweep_status.")));
+	idem_task_log_failure(run->task, database_name, sqlstate, message);
 }
 
 /*
@@ -466,19 +473,27 @@ seal(IdemWorkerRun *run)
 	return end == BATCH_TOO_LONG ? BATCH_DONE : end;
 }
 
+/*
+ * See to the partitions of the log, apart from the seals, which are made where
+ * partitions cannot be.  What was cut off is left for another time, without a
+ * word: it waits for nobody, so the disk is busy.
+ */
+static BatchEnd
+make_partitions(IdemWorkerRun *run)
+{
+	BatchEnd	end;
+
+	if (run->unsealed)
+		return BATCH_DONE;
+	end = run_batch(run, partitions_batch, "partitioning the audit log");
+	return end == BATCH_TOO_LONG ? BATCH_DONE : end;
+}
+
 /* Tell the log that an error is over. */
 static void
 clear_error(IdemSweepState *state)
 {
-	ereport(LOG,
-			(state->failed_task == IDEM_TASK_SWEEP ?
-			 errmsg("idempotency keys of database \"%s\" are swept again",
-					database_name) :
-			 state->failed_task == IDEM_TASK_REFUSALS ?
-			 errmsg("refusals of database \"%s\" are written to the audit log again",
-					database_name) :
-			 errmsg("audit log of database \"%s\" is sealed again",
-					database_name)));
+	idem_task_log_success(state->failed_task, database_name);
 	state->last_error[0] = '\0';
 }
 
@@ -510,21 +525,9 @@ report(IdemWorkerRun *run, TimestampTz start)
 		clear_error(state);
 	state->last_run = start;
 	state->last_duration = GetCurrentTimestamp() - start;
+	state->last_worker = GetCurrentTimestamp();
 	state->runs++;
 	idem_shmem_put_sweep(state);
-}
-
-/*
- * Whatever is set for the database, but for its being read-only.
- * transaction_timeout is new in 17.
- */
-static void
-override_settings(void)
-{
-	SetConfigOption("default_transaction_isolation", "read committed",
-					PGC_SUSET, PGC_S_OVERRIDE);
-	if (GetConfigOption("transaction_timeout", true, false) != NULL)
-		SetConfigOption("transaction_timeout", "0", PGC_SUSET, PGC_S_OVERRIDE);
 }
 
 static void
@@ -547,7 +550,8 @@ do_tasks(IdemWorkerRun *run, TimestampTz start)
 	for (run->task = 0; run->task < IDEM_NUM_TASKS; run->task++)
 	{
 		BatchEnd	end = run->task == IDEM_TASK_SWEEP ? sweep(run, start) :
-		run->task == IDEM_TASK_REFUSALS ? write_refusals(run) : seal(run);
+		run->task == IDEM_TASK_REFUSALS ? write_refusals(run) :
+		run->task == IDEM_TASK_SEALS ? seal(run) : make_partitions(run);
 
 		run->ends[run->task] = end;
 		if (end == BATCH_ABSENT || end == BATCH_UNWANTED)
@@ -576,7 +580,7 @@ idem_worker_main(Datum arg)
 											  InvalidOid, 0);
 	pgstat_report_appname(IDEM_WORKER_NAME);
 
-	override_settings();
+	idem_task_override_settings();
 	read_database_name();
 
 	memset(&run, 0, sizeof(run));

@@ -5,7 +5,8 @@
 # without its schema where a planted one could be bound; the version of the
 # server is named in one file; user and search_path are switched in one room;
 # SQL text is in the rooms of the store and in idem_grant, none of it put
-# together from values; subtransactions are in idem_run alone; every ERROR has
+# together from values; subtransactions are in idem_run and
+# idem_try alone; every ERROR has
 # a SQLSTATE.
 
 use strict;
@@ -48,10 +49,12 @@ is(files_with(qr/SetUserIdAndSecContext/),
 is(files_with(qr/"search_path"/),
 	'src/idem_secctx.c', 'and the search_path');
 is(files_with(qr/InternalSubTransaction/),
-	'src/idem_run.c', 'one room has subtransactions: on_error = record');
+	'src/idem_run.c src/idem_try.c',
+	'two rooms have subtransactions: on_error = record, and what may fail');
 is( files_with(qr/"(?:SELECT|INSERT|UPDATE|DELETE|GRANT)\b/),
 	'src/idem_grant.c src/idem_store_acl.c src/idem_store_audit.c src/idem_store_cron.c '
-	  . 'src/idem_store_health.c src/idem_store_named.c '
+	  . 'src/idem_store_health.c src/idem_store_health_audit.c '
+	  . 'src/idem_store_health_rights.c src/idem_store_named.c '
 	  . 'src/idem_store_partition.c src/idem_store_seal.c '
 	  . 'src/idem_store_seal_rows.c src/idem_store_sql.c '
 	  . 'src/idem_store_stats.c',

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 # Checks of idem_health() which tell how it runs.  All others tell whether the
 # tables, and what guards them, are as the extension made them.
 RUNNING = {"worker", "pg_cron", "sweep_lag", "audit_seals", "buckets", "publications",
+           "audit_partitions", "audit_refusals", "roles",
            "server_version"}
 
 STARTING = 0x61646370   # advisory lock: workers that start together take turns

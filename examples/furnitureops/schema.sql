@@ -7,7 +7,7 @@
 --
 -- Roles, none of which has rights that it does not need:
 --
---     idempotency_owner  owns the extension; its functions run as this role
+--     idempotency_owner  owns the keys; the extension's functions run as this role
 --     shop_owner         owns the shop; its functions run as this role
 --     shop_keys          owns the keys of both ways to buy, and nothing else
 --     shop_web           the edge nodes: may call shop.buy(), no more
@@ -20,15 +20,14 @@ CREATE ROLE shop_web LOGIN;
 CREATE ROLE shop_backend LOGIN;
 GRANT shop_keys TO shop_owner, shop_backend;
 
--- Only a superuser can create the extension, and whoever creates it owns it
--- for ever.  So its owner is one for as long as that takes; in a single
--- transaction nobody ever sees it as one.
-CREATE SCHEMA idempotency AUTHORIZATION idempotency_owner;
-ALTER ROLE idempotency_owner SUPERUSER;
-SET ROLE idempotency_owner;
+-- Schema, extension and audit log stay with the superuser who creates them: so
+-- nobody else can change the log, or drop what is in it.
+CREATE SCHEMA idempotency;
 CREATE EXTENSION idempotency SCHEMA idempotency CASCADE;
-RESET ROLE;
-ALTER ROLE idempotency_owner NOSUPERUSER;
+GRANT USAGE ON SCHEMA idempotency TO idempotency_owner;
+ALTER TABLE idempotency.idempotency_keys OWNER TO idempotency_owner;
+ALTER TABLE idempotency.idempotency_policies OWNER TO idempotency_owner;
+ALTER TABLE idempotency.idempotency_limiters OWNER TO idempotency_owner;
 
 -- A key is valid for 60 seconds.  For a day after that a repeat is refused, an
 -- attacker's late one too; only then could the key be used again.
