@@ -141,6 +141,7 @@ TAP_TESTS = 1
 UNIT = \
 	test/unit/bucket \
 	test/unit/canonical \
+	test/unit/shares \
 	test/unit/state
 
 EXTRA_CLEAN = $(UNIT)

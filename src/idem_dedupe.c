@@ -453,7 +453,8 @@ IDEM_FUNCTION(idem_dedupe);
  *
  * Gives each key as the caller spells it, which may join it to a message.
  * Raises 22004, 22023, 25006, 40001, 40P01 (with other calls in the same
- * transaction), 42501, 42704, ID009, ID012, XX001.  Holds the rows that it wrote.
+ * transaction), 42501, 42704, ID009, ID012, XX001.  Holds the rows that it
+ * wrote.
  */
 Datum
 idem_dedupe(PG_FUNCTION_ARGS)

@@ -252,8 +252,9 @@ answer_bad_request(const char *code, int status)
 }
 
 /*
- * The answer of idem_run; NULL: without a body, or with an empty one.  A body that is no JSON
- * cannot be an answer: 22023, and the handler's work is undone with it.
+ * The answer of idem_run; NULL: without a body, or with an empty one.  A body
+ * that is no JSON cannot be an answer: 22023, and the handler's work is undone
+ * with it.
  */
 static text *
 answer_result(const IdemResultHttp *result)

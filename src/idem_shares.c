@@ -142,8 +142,7 @@ bool
 idem_shares_permit(const IdemShares *shares, uint64 database, uint64 limiter)
 {
 	return count_used(shares, database, limiter) < shares->room / 2 &&
-		count_used(shares, database, WHOLE_DATABASE) <
-		shares->room - shares->room / 4;
+		count_used(shares, database, WHOLE_DATABASE) < shares->room * 3 / 4;
 }
 
 /*
