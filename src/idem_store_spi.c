@@ -20,6 +20,7 @@
 #include "parser/parse_coerce.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
+#include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/plancache.h"
 #include "utils/snapmgr.h"
@@ -282,10 +283,18 @@ idem_store_spi_value(int row, int column, bool *isnull)
 						 column + 1, isnull);
 }
 
+/* Whether a value of a type can be taken for one of another. */
+static bool
+reads_as(Oid type, Oid expected)
+{
+	return type == expected || IsBinaryCoercible(type, expected) ||
+		(get_typbyval(type) && get_typbyval(expected));
+}
+
 /*
  * idem_store_spi_require_types
- *		Refuse what the last statement returned unless its columns are of these
- *		types, or of such as are read in the same way; 42804.
+ *		Refuse what the last statement returned if a column is read as another
+ *		type than it is; 42804.  A number may be one of another size.
  *
  * Who owns a table can give a column another type at any time, and a value
  * that is taken for what it is not would be an address of his choice.  So it
@@ -301,7 +310,7 @@ idem_store_spi_require_types(const Oid *types, int number)
 	{
 		Oid			type = SPI_gettypeid(desc, i + 1);
 
-		if (type != types[i] && !IsBinaryCoercible(type, types[i]))
+		if (!reads_as(type, types[i]))
 			ereport(ERROR,
 					(errcode(ERRCODE_DATATYPE_MISMATCH),
 					 errmsg("column \"%s\" has type %s instead of %s",

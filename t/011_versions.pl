@@ -53,7 +53,7 @@ SKIP:
 	my @unused = grep {
 		!$node->safe_psql('postgres',
 			"SELECT count(*) FROM pg_proc WHERE prosrc = '$_'")
-	} grep { /^idem_/ && !/^idem_(?:schema_check|audit_own|launcher_main|worker_main)$/ } @names;
+	} grep { /^idem_/ && !/^idem_(?:schema_check|install_own|launcher_main|worker_main)$/ } @names;
 	is("@unused", '', 'none that SQL does not call');
 }
 

@@ -146,6 +146,12 @@ my %more = (
 		[ 'DROP EXTENSION', 'DROP EXTENSION %' ],
 		[ 'DROP SCHEMA', 'DROP SCHEMA % CASCADE' ],
 		[ 'DROP pgcrypto', 'DROP EXTENSION pgcrypto CASCADE' ],
+		[ 'DROP its schema', 'DROP SCHEMA crypto CASCADE' ],
+		[ 'ALTER function', 'ALTER FUNCTION idem_claim SECURITY DEFINER' ],
+		[ 'REPLACE function', q{GRANT CREATE ON SCHEMA idempotency TO CURRENT_USER;
+			CREATE OR REPLACE FUNCTION idem_log_id(value text) RETURNS text IMMUTABLE STRICT PARALLEL SAFE LANGUAGE sql AS 'SELECT $1'} ],
+		[ 'ALTER type', 'ALTER TYPE idem_result ADD ATTRIBUTE added integer' ],
+		[ 'ALTER view', 'ALTER VIEW idem_stats OWNER TO CURRENT_USER' ],
 		[ 'REPLACE hmac', 'CREATE OR REPLACE FUNCTION crypto.hmac(bytea, bytea, text) RETURNS bytea LANGUAGE plpgsql AS $$BEGIN RETURN $1; END$$' ],
 		[ 'replica role', 'SET session_replication_role = replica' ]
 	]);
@@ -175,7 +181,7 @@ my %allowed = (
 	# as a whole it belongs to who created it
 	creator => { 'whole DROP EXTENSION' => 'ok' },
 	# what it needs goes, and so does the extension
-	crypto_owner => { 'whole DROP pgcrypto' => 'ok' },
+	crypto_owner => { 'whole DROP pgcrypto' => 'ok', 'whole DROP its schema' => 'ok' },
 	# may create tables in public, not of these
 	db_owner => { 'log INHERIT' => '42809' },
 	postgres => {

@@ -257,6 +257,26 @@ note(join ' ', map { ($_ || 'ok') . ": $states{$_}" } sort keys %states);
 cmp_ok($states{42804} // 0, '>', 50, 'by its type');
 is(ask(q{SELECT outcome FROM idem.idem_claim('types', 'k')}), 'replayed', 'all is as before');
 
+# Who may create in the schema, too, can put a view in the place of a table: it
+# runs as he, and what it shows is looked at like a table
+foreach my $body ('body', '4660::bigint AS body')
+{
+	my $columns = ask(q{SELECT string_agg(quote_ident(attname), ', ' ORDER BY attnum) FROM pg_attribute WHERE attrelid = 'idem.idempotency_keys'::regclass AND attnum > 0});
+
+	$columns =~ s/\bbody\b/$body/;
+	my ($out, $state) = run_psql($node, qq{
+GRANT CREATE ON SCHEMA idem TO keeper;
+CREATE FUNCTION public.who() RETURNS text LANGUAGE sql AS 'SELECT current_user::text';
+BEGIN;
+SET LOCAL ROLE keeper;
+ALTER TABLE idem.idempotency_keys RENAME TO mine;
+CREATE VIEW idem.idempotency_keys AS SELECT $columns FROM idem.mine WHERE public.who() = 'keeper';
+RESET ROLE;
+SELECT outcome FROM idem.idem_claim('types', 'k')}, @shop);
+	is($out . $state, $body eq 'body' ? 'replayed' : '42804', "a view in the place of the keys: $body");
+	ask('REVOKE CREATE ON SCHEMA idem FROM keeper; DROP FUNCTION public.who');
+}
+
 $node->stop;
 
 done_testing();
