@@ -38,6 +38,7 @@ OBJS = \
 	src/idem_role.o \
 	src/idem_run.o \
 	src/idem_seal.o \
+	src/idem_seal_partition.o \
 	src/idem_seal_verify.o \
 	src/idem_secctx.o \
 	src/idem_secret.o \

@@ -19,6 +19,7 @@
  *					idem_audit		the append-only log
  *					idem_audit_index	indexes that it must not have
 					idem_seal, idem_seal_verify	its seals
+					idem_seal_partition	when it gets its next partition
  *					idem_secret		secrets and contexts
  *					idem_text		scopes, headers, names for logs
  *					idem_http		refusals and headers as HTTP has them
@@ -67,7 +68,7 @@
 #include "src/idem_policy.h"
 #include "src/idem_policy_values.h"
 #include "src/idem_refusals.h"
-#include "src/idem_seal.h"
+#include "src/idem_seal_partition.h"
 #include "src/idem_shmem.h"
 #include "src/idem_store_way.h"
 #include "src/idem_sweep.h"
@@ -93,7 +94,7 @@ _PG_init(void)
 	idem_limiter_init();
 	idem_buckets_init();
 	idem_sweep_init();
-	idem_seal_init();
+	idem_seal_partition_init();
 	idem_audit_index_init();
 	idem_catalog_init();
 	idem_xact_init();

@@ -336,20 +336,12 @@ void
 idem_refusals_note_outcome(IdemOutcome outcome, const IdemKey *id,
 						   const IdemPolicy *policy)
 {
-	switch (outcome)
-	{
-		case IDEM_OUTCOME_MISMATCH:
-			idem_refusals_note(IDEM_REFUSAL_MISMATCH, id, policy);
-			break;
-		case IDEM_OUTCOME_EXPIRED:
-			idem_refusals_note(IDEM_REFUSAL_EXPIRED, id, policy);
-			break;
-		case IDEM_OUTCOME_DUPLICATE:
-			idem_refusals_note(IDEM_REFUSAL_DUPLICATE, id, policy);
-			break;
-		default:
-			break;
-	}
+	if (outcome == IDEM_OUTCOME_MISMATCH)
+		idem_refusals_note(IDEM_REFUSAL_MISMATCH, id, policy);
+	else if (outcome == IDEM_OUTCOME_EXPIRED)
+		idem_refusals_note(IDEM_REFUSAL_EXPIRED, id, policy);
+	else if (outcome == IDEM_OUTCOME_DUPLICATE)
+		idem_refusals_note(IDEM_REFUSAL_DUPLICATE, id, policy);
 }
 
 /* Free what was written, less what has been counted meanwhile. */

@@ -32,7 +32,6 @@
 #include "access/xact.h"
 #include "fmgr.h"
 #include "utils/builtins.h"
-#include "utils/guc.h"
 #include "utils/timestamp.h"
 #include "utils/xid8.h"
 
@@ -41,29 +40,13 @@
 #include "idem_compat.h"
 #include "idem_hmac.h"
 #include "idem_seal.h"
+#include "idem_seal_partition.h"
 #include "idem_store.h"
 #include "idem_store_partition.h"
 #include "idem_store_seal.h"
-#include "idem_try.h"
 #include "idem_xact.h"
 
 #define SEGMENT_ROWS	10000
-
-typedef enum AuditPeriod
-{
-	PERIOD_DAY,
-	PERIOD_WEEK,
-	PERIOD_MONTH
-} AuditPeriod;
-
-static const struct config_enum_entry periods[] = {
-	{"day", PERIOD_DAY, false},
-	{"week", PERIOD_WEEK, false},
-	{"month", PERIOD_MONTH, false},
-	{NULL, 0, false}
-};
-
-static int	audit_partition = PERIOD_MONTH;
 
 /* The head of the chain, whose lock is held. */
 typedef struct Chain
@@ -345,30 +328,6 @@ seal_rows(int64 budget, bool *more)
 	return step.sealed;
 }
 
-static void
-make_partitions(void *arg)
-{
-	IdemSealAccess access;
-
-	idem_store_seal_begin(&access);
-	idem_store_partition_make(periods[audit_partition].name);
-	idem_store_seal_end(&access);
-}
-
-/* Where none can be made, what is in the default one is sealed all the same. */
-static void
-try_partitions(void)
-{
-	ErrorData  *error = idem_try(make_partitions, NULL);
-
-	if (error != NULL)
-		ereport(WARNING,
-				(errcode(error->sqlerrcode),
-				 errmsg("rows were sealed, but partitions of the audit log cannot be made: %s",
-						error->message),
-				 errhint("New rows go to the default partition, and are sealed there; see idem_health().")));
-}
-
 IDEM_FUNCTION(idem_audit_seal);
 
 /*
@@ -395,7 +354,7 @@ idem_audit_seal(PG_FUNCTION_ARGS)
 	idem_store_seal_end(&access);
 	sealed = seal_rows(PG_INT64_MAX, &more);
 	if (!IsTransactionBlock())
-		try_partitions();
+		idem_seal_try_partitions();
 	PG_RETURN_INT64(sealed);
 }
 
@@ -414,19 +373,6 @@ idem_seal_batch(int64 rows)
 		return false;
 	(void) seal_rows(rows, &more);
 	return more;
-}
-
-/*
- * idem_seal_partitions
- *		For the worker, when nothing is left to seal: see to the next partition.
- */
-void
-idem_seal_partitions(void)
-{
-	if (idem_store_audit_begun() &&
-		idem_store_partition_lock(AccessShareLock) &&
-		idem_store_seal_lock(false))
-		make_partitions(NULL);
 }
 
 /*
@@ -588,20 +534,4 @@ idem_audit_prune(PG_FUNCTION_ARGS)
 		seal_pruning(&pruning);
 	idem_store_seal_end(&access);
 	PG_RETURN_INT64(pruning.rows);
-}
-
-/*
- * idem_seal_init
- *		Define the setting.
- */
-void
-idem_seal_init(void)
-{
-	DefineCustomEnumVariable("idempotency.audit_partition",
-							 "Stretch of time of one partition of the audit log.",
-							 "It holds for partitions that are yet to be made.",
-							 &audit_partition,
-							 PERIOD_MONTH, periods,
-							 PGC_SIGHUP, 0,
-							 NULL, NULL, NULL);
 }

@@ -9,8 +9,6 @@
 #define IDEM_SEAL_H
 
 extern bool idem_seal_batch(int64 rows);
-extern void idem_seal_partitions(void);
 extern void idem_seal_key(void);
-extern void idem_seal_init(void);
 
 #endif							/* IDEM_SEAL_H */

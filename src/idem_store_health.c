@@ -11,7 +11,9 @@
  */
 #include "postgres.h"
 
+#include "catalog/dependency.h"
 #include "catalog/namespace.h"
+#include "catalog/pg_class.h"
 #include "catalog/pg_inherits.h"
 #include "catalog/pg_type.h"
 #include "commands/extension.h"
@@ -401,12 +403,16 @@ idem_store_health_unpartitioned(void)
 		has_old_rows(cells[i].from);
 }
 
+/* A plain table of pg_cron's own, in which nothing of anybody's can run. */
 static bool
 may_read(Oid schema, const char *table)
 {
 	Oid			relid = get_relname_relid(table, schema);
 
 	return OidIsValid(relid) &&
+		get_rel_relkind(relid) == RELKIND_RELATION &&
+		getExtensionOfObject(RelationRelationId, relid) ==
+		get_extension_oid("pg_cron", false) &&
 		idem_compat_may_use_schema(schema, GetUserId()) &&
 		pg_class_aclcheck(relid, GetUserId(), ACL_SELECT) == ACLCHECK_OK;
 }

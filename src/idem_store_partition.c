@@ -72,6 +72,43 @@ get_bound(PartitionBoundInfo bounds, int i)
 	}
 }
 
+static int
+count_indexes(Oid partition)
+{
+	Relation	relation = table_open(partition, AccessShareLock);
+	int			number = list_length(RelationGetIndexList(relation));
+
+	table_close(relation, NoLock);
+	return number;
+}
+
+/*
+ * The partition whose indexes a new one gets: the last of those that have the
+ * most, so that what an administrator has added goes on.
+ */
+static char *
+find_model(void)
+{
+	int			number;
+	IdemCell   *cells = idem_store_partition_cells(&number);
+	Oid			model = idem_catalog()->audit_default;
+	int			most = count_indexes(model);
+	int			i;
+
+	for (i = 0; i < number; i++)
+	{
+		int			has = count_indexes(cells[i].partition);
+
+		if (has < most)
+			continue;
+		model = cells[i].partition;
+		most = has;
+	}
+	return psprintf("%s.%s",
+					quote_identifier(get_namespace_name(get_rel_namespace(model))),
+					quote_identifier(get_rel_name(model)));
+}
+
 /*
  * idem_store_partition_lock
  *		Lock the log and its partitions, if nobody is in the way.
@@ -117,43 +154,6 @@ idem_store_partition_cells(int *number)
 	*number = bounds->ndatums + 1;
 	table_close(log, NoLock);
 	return cells;
-}
-
-static int
-count_indexes(Oid partition)
-{
-	Relation	relation = table_open(partition, AccessShareLock);
-	int			number = list_length(RelationGetIndexList(relation));
-
-	table_close(relation, NoLock);
-	return number;
-}
-
-/*
- * The partition whose indexes a new one gets: the last of those that have the
- * most, so that what an administrator has added goes on.
- */
-static char *
-find_model(void)
-{
-	int			number;
-	IdemCell   *cells = idem_store_partition_cells(&number);
-	Oid			model = idem_catalog()->audit_default;
-	int			most = count_indexes(model);
-	int			i;
-
-	for (i = 0; i < number; i++)
-	{
-		int			has = count_indexes(cells[i].partition);
-
-		if (has < most)
-			continue;
-		model = cells[i].partition;
-		most = has;
-	}
-	return psprintf("%s.%s",
-					quote_identifier(get_namespace_name(get_rel_namespace(model))),
-					quote_identifier(get_rel_name(model)));
 }
 
 /*

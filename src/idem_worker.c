@@ -59,6 +59,7 @@
 #include "idem_catalog.h"
 #include "idem_refusals.h"
 #include "idem_seal.h"
+#include "idem_seal_partition.h"
 #include "idem_shmem.h"
 #include "idem_sweep.h"
 #include "idem_task.h"

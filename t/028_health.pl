@@ -261,6 +261,12 @@ foreach my $sound (
 	[ 'column of somebody else\'s', "ALTER TABLE $keys ADD COLUMN mine text" ],
 	[ 'partition for an auditor', "GRANT SELECT ON $partition TO clerk" ],
 	[ 'superuser', "CREATE ROLE boss SUPERUSER; GRANT ALL ON $keys TO boss; GRANT CREATE ON SCHEMA idem TO boss" ],
+	[ 'keys in partitions', qq{ALTER EXTENSION idempotency DROP TABLE $keys; ALTER TABLE $keys RENAME TO whole;
+		CREATE TABLE $keys (LIKE idem.whole) PARTITION BY HASH (scope, key); ALTER TABLE $keys ADD PRIMARY KEY (scope, key);
+		CREATE INDEX ON $keys (purge_at); ALTER TABLE $keys OWNER TO keyowner;
+		CREATE TABLE idem.part0 PARTITION OF $keys FOR VALUES WITH (MODULUS 2, REMAINDER 0);
+		CREATE TABLE idem.part1 PARTITION OF $keys FOR VALUES WITH (MODULUS 2, REMAINDER 1);
+		INSERT INTO $keys SELECT * FROM idem.whole; DROP TABLE idem.whole} ],
 	[ 'index of each partition', "CREATE INDEX ON ${log}_default (action)" ])
 {
 	is(psql("BEGIN; $sound->[1]; $red; ROLLBACK"), '', "no fault: $sound->[0]");
@@ -336,6 +342,10 @@ SELECT idem_audit('refused', 'table', '1')});
 		poll('the seal', sub { psql(q{SELECT (SELECT max(id) FROM idem.idempotency_audit_log)
 			<= (SELECT max(id_to) FROM idem.idempotency_audit_seals)}) eq 't' });
 		poll('health', sub { psql($red) ne '' });
+		my $stderr = '';
+		$node->psql('postgres', q{SELECT idem_audit('by hand', 'table', '1'); SELECT idem_audit_seal()},
+			stderr => \$stderr, extra_params => [ '-v', 'VERBOSITY=verbose' ]);
+		like($stderr, qr/WARNING:  P0001: .*no tables today/, 'a call of idem_audit_seal says why');
 		like(psql(q{SELECT detail FROM idem_health() WHERE check_name = 'audit_partitions'}),
 			qr/no tables today/, 'health says why');
 	},
