@@ -534,3 +534,12 @@ SELECT outcome FROM idem_claim('claim', 'orphan');
 DROP OWNED BY regress_idem_other, regress_idem_owner;
 DROP ROLE regress_idem_other, regress_idem_owner;
 SELECT count(idem_policy_drop(name)) AS dropped FROM idem_policy_list WHERE name LIKE 'claim-%';
+
+-- Columns that somebody has added and dropped leave their numbers behind.
+BEGIN;
+ALTER TABLE idempotency_keys ADD COLUMN one integer, ADD COLUMN two integer, ADD COLUMN three integer;
+ALTER TABLE idempotency_keys DROP COLUMN one, DROP COLUMN two, DROP COLUMN three;
+SELECT outcome FROM idem_claim('claim', 'dropped columns');
+SELECT idem_complete('claim', 'dropped columns', '{"a":  1}'::json) IS NOT NULL AS stored;
+SELECT outcome, idem_json(r) AS answer FROM idem_claim('claim', 'dropped columns') r;
+ROLLBACK;
