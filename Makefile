@@ -135,6 +135,12 @@ ISOLATION = \
 	policy-change \
 	policy-create \
 	lock-timeout
+# of these, those that are about the direct way or both; in the others a step
+# that takes the direct way is called ..._direct
+BOTH_WAYS = \
+	sweep-open-direct \
+	claim-direct \
+	ways-mixed
 ISOLATION_OPTS = --load-extension=pgcrypto --load-extension=idempotency
 TAP_TESTS = 1
 

@@ -2,15 +2,17 @@
 # lib.sh - what scripts/test, scripts/demo, bench/run and tools/valgrind share.
 #
 # Sourced, not run.  It chooses a PostgreSQL, installs missing Debian packages,
-# builds and installs the extension out of a copy of the tree, and runs
-# throwaway clusters on a unix socket in a temporary folder.  Clusters of the
-# machine are neither created, started, restarted nor stopped.
+# the headers in the server's own version, builds and installs the extension out
+# of a copy of the tree, and runs throwaway clusters on a unix socket in a
+# temporary folder.  Clusters of the machine are neither created, started,
+# restarted nor stopped.
 #
 #   PG_MAJOR     the major to use; else that of PG_CONFIG, else the newest
 #                server installed, else Debian's default
 #   PG_CONFIG    a pg_config, also one outside Debian's folders
 #   STORAGE      auto, or sql: the way to the key table in the clusters of
-#                tests, see idempotency.storage; auto unless told
+#                tests, see idempotency.storage; or partitioned: auto, with a
+#                key table in partitions; auto unless told
 #   SKIP_INSTALL set to 1: install no package, take the machine as it is
 #   KEEP         set to 1: leave the temporary folder and its clusters
 #
@@ -56,7 +58,8 @@ die() {
 # The server would take any word: it does not know the setting until our
 # library is loaded.
 export STORAGE=${STORAGE:-auto}
-[[ $STORAGE == auto || $STORAGE == sql ]] || die "STORAGE is auto or sql, not $STORAGE"
+[[ $STORAGE == auto || $STORAGE == sql || $STORAGE == partitioned ]] ||
+	die "STORAGE is auto, sql or partitioned, not $STORAGE"
 
 # Run a command, quietly unless it fails: quietly LOG COMMAND...  What matters
 # in a long log is its begin, for a compiler, or its end, for others.
@@ -93,6 +96,10 @@ installed() {
 	[[ $(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null) == installed ]]
 }
 
+package_version() {
+	dpkg-query -W -f '${Version}' "$1" 2>/dev/null || true
+}
+
 apt() {
 	as_root env DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1 \
 		apt-get -qy --no-install-recommends -o DPkg::Lock::Timeout=300 \
@@ -103,11 +110,8 @@ apt() {
 # "main" is made, and no service is started or restarted.  Two files say so for
 # the time of the installation; a subshell, for its trap to remove them always.
 #
-# An installed server stays at its version: only what is missing is named, and
-# apt is told to leave out other packages of the same source, which it would
-# lift along.  Up to 17 the development package takes the client package of any
-# minor; that of 18 wants its own, and so lifts an older server.  Even then no
-# cluster is restarted.
+# An installed server stays at its version unless it is named: apt is told to
+# leave out other packages of the same source, which it would lift along.
 apt_install() (
 	clusters=/etc/postgresql-common/createcluster.d
 	policy=/usr/sbin/policy-rc.d
@@ -130,19 +134,24 @@ apt_install() (
 	quietly "$log" apt install "$@"
 )
 
+# Whether packages can be installed at all; if not, say which were to be.
+may_install() {
+	command -v apt-get >/dev/null ||
+		die "no apt-get here: install what Debian calls $*, then set SKIP_INSTALL=1 and PG_CONFIG"
+	((EUID == 0)) || command -v sudo >/dev/null ||
+		die "neither root nor sudo here; please install: $*"
+}
+
 # Install those of the given packages that are missing.
 need() {
 	local missing=() package
 
 	[[ ${SKIP_INSTALL:-} != 1 ]] || return 0
-	command -v apt-get >/dev/null ||
-		die "no apt-get here: install what Debian calls $*, then set SKIP_INSTALL=1 and PG_CONFIG"
 	for package in "$@"; do
 		installed "$package" || missing+=("$package")
 	done
 	((${#missing[@]})) || return 0
-	((EUID == 0)) || command -v sudo >/dev/null ||
-		die "neither root nor sudo here; please install: ${missing[*]}"
+	may_install "${missing[@]}"
 	say "installing ${missing[*]}"
 	apt_install "${missing[@]}" ||
 		die "could not install: ${missing[*]}"
@@ -171,12 +180,10 @@ default_major() {
 # Set PG_MAJOR, PG_CONFIG and PG_BIN, and see that server, headers and compiler
 # are there, and the other packages given: choose_postgres [PACKAGE...].
 choose_postgres() {
-	local packages=()
-
 	if [[ -n ${PG_CONFIG:-} ]]; then
 		PG_CONFIG=$(command -v "$PG_CONFIG") || die "PG_CONFIG names no program"
 		PG_CONFIG=$(realpath -s "$PG_CONFIG")
-		PG_MAJOR=$("$PG_CONFIG" --version | sed 's/^[^0-9]*\([0-9]*\).*/\1/')
+		PG_MAJOR=$(program_version "$PG_CONFIG" | sed 's/^\([0-9]*\).*/\1/')
 		PG_BIN=$("$PG_CONFIG" --bindir)
 	else
 		PG_MAJOR=${PG_MAJOR:-$(default_major)}
@@ -185,15 +192,99 @@ choose_postgres() {
 		PG_CONFIG=$PG_BIN/pg_config
 	fi
 
-	[[ -x $PG_BIN/postgres ]] || packages+=("postgresql-$PG_MAJOR")
-	[[ -x $PG_CONFIG && -e $("$PG_CONFIG" --pgxs) &&
-		-e $("$PG_CONFIG" --includedir-server)/postgres.h ]] ||
-		packages+=("postgresql-server-dev-$PG_MAJOR")
-	need "${packages[@]}" "${BUILD_PACKAGES[@]}" "$@"
+	! from_debian || need_server_and_headers
+	need "${BUILD_PACKAGES[@]}" "$@"
 
 	[[ -x $PG_BIN/postgres ]] || die "no server in $PG_BIN"
-	[[ -e $("$PG_CONFIG" --pgxs) ]] || die "$PG_CONFIG has no PGXS"
+	[[ -x $PG_CONFIG && -e $("$PG_CONFIG" --pgxs) ]] || die "$PG_CONFIG has no PGXS"
+	compare_versions
 	export PG_CONFIG
+}
+
+from_debian() {
+	[[ $PG_BIN == "/usr/lib/postgresql/$PG_MAJOR/bin" ]]
+}
+
+# Install the server unless one is there, which stays at its version where that
+# is possible; and the headers of that version.  A minor release may change
+# what the headers say: a library that was built with those of a later one
+# need not load, or worse.
+need_server_and_headers() {
+	local server=postgresql-$PG_MAJOR headers=postgresql-server-dev-$PG_MAJOR
+
+	[[ ${SKIP_INSTALL:-} != 1 ]] || return 0
+	if [[ ! -x $PG_BIN/postgres ]]; then
+		need "$server" "$headers"
+	fi
+	if ! installed "$server"; then
+		need "$headers"			# somebody else's server; compare_versions will see
+	elif ! installed "$headers" ||
+		[[ $(package_version "$headers") != $(package_version "$server") ]]; then
+		need_headers_of_server "$server" "$headers"
+	fi
+}
+
+# The archive may have several versions, or that of the server no more.  From
+# 18 on the headers want the client package of their own version; before, any
+# will do, and is left alone.
+need_headers_of_server() {
+	local server=$1 headers=$2 version client=postgresql-client-$PG_MAJOR
+
+	version=$(package_version "$server")
+	may_install "$headers=$version"
+	say "installing $headers $version, the version of the server"
+	apt_install --allow-downgrades "$headers=$version" 2>/dev/null && return
+	if [[ $(package_version "$client") != "$version" ]]; then
+		apt_install --allow-downgrades "$headers=$version" "$client=$version" 2>/dev/null && return
+	fi
+	say "apt cannot install that: installing $server and $headers of one version instead"
+	say "no cluster is restarted: one that runs stays at the old version until you do that"
+	apt_install "$server" "$headers" ||
+		die "the server is $server $version, and apt offers $headers $(candidate "$headers");" \
+			"try: apt-get install $server $headers"
+}
+
+candidate() {
+	apt-cache policy "$1" 2>/dev/null | sed -n 's/^ *Candidate: //p'
+}
+
+# What is built must match what runs.  Compared are the headers themselves: on
+# Debian pg_config is in the client package, which may be of another minor; any
+# other is of the same build as its server, or nothing is known of it.
+compare_versions() {
+	local server headers program
+
+	server=$(program_version "$PG_BIN/postgres")
+	headers=$(headers_version)
+	program=$(program_version "$PG_CONFIG")
+	[[ -n $headers ]] || die "no headers of PostgreSQL $server: $(how_to_match)"
+	[[ $headers == "$server" ]] ||
+		die "the server is PostgreSQL $server, its headers are those of $headers; $(how_to_match)"
+	[[ $program == "$server" || $PG_CONFIG == "$PG_BIN/pg_config" ||
+		$PG_CONFIG == /usr/bin/pg_config ]] ||
+		die "the server is PostgreSQL $server, $PG_CONFIG that of $program; $(how_to_match)"
+}
+
+# "15.18 (Debian 15.18-0+deb12u1)" of "postgres (PostgreSQL) 15.18 (Debian ...".
+program_version() {
+	"$1" --version | sed 's/^[^0-9]*//'
+}
+
+headers_version() {
+	cat "$("$PG_CONFIG" --includedir-server)"/pg_config*.h 2>/dev/null |
+		sed -n '0,/^#define PG_VERSION "/s/^#define PG_VERSION "\(.*\)".*/\1/p'
+}
+
+# What to do about it, with the commands where we know them.
+how_to_match() {
+	local server=postgresql-$PG_MAJOR headers=postgresql-server-dev-$PG_MAJOR
+
+	if from_debian && installed "$server"; then
+		echo "install those of the server: apt-get install --allow-downgrades $headers=$(package_version "$server")"
+		echo "or lift both: apt-get install $server $headers"
+	else
+		echo "install server and development files of one version, or set PG_CONFIG to the pg_config of another server"
+	fi
 }
 
 # Make the temporary folder and decide who the unprivileged user is.  The
@@ -242,6 +333,25 @@ make_in_copy() {
 		with_llvm=no "$@"
 }
 
+# Let the copy's install script create the key table in four partitions, which
+# are no members of the extension, as if somebody had replaced the table.
+partition_keys() {
+	local script=$WORK/src/idempotency--1.0.sql name=@extschema@.idempotency_keys i
+
+	as_user sed -i "/^CREATE TABLE $name (/,/^) WITH/ s/^) WITH (.*/) PARTITION BY HASH (scope, key);/" "$script"
+	for i in 0 1 2 3; do
+		echo "CREATE TABLE ${name}_$i PARTITION OF $name FOR VALUES WITH (MODULUS 4, REMAINDER $i);"
+		echo "ALTER EXTENSION idempotency DROP TABLE ${name}_$i;"
+	done | as_user tee -a "$script" >/dev/null
+	grep -q '^) PARTITION BY HASH (scope, key)' "$script" ||
+		die "the install script has no key table that could be partitioned"
+}
+
+# The server's folder gets back what it should have.
+unpartition_keys() {
+	as_root install -m 644 "$TOP/idempotency--1.0.sql" "$("$PG_CONFIG" --sharedir)/extension/"
+}
+
 # Into the server's own folders.  An older build may have left its bitcode
 # there, which the JIT would inline in place of our code.
 install_extension() {
@@ -284,7 +394,8 @@ start_test_cluster() {
 	if [[ -e $WORK/src/test/postgresql.conf ]]; then
 		mapfile -t settings <"$WORK/src/test/postgresql.conf"
 	fi
-	start_cluster "$@" 'fsync = off' "idempotency.storage = $STORAGE" "${settings[@]}"
+	start_cluster "$@" 'fsync = off' "idempotency.storage = ${STORAGE/partitioned/auto}" \
+		"${settings[@]}"
 }
 
 # Stop a cluster: stop_cluster NAME [MODE], fast unless told.  pg_ctl finds the

@@ -377,7 +377,8 @@ ROLLBACK;
 
 --
 -- What a claim holds besides its row, whether that is new or one whose time is
--- over: in the SQL way a key lock, in the direct way nothing.
+-- over: in the SQL way a key lock, in the direct way, which a partitioned table
+-- has not, nothing.
 --
 SELECT outcome FROM idem_claim('claim', 'over');
 SELECT pg_temp.age('claim', 'over', '1 week');
@@ -391,7 +392,9 @@ BEGIN;
 SET LOCAL idempotency.storage = 'auto';
 SELECT outcome, count(*) AS claims
 FROM unnest(ARRAY['over', 'held 1', 'held 2']) k, LATERAL idem_claim('claim', k) GROUP BY outcome;
-SELECT count(*) AS key_locks FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid();
+SELECT (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid())
+	= CASE relkind WHEN 'r' THEN 0 ELSE 3 END AS key_locks_as_said
+FROM pg_class WHERE oid = 'idempotency_keys'::regclass;
 ROLLBACK;
 
 --
@@ -584,3 +587,12 @@ SELECT outcome FROM idem_claim('claim', 'orphan');
 DROP OWNED BY regress_idem_other, regress_idem_owner;
 DROP ROLE regress_idem_other, regress_idem_owner;
 SELECT count(idem_policy_drop(name)) AS dropped FROM idem_policy_list WHERE name LIKE 'claim-%';
+
+-- Columns that somebody has added and dropped leave their numbers behind.
+BEGIN;
+ALTER TABLE idempotency_keys ADD COLUMN one integer, ADD COLUMN two integer, ADD COLUMN three integer;
+ALTER TABLE idempotency_keys DROP COLUMN one, DROP COLUMN two, DROP COLUMN three;
+SELECT outcome FROM idem_claim('claim', 'dropped columns');
+SELECT idem_complete('claim', 'dropped columns', '{"a":  1}'::json) IS NOT NULL AS stored;
+SELECT outcome, idem_json(r) AS answer FROM idem_claim('claim', 'dropped columns') r;
+ROLLBACK;

@@ -143,7 +143,8 @@ SELECT ok, detail FROM idem_health() WHERE check_name = 'triggers';
 ROLLBACK;
 BEGIN;
 CREATE TRIGGER foreign_one BEFORE INSERT ON idempotency_keys FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger();
-SELECT ok, detail FROM idem_health() WHERE check_name = 'triggers';
+-- in partitions, where there are any, it is as well
+SELECT ok, split_part(detail, ', ', 1) AS detail FROM idem_health() WHERE check_name = 'triggers';
 ROLLBACK;
 
 -- It sees a table of keys of another shape, and asks no more of it.

@@ -321,9 +321,12 @@ COMMIT;
 -- An executed call writes one row version.
 --
 CREATE TEMP VIEW written AS
-SELECT pg_stat_get_xact_tuples_inserted('idempotency_keys'::regclass) AS inserted,
-	pg_stat_get_xact_tuples_updated('idempotency_keys'::regclass) AS updated,
-	pg_stat_get_xact_tuples_deleted('idempotency_keys'::regclass) AS deleted;
+SELECT sum(pg_stat_get_xact_tuples_inserted(oid)) AS inserted,
+	sum(pg_stat_get_xact_tuples_updated(oid)) AS updated,
+	sum(pg_stat_get_xact_tuples_deleted(oid)) AS deleted
+FROM pg_class
+WHERE oid = 'idempotency_keys'::regclass
+	OR oid IN (SELECT inhrelid FROM pg_inherits WHERE inhparent = 'idempotency_keys'::regclass);
 BEGIN;
 SELECT inserted AS i, updated AS u, deleted AS d FROM written \gset
 SELECT outcome FROM idem_run('regress_run.work(jsonb)', 'run', 'one version', '{"what": "one"}');
@@ -341,7 +344,8 @@ COMMIT;
 
 --
 -- The key lock: while the handler runs there is one, and afterwards to the end
--- of the transaction in the SQL way, none in the direct way.
+-- of the transaction in the SQL way, none in the direct way, which a partitioned
+-- table has not.
 --
 CREATE VIEW regress_run.key_locks AS
 SELECT count(*) AS key_locks FROM pg_locks
@@ -357,7 +361,8 @@ SELECT key_locks FROM regress_run.key_locks;
 BEGIN;
 SET LOCAL idempotency.storage = 'auto';
 SELECT outcome, idem_json(r) AS key_locks FROM idem_run('regress_run.count_locks(jsonb)', 'run', 'locks too') r;
-SELECT key_locks FROM regress_run.key_locks;
+SELECT key_locks = CASE relkind WHEN 'r' THEN 0 ELSE 1 END AS key_locks_as_said
+FROM regress_run.key_locks, pg_class WHERE oid = 'idempotency_keys'::regclass;
 COMMIT;
 
 --

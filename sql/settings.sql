@@ -27,7 +27,8 @@ SHOW idempotency.storage;
 SELECT ok, detail FROM idem_health() WHERE check_name = 'storage';
 SET idempotency.storage = 'auto';
 SHOW idempotency.storage;
-SELECT ok, detail FROM idem_health() WHERE check_name = 'storage';
+SELECT ok, split_part(detail, ':', 1) = CASE relkind WHEN 'r' THEN 'direct' ELSE 'sql' END AS as_said
+FROM idem_health(), pg_class WHERE check_name = 'storage' AND oid = 'idempotency_keys'::regclass;
 RESET idempotency.storage;
 \set VERBOSITY sqlstate
 SELECT format('SET %s = %L', name, (CASE i WHEN 1 THEN min_val::bigint - 1 ELSE max_val::bigint + 1 END)::text)

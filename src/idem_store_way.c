@@ -100,7 +100,7 @@ check_columns(TupleDesc desc)
 	for (i = 0; i < desc->natts; i++)
 	{
 		Form_pg_attribute column = TupleDescAttr(desc, i);
-		const IdemColumnShape *shape = &idem_store_row_shape[i];
+		const IdemColumnShape *shape;
 
 		if (i >= IDEM_NUM_COLUMNS)
 		{
@@ -108,6 +108,7 @@ check_columns(TupleDesc desc)
 				return "it has a column of somebody else's";
 			continue;
 		}
+		shape = &idem_store_row_shape[i];
 		if (column->attgenerated != '\0' || column->attidentity != '\0')
 			return "it has a generated column";
 		if (column->attisdropped ||

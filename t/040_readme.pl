@@ -2,14 +2,20 @@
 #
 # Scenario: a reader follows README.md from top to bottom, then the files of
 # doc/, and types every block of SQL into one session of psql, with one
-# database that was empty before.  No statement may fail, and where output
-# stands below a block it is what psql prints.  Marks after "sql" in the
-# first line of a block, which no reader of the page sees, say otherwise:
+# database that was empty before; and then does it all again with a second
+# database of the same server.  No statement may fail, and where output stands
+# below a block it is what psql prints.  Marks after "sql" in the first line of
+# a block, which no reader of the page sees, say otherwise:
 #
 #   error=SQLSTATE   the last error of the block has this SQLSTATE
+#   cluster          is run with the first database only; roles are made here
 #   scratch          is run in a database of its own, in a session of its own
-#   end              is run after all others
-#   cron             is run where there is pg_cron
+#   end              is run after all others, and what is of the cluster after
+#                    both databases are done
+#   cron             is run where there is pg_cron, which is in one database
+#
+# Typed once more, the blocks that install change nothing.  After the last
+# block nothing of the extension is left.
 #
 # A "text" block right after a "sql" block is its output; blank lines, blanks
 # at the end of lines and the counts of rows do not matter.
@@ -41,7 +47,8 @@ my $cron = -e "$libdir/pg_cron.so";
 my $node = new_node('readme', extension => 0, conf => join "\n",
 	"shared_preload_libraries = 'idempotency" . ($cron ? ", pg_cron'" : "'"),
 	$cron ? "cron.database_name = 'reader'\n" : '');
-$node->safe_psql('postgres', "CREATE DATABASE $_") foreach ('reader', 'scratch');
+$node->safe_psql('postgres', "CREATE DATABASE $_")
+  foreach ('reader', 'second', 'scratch');
 
 #
 # Blocks of SQL
@@ -57,7 +64,7 @@ sub find_blocks
 	foreach my $text (split /\n/, $content{$file})
 	{
 		$line++;
-		if (defined $block && $text =~ /^```\s*$/)
+		if (defined $block && $text =~ /^\s*```\s*$/)
 		{
 			if ($block->{language} eq 'text' && defined $last)
 			{
@@ -71,7 +78,7 @@ sub find_blocks
 		{
 			$block->{text} .= "$text\n";
 		}
-		elsif ($text =~ /^```(\w+)\s*(.*?)\s*$/)
+		elsif ($text =~ /^\s*```(\w+)\s*(.*?)\s*$/)
 		{
 			$block = {
 				name => "$file line $line",
@@ -130,33 +137,71 @@ sub run_blocks
 	return;
 }
 
-my @blocks = grep { $cron || !exists $_->{marks}{cron} }
-  map { find_blocks($_) } @files;
-my @scratch = grep { exists $_->{marks}{scratch} } @blocks;
-my @end = grep { exists $_->{marks}{end} } @blocks;
-my @common =
-  grep { !exists $_->{marks}{scratch} && !exists $_->{marks}{end} } @blocks;
+sub has
+{
+	my ($block, $mark) = @_;
 
-cmp_ok(scalar(@common), '>', 20, 'there are blocks of SQL');
-run_blocks('scratch', @scratch);
-run_blocks('reader', @common);
+	return exists $block->{marks}{$mark};
+}
+
+my @blocks = grep { $cron || !has($_, 'cron') } map { find_blocks($_) } @files;
+my @scratch = grep { has($_, 'scratch') } @blocks;
+my @end = grep { has($_, 'end') } @blocks;
+my @common = grep { !has($_, 'scratch') && !has($_, 'end') } @blocks;
+my @second = grep { !has($_, 'cluster') && !has($_, 'cron') } @common;
 
 sub check_blocks
 {
-	foreach my $block (@_)
+	my ($database, @checked) = @_;
+
+	foreach my $block (@checked)
 	{
 		is( $block->{sqlstate},
 			$block->{marks}{error} // '00000',
-			"$block->{name}: " . (exists $block->{marks}{error}
+			"$database: $block->{name}: " . (has($block, 'error')
 				? 'fails as it says' : 'runs'));
 		is(essence($block->{output}), essence($block->{expected}),
-			"$block->{name}: output")
+			"$database: $block->{name}: output")
 		  if defined $block->{expected};
 	}
 	return;
 }
 
-check_blocks(@scratch, @common);
+sub run_and_check
+{
+	my ($database, @checked) = @_;
+
+	run_blocks($database, @checked);
+	check_blocks($database, @checked);
+	return;
+}
+
+cmp_ok(scalar(@second), '>', 20, 'there are blocks of SQL');
+run_and_check('scratch', @scratch);
+run_and_check('reader', @common);
+run_and_check('second', @second);
+
+# What installs, and what belongs to the cluster, a second time
+my @install = grep { has($_, 'cluster') || $_->{text} =~ /CREATE EXTENSION idempotency/ }
+  @common;
+cmp_ok(scalar(@install), '>', 1, 'there are blocks that install');
+foreach my $database ('reader', 'second')
+{
+	my $state = q{SELECT count(*), md5(string_agg(a::text, ',' ORDER BY a::text))
+FROM (SELECT relname, relowner, relacl FROM pg_class
+	UNION ALL SELECT nspname, nspowner, nspacl FROM pg_namespace
+	UNION ALL SELECT rolname, 0, NULL FROM pg_roles) a};
+	my $before = $node->safe_psql($database, $state);
+
+	run_blocks($database, @install);
+	foreach my $block (@install)
+	{
+		like($block->{sqlstate}, qr/^(42710|42P06|25P02)$/,
+			"$database: $block->{name}: is there already");
+	}
+	is($node->safe_psql($database, $state), $before,
+		"$database: installed twice, nothing is changed");
+}
 
 #
 # Tables
@@ -353,9 +398,46 @@ foreach my $file (@files)
 	}
 }
 
-run_blocks('reader', @end);
-check_blocks(@end);
+#
+# Uninstall: cron job and extension in each database, then the cluster's own.
+# A second role has a job, too.
+#
+$node->safe_psql(
+	'reader', q{
+CREATE ROLE sweeper LOGIN;
+GRANT USAGE ON SCHEMA cron, idempotency TO sweeper;
+DO $$ BEGIN PERFORM idempotency.idem_grant('sweeper', 'operator'); END $$;
+SET SESSION AUTHORIZATION sweeper;
+DO $$ BEGIN PERFORM idempotency.idem_schedule(); END $$;
+RESET SESSION AUTHORIZATION;
+DO $$ BEGIN PERFORM idempotency.idem_schedule(); END $$})
+  if $cron;
 
+foreach my $database ('reader', 'second')
+{
+	run_and_check($database,
+		grep { !has($_, 'cluster') && ($database eq 'reader' || !has($_, 'cron')) }
+		  @end);
+	is( $node->safe_psql(
+			$database, q{
+SELECT extname FROM pg_extension WHERE extname IN ('idempotency', 'pgcrypto')
+UNION ALL SELECT nspname FROM pg_namespace WHERE nspname = 'idempotency'
+UNION ALL SELECT relname FROM pg_class WHERE relname LIKE 'idem%'
+UNION ALL SELECT proname FROM pg_proc WHERE proname LIKE 'idem%'}),
+		'', "$database: nothing is left");
+}
+is( $node->safe_psql('reader', 'SELECT count(*) FROM cron.job'),
+	'0', 'no job is left')
+  if $cron;
+run_and_check('second', grep { has($_, 'cluster') } @end);
+
+# The library goes last: with its name in the settings nothing would start.
+$node->stop;
+$node->adjust_conf('postgresql.conf', 'shared_preload_libraries',
+	"'idempotency_is_gone'");
+is($node->start(fail_ok => 1), 0, 'preloaded, but gone: no start');
+$node->adjust_conf('postgresql.conf', 'shared_preload_libraries', "''");
+$node->start;
 $node->stop;
 
 done_testing();

@@ -14,8 +14,8 @@ statements can be sent without waiting for the answer, and crashes.
 Nothing here sleeps to synchronise.  poll() looks again and again, and ends
 the test after the time-out of PostgreSQL::Test.
 
-The environment variable STORAGE names the way to the key table in every node,
-auto unless told, or sql.
+The environment variable STORAGE names the way to the key table in every node:
+sql, or else auto.
 
 =cut
 
@@ -51,7 +51,8 @@ sub new_node
 	$node->append_conf('postgresql.conf',
 		"log_statement = none\nautovacuum = off\n");
 	$node->append_conf('postgresql.conf',
-		'idempotency.storage = ' . ($ENV{STORAGE} || 'auto') . "\n");
+		'idempotency.storage = '
+		  . (($ENV{STORAGE} || '') eq 'sql' ? 'sql' : 'auto') . "\n");
 	$node->append_conf('postgresql.conf', $options{conf})
 	  if defined $options{conf};
 	$node->start;

@@ -1,0 +1,158 @@
+#!/usr/bin/env bash
+# chroot.sh - chroots of Debian releases, for scripts/matrix and scripts/fresh.
+#
+# Sourced, after lib.sh.  Chroots are made with debootstrap and stay under
+# MATRIX_CACHE (/var/cache/idempotency-matrix); a lock there lets one run at a
+# time work with them.  MATRIX_MIRROR is the Debian mirror to use, else the one
+# that this machine's apt uses.
+#
+# use_cache comes first.  in_group runs a function and keeps what it prints,
+# and read_sum finds "N passed, N failed" in that.
+
+# shellcheck disable=SC2034		# the variables are for those who source this
+
+CACHE=${MATRIX_CACHE:-${XDG_CACHE_HOME:-/var/cache}/idempotency-matrix}
+SCRIPTS=/usr/share/debootstrap/scripts
+HOST_RELEASE=$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)
+ARCHIVES=            # folder for the packages that the chroots fetch, if any
+
+use_cache() {
+	((EUID == 0)) || die "this needs root: it makes chroots"
+	mkdir -p "$CACHE"
+	exec 9>"$CACHE/lock"
+	flock -w 7200 9 || die "another run holds $CACHE/lock"
+	need debootstrap debian-archive-keyring
+	make_work
+}
+
+# Run a function in the background and a process group of its own, for
+# cleanup() to end it, and keep what it prints: in_group LOG FUNCTION...
+in_group() {
+	local log=$1 rc=0
+	shift
+
+	set -m
+	{ "$@" 2>&1 </dev/null | tee "$log"; } &
+	RUNNER=$!
+	set +m
+	wait "$RUNNER" || rc=$?
+	RUNNER=
+	return "$rc"
+}
+
+# The numbers at the end of the output of a script, in ok and bad.  One that
+# failed has at least one failure: read_sum LOG STATUS
+read_sum() {
+	ok=0 bad=0
+	if [[ $(tail -n 1 "$1") =~ ^([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]]; then
+		ok=${BASH_REMATCH[1]} bad=${BASH_REMATCH[2]}
+	fi
+	(($2 == 0 || bad > 0)) || bad=1
+}
+
+# The mirror that apt has for this machine's own release; nothing, and so
+# debootstrap's own choice, where this is not Debian.
+mirror() {
+	if [[ -n ${MATRIX_MIRROR:-} ]]; then
+		echo "$MATRIX_MIRROR"
+	else
+		archive_of "$HOST_RELEASE"
+	fi
+}
+
+archive_of() {
+	# shellcheck disable=SC2016		# apt-get fills these in
+	apt-get indextargets --format '$(ORIGIN) $(CODENAME) $(REPO_URI)' \
+		'Created-By: Packages' |
+		awk -v c="$1" '$1 == "Debian" && $2 == c { print $3; exit }'
+}
+
+# Run a command in a chroot, with mounts, processes and System V memory of its
+# own: when it ends, or is killed, the kernel unmounts and ends what is left.
+in_chroot() {
+	local root=$1 propagation=private
+	shift
+
+	# Run from within a chroot, as by a CI, "/" is no mount to make private.
+	mountpoint -q / || propagation=unchanged
+	cp -L /etc/resolv.conf "$root/etc/resolv.conf"
+	give_certificates "$root"
+	# shellcheck disable=SC2016		# for the inner shell
+	unshare --mount --propagation "$propagation" --pid --ipc --fork --kill-child bash -euc '
+		root=$1
+		archives=$2
+		shift 2
+		mount -t proc proc "$root/proc"
+		mount --bind /dev "$root/dev"
+		mount -t tmpfs tmpfs "$root/dev/shm"
+		[ -z "$archives" ] || mount --bind "$archives" "$root/var/cache/apt/archives"
+		chroot "$root" "$@"
+		exit' bash "$root" "$ARCHIVES" env -i HOME=/root TERM="${TERM:-dumb}" LC_ALL=C.UTF-8 \
+		PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
+		${http_proxy:+http_proxy="$http_proxy"} ${https_proxy:+https_proxy="$https_proxy"} \
+		${CI:+CI="$CI"} ${PG_TEST_EXTRA:+PG_TEST_EXTRA="$PG_TEST_EXTRA"} \
+		${CERTIFICATES:+NODE_EXTRA_CA_CERTS=/etc/host-certificates.pem} \
+		STORAGE="$STORAGE" "$@"
+}
+
+# What this machine has been told to trust besides what its release does, the
+# chroot's Node.js trusts as well: else npm could not fetch through a proxy that
+# signs anew.
+give_certificates() {
+	CERTIFICATES=${NODE_EXTRA_CA_CERTS:-${SSL_CERT_FILE:-}}
+	[[ -r $CERTIFICATES ]] || CERTIFICATES=
+	[[ -z $CERTIFICATES ]] || cp -L "$CERTIFICATES" "$1/etc/host-certificates.pem"
+}
+
+# Make the chroot of a release under a temporary name: if that is cut off, the
+# next run starts again.  A debootstrap older than the release has no script
+# for it; that of sid has served every release for years.  No service starts.
+# make_chroot RELEASE NAME
+make_chroot() {
+	local release=$1 name=$2 root=$CACHE/$2 script=$SCRIPTS/$1
+
+	[[ -e $script ]] || script=$SCRIPTS/sid
+	say "making a chroot of $release"
+	rm -rf "$root.new"
+	quietly "$CACHE/$name.log" debootstrap --variant=minbase "$release" "$root.new" \
+		"$(mirror)" "$script" || return 1
+	printf '#!/bin/sh\nexit 101\n' >"$root.new/usr/sbin/policy-rc.d"
+	chmod 755 "$root.new/usr/sbin/policy-rc.d"
+	# A mirror may be a frozen one, and lists of testing expire in a week.
+	echo 'Acquire::Check-Valid-Until "false";' >"$root.new/etc/apt/apt.conf.d/10matrix"
+	mv "$root.new" "$root"
+	touch "$CACHE/$name.fresh"
+}
+
+# Bring a chroot up to date, at most once a day.  Where that fails, what is
+# there is good enough.
+refresh_chroot() {
+	local name=$1 root=$CACHE/$1
+
+	[[ -z $(find "$CACHE/$name.fresh" -mmin -1440 2>/dev/null) ]] || return 0
+	say "refreshing the chroot $name"
+	in_chroot "$root" sh -ec 'export DEBIAN_FRONTEND=noninteractive
+		apt-get -q update
+		apt-get -qy --no-install-recommends dist-upgrade
+		apt-get clean' >"$CACHE/$name.log" 2>&1 </dev/null || {
+		say "could not refresh it; going on as it is"
+		return 0
+	}
+	touch "$CACHE/$name.fresh"
+}
+
+# The chroot of a release as it should be: need_chroot RELEASE [NAME]
+need_chroot() {
+	local name=${2:-$1}
+
+	[[ -d $CACHE/$name ]] || make_chroot "$1" "$name" || return 1
+	refresh_chroot "$name"
+}
+
+# Copy the tree to /srv/idempotency of a chroot, in place of an older copy.
+give_tree() {
+	rm -rf "$1/srv/idempotency" "$1"/tmp/idempotency.*
+	mkdir -p "$1/srv/idempotency"
+	tar -C "$TOP" --exclude=./.git --exclude=tmp_check --exclude=node_modules -cf - . |
+		tar -C "$1/srv/idempotency" --no-same-owner -xf -
+}
