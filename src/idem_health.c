@@ -149,6 +149,7 @@ static void
 check_buckets(IdemHealthAnswer *answer)
 {
 	IdemBucketsUse use;
+	bool		quiet;
 
 	if (!idem_buckets_exist())
 	{
@@ -156,8 +157,8 @@ check_buckets(IdemHealthAnswer *answer)
 		return;
 	}
 	idem_buckets_use(&use);
-	idem_store_health_say(answer, use.no_room == 0 ||
-						  GetCurrentTimestamp() - use.no_room_at > USECS_PER_HOUR,
+	quiet = GetCurrentTimestamp() - use.no_room_at > USECS_PER_HOUR;
+	idem_store_health_say(answer, use.no_room == 0 || quiet,
 						  psprintf("room for " INT64_FORMAT ", " INT64_FORMAT " taken; "
 								   INT64_FORMAT " calls found none%s%s",
 								   use.room, use.used, use.no_room,

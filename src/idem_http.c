@@ -72,6 +72,12 @@ static const Problem problems[] = {
 		"The header Idempotency-Key is malformed, or its key is too long or not of the format that is wanted here. Send one key as a quoted string, such as a UUID."
 	},
 	{
+		"idempotency_answer_unreadable",
+		"urn:idempotency:answer-unreadable",
+		"Answer not available here",
+		"The request with this Idempotency-Key was processed, and its answer is stored, but not as JSON. It was not processed again."
+	},
+	{
 		"principal_missing",
 		"urn:idempotency:principal-missing",
 		"Authentication required",

@@ -254,21 +254,26 @@ answer_bad_request(const char *code, int status)
 /*
  * The answer of idem_run; NULL: without a body, or with an empty one.  A body
  * that is no JSON cannot be an answer: 22023, and the handler's work is undone
- * with it.
+ * with it; of a replay, which other means than ours have stored, that is said.
  */
 static text *
 answer_result(const IdemResultHttp *result)
 {
 	IdemHttpHeaders headers;
 	text	   *body = NULL;
+	bool		has_body;
 
 	idem_http_begin_headers(&headers);
 	idem_http_add_result(&headers, result);
 	if (idem_http_is_refusal(result))
 		return answer_problem(text_to_cstring(result->error_code),
 							  result->status, &headers);
-	if (result->body != NULL && VARSIZE_ANY_EXHDR(result->body) > 0 &&
-		(body = idem_result_json(result->body)) == NULL)
+	has_body = result->body != NULL && VARSIZE_ANY_EXHDR(result->body) > 0;
+	if (has_body)
+		body = idem_result_json(result->body);
+	if (has_body && body == NULL && result->replayed)
+		return answer_problem("idempotency_answer_unreadable", 500, &headers);
+	if (has_body && body == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("the answer is not JSON"),

@@ -104,9 +104,8 @@ find_model(void)
 		model = cells[i].partition;
 		most = has;
 	}
-	return psprintf("%s.%s",
-					quote_identifier(get_namespace_name(get_rel_namespace(model))),
-					quote_identifier(get_rel_name(model)));
+	return quote_qualified_identifier(get_namespace_name(get_rel_namespace(model)),
+									  get_rel_name(model));
 }
 
 /*

@@ -83,14 +83,17 @@ idem_store_spi_end(const IdemSecctx *saved)
 static void
 require_schema(void)
 {
-	if (!idem_compat_may_use_schema(idem_catalog()->namespace, GetUserId()))
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("role \"%s\", which owns tables of extension \"idempotency\", cannot use its schema",
-						GetUserNameFromId(GetUserId(), false)),
-				 errhint("Grant it that: GRANT USAGE ON SCHEMA %s TO %s.",
-						 idem_catalog()->schema,
-						 quote_identifier(GetUserNameFromId(GetUserId(), false)))));
+	char	   *owner;
+
+	if (idem_compat_may_use_schema(idem_catalog()->namespace, GetUserId()))
+		return;
+	owner = GetUserNameFromId(GetUserId(), false);
+	ereport(ERROR,
+			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+			 errmsg("role \"%s\", which owns tables of extension \"idempotency\", cannot use its schema",
+					owner),
+			 errhint("Grant it that: GRANT USAGE ON SCHEMA %s TO %s.",
+					 idem_catalog()->schema, quote_identifier(owner))));
 }
 
 static void

@@ -61,6 +61,27 @@ is( $session->query(
 	'replayed|201|{"a" :  1}',
 	'a key of the publisher is replayed');
 
+# The log as a whole: a partition that is made later is no table to look for.
+$publisher->safe_psql('postgres', q{CREATE PUBLICATION log FOR TABLE idempotency_audit_log
+	WITH (publish_via_partition_root = true, publish = 'insert')});
+is($publisher->safe_psql('postgres', q{SELECT ok FROM idem_health() WHERE check_name = 'publications'}),
+	't', 'health is content with it');
+$subscriber->safe_psql('postgres',
+	"CREATE SUBSCRIPTION reader CONNECTION '$address' PUBLICATION log");
+$subscriber->poll_query_until('postgres',
+	"SELECT count(*) = 3 FROM pg_subscription_rel WHERE srsubstate = 'r'")
+  or die 'the log was not copied in time';
+$publisher->safe_psql('postgres', q{SELECT idem_audit('before', 'partition', '1')});
+$publisher->safe_psql('postgres', 'SELECT idem_audit_seal()');
+$publisher->safe_psql('postgres', q{
+INSERT INTO idempotency_audit_log (at, xid, action, entity, entity_id, session_role, effective_role)
+SELECT now() + interval '1 min', pg_current_xact_id(), 'in', 'partition', '2', 'a', 'b'});
+is($publisher->safe_psql('postgres', q{SELECT count(DISTINCT tableoid) FROM idempotency_audit_log}),
+	'2', 'rows in two partitions');
+$publisher->wait_for_catchup('reader');
+is($subscriber->safe_psql('postgres', q{SELECT string_agg(action, ' ' ORDER BY id) FROM idempotency_audit_log}),
+	'before in', 'come to a subscriber, which has others');
+
 $session->quit;
 $subscriber->stop;
 $publisher->stop;

@@ -254,6 +254,35 @@ check_states(
 	[ 'all published', 'publications', '', 'CREATE PUBLICATION mine FOR ALL TABLES' ],
 );
 
+# Every function and view of ours is missed
+is(psql(q{
+CREATE FUNCTION public.unmissed() RETURNS TABLE (name text) LANGUAGE plpgsql AS $$
+DECLARE
+	member record;
+	noticed boolean;
+BEGIN
+	FOR member IN SELECT d.classid, d.objid, pg_describe_object(d.classid, d.objid, 0) AS what FROM pg_depend d
+		WHERE d.refobjid = (SELECT oid FROM pg_extension WHERE extname = 'idempotency') AND d.deptype = 'e'
+		AND (d.classid = 'pg_proc'::regclass OR d.objid IN (SELECT oid FROM pg_class WHERE relkind = 'v'))
+	LOOP
+		BEGIN
+			UPDATE pg_proc SET proname = 'gone' WHERE oid = member.objid AND proname <> 'idem_health';
+			UPDATE pg_class SET relname = 'gone' WHERE oid = member.objid;
+			SELECT NOT ok INTO noticed FROM idem.idem_health() WHERE check_name = 'objects';
+			RAISE EXCEPTION 'undo' USING ERRCODE = 'UNDO1';
+		EXCEPTION WHEN SQLSTATE 'UNDO1' THEN
+		END;
+		name := member.what;
+		IF NOT noticed THEN
+			RETURN NEXT;
+		END IF;
+	END LOOP;
+END $$;
+BEGIN;
+SELECT * FROM public.unmissed();
+ROLLBACK;
+DROP FUNCTION public.unmissed()}), 'function idem_health()', 'every function and view is missed when it is gone');
+
 # What is no fault
 foreach my $sound (
 	[ 'log published as a whole', "CREATE PUBLICATION mine FOR TABLE $log WITH (publish_via_partition_root = true)" ],

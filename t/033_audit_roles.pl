@@ -193,6 +193,7 @@ my %allowed = (
 		'origin INSERT' => '23502',
 		'secrets INSERT' => '23502',
 		'log INHERIT' => '42809',
+		'log CREATE INDEX' => '0A000',
 		'made ADD COLUMN' => '42809',
 		'default ADD COLUMN' => '42809'
 	});

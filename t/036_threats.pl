@@ -345,6 +345,26 @@ is(as('crypto_owner', 'CREATE SCHEMA crypto; CREATE EXTENSION pgcrypto SCHEMA cr
 ask('REASSIGN OWNED BY crypto_owner TO postgres', 'fresh');
 is(as('crypto_owner', 'DROP EXTENSION pgcrypto', 'fresh'), '42501', 'owner of pgcrypto: is none after REASSIGN OWNED');
 
+#
+# What looks like the extension's own, in other encodings (UTF8: sql/audit.sql)
+#
+
+my $wide = q{convert_from('\xefbd89efbd84efbd85efbd8defbd90efbd8fefbd94efbd85efbd8eefbd83efbd99', 'UTF8')};
+my %entity = (
+	EUC_JP => { $wide => '22023', q{convert_from('\xe6b3a8e69687e38387e383bce382bfe38399e383bce382b9e6b3a8e69687', 'UTF8')} => '' },
+	LATIN1 => { q{convert_from('\x6964c3a96d706f74656e6379', 'UTF8')} => '22023', q{convert_from('\x6964656e746974c3a9', 'UTF8')} => '' },
+	SQL_ASCII => { q{E'id\xe9mpotency'} => '22023', q{E'identit\xe9\xff\xfe'} => '' });
+foreach my $encoding (sort keys %entity)
+{
+	ask("CREATE DATABASE \"$encoding\" ENCODING '$encoding' LOCALE 'C' TEMPLATE template0", 'postgres');
+	ask("SET client_min_messages = warning; $install", $encoding);
+	foreach my $name (sort keys %{ $entity{$encoding} })
+	{
+		is(sqlstate($node, "SELECT idempotency.idem_audit('claimed', $name, 'x')", database => $encoding),
+			$entity{$encoding}{$name}, "$encoding: an entity that is " . ($entity{$encoding}{$name} ? 'refused' : 'taken'));
+	}
+}
+
 $node->stop;
 
 #
