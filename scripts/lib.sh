@@ -277,10 +277,11 @@ headers_version() {
 
 # What to do about it, with the commands where we know them.
 how_to_match() {
-	local server=postgresql-$PG_MAJOR headers=postgresql-server-dev-$PG_MAJOR
+	local server=postgresql-$PG_MAJOR headers=postgresql-server-dev-$PG_MAJOR version
 
 	if from_debian && installed "$server"; then
-		echo "install those of the server: apt-get install --allow-downgrades $headers=$(package_version "$server")"
+		version=$(package_version "$server")	# named, or else apt lifts it along
+		echo "install those of the server: apt-get install --allow-downgrades $server=$version $headers=$version"
 		echo "or lift both: apt-get install $server $headers"
 	else
 		echo "install server and development files of one version, or set PG_CONFIG to the pg_config of another server"
