@@ -16,12 +16,21 @@
 	" JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum" \
 	" WHERE k.n <= i.indnkeyatts)"
 
+/* Nobody's, whatever role of PostgreSQL's own may read or write all tables. */
+#define HIDDEN "('idempotency_secrets', 'idempotency_audit_origin')"
+
 const IdemHealthQuery idem_store_health_audit[] = {
 	{
 		"row_security", IDEM_HEALTH_OWNER,
-		"SELECT count(*) = 0, CASE WHEN count(*) = 0 THEN 'on for the audit log and its seals'"
-		" ELSE 'off for ' || string_agg(c.relname, ', ' ORDER BY c.relname) END FROM pg_class c"
-		" WHERE c.oid = ANY ($2) AND NOT c.relrowsecurity"
+		"SELECT count(*) = 0, CASE WHEN count(*) = 0 THEN 'on for the audit log, its seals and the secrets'"
+		" ELSE string_agg(d.detail, ', ' ORDER BY d.detail) END FROM ("
+		"SELECT 'off for ' || c.relname AS detail FROM pg_class c WHERE NOT c.relrowsecurity"
+		" AND (c.oid = ANY ($2) OR c.oid = ANY ($1) AND c.relname IN " HIDDEN ")"
+		" UNION ALL SELECT c.relname || ' lacks policy idempotency_audit_read, and would be left out of a dump by who may read it'"
+		" FROM pg_class c WHERE c.oid = ANY ($2) AND NOT EXISTS"
+		" (SELECT FROM pg_policy p WHERE p.polrelid = c.oid AND p.polname = 'idempotency_audit_read')"
+		" UNION ALL SELECT format('drop policy %I on %s', p.polname, c.relname) FROM pg_class c"
+		" JOIN pg_policy p ON p.polrelid = c.oid WHERE c.oid = ANY ($1) AND c.relname IN " HIDDEN ") d"
 	},
 	{
 		"audit_seals", IDEM_HEALTH_SEALER,

@@ -236,6 +236,9 @@ check_states(
 	# The log
 	[ 'log without row security', 'row_security', '', "ALTER TABLE $log DISABLE ROW LEVEL SECURITY" ],
 	[ 'partition without row security', 'row_security', '', "ALTER TABLE $partition DISABLE ROW LEVEL SECURITY" ],
+	[ 'partition that a reader\'s dump would leave out', 'row_security', '', "DROP POLICY idempotency_audit_read ON $partition" ],
+	[ 'secrets without row security', 'row_security', '', 'ALTER TABLE idem.idempotency_secrets DISABLE ROW LEVEL SECURITY' ],
+	[ 'secrets with a policy', 'row_security', '', 'CREATE POLICY p ON idem.idempotency_secrets USING (true)' ],
 	[ 'row that nobody seals', 'audit_seals', 'audit_partitions', "INSERT INTO $log (at, xid, action, entity, entity_id, session_role, effective_role)
 		VALUES (now() - interval '2 h', pg_current_xact_id(), 'a', 'b', 'c', 'd', 'e')" ],
 	[ 'index of the whole log', 'audit_indexes', '', "SET LOCAL allow_system_table_mods = on; CREATE INDEX ON $log (action)" ],
