@@ -176,11 +176,12 @@ rethrow(MemoryContext context, bool prepared)
 				 error->hint ? errhint("%s", error->hint) : 0));
 	ereport(ERROR,
 			(errcode(sqlstate),
-			 errmsg("a constraint, an index, a trigger or a rule that was added to the tables of extension \"idempotency\" refused a change"),
 			 error->constraint_name && error->table_name ?
-			 errdetail("It is \"%s\" of table \"%s\".",
-					   error->constraint_name, error->table_name) : 0,
-			 errhint("Drop what was added; see idem_health(). The text of the error is left out, since it may show a key.")));
+			 errmsg("constraint \"%s\" of table \"%s\" refused a row",
+					error->constraint_name, error->table_name) :
+			 errmsg("what was added to the tables of extension \"idempotency\" refused a row"),
+			 errdetail("The text of the error is left out, since it may show a key."),
+			 errhint("Drop constraints, indexes, triggers, rules and columns that are not the extension's; see idem_health().")));
 }
 
 /*

@@ -37,7 +37,7 @@ my $rules = slurp_file("$doc/monitoring/idempotency.rules.yml");
 my $rules_test = slurp_file("$doc/monitoring/idempotency.rules.test.yml");
 my $dashboard = slurp_file("$doc/monitoring/idempotency.dashboard.json");
 my $document = slurp_file("$doc/monitoring.md");
-my @setup = $document =~ /^```sql\n(.*?)^```$/msg;
+my @setup = $document =~ /^```sql(?: cluster)?\n(.*?)^```$/msg;
 my %queries = find_queries($collector);
 my $role = 'idempotency_monitor';
 my $canary = 'canary4711';

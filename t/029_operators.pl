@@ -126,7 +126,7 @@ foreach my $database ('latin', 'postgres')
 {
 	$node->safe_psql($database, q{SET client_encoding = 'UTF8';
 CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS
-$$BEGIN RAISE EXCEPTION '%', repeat('é', 300); END$$;
+$$BEGIN RAISE EXCEPTION '%', repeat('é', 300) USING ERRCODE = '55000'; END$$;
 CREATE TRIGGER fail BEFORE DELETE ON idempotency_keys FOR EACH ROW EXECUTE FUNCTION fail();
 } . $expire);
 }
