@@ -20,6 +20,7 @@
 #include "postgres.h"
 
 #include "idem.h"
+#include "idem_compat.h"
 #include "idem_headers.h"
 #include "idem_pairs.h"
 
