@@ -44,7 +44,8 @@ END { kill 'CONT', $hung_pid if defined $hung_pid; }
 #
 # Settings of the server
 #
-my $node = new_node('settings', conf => $preload);
+# (The launcher of logical replication of 17 does not outlive the last of them.)
+my $node = new_node('settings', conf => $preload . "max_logical_replication_workers = 0\n");
 my @settings = (
 	'default_transaction_isolation = serializable', 'default_transaction_deferrable = on',
 	'statement_timeout = 1s', 'lock_timeout = 1ms', 'idle_in_transaction_session_timeout = 1s',
