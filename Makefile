@@ -130,6 +130,7 @@ ISOLATION = \
 	http-two \
 	dedupe-order \
 	dedupe-sweep \
+	dedupe-late \
 	ways-mixed \
 	release-claim \
 	policy-change \

@@ -9,7 +9,7 @@
  * it.  A call never waits for a key below one that it has written, so two
  * calls cannot wait for one another; a key that would need it, since a rival
  * wrote it and its row was gone again before we looked, is 40001.
- * Specs: dedupe-order, dedupe-sweep.
+ * Specs: dedupe-order, dedupe-sweep, dedupe-late.
  *
  *-------------------------------------------------------------------------
  */
