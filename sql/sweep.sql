@@ -71,6 +71,15 @@ CALL idem_sweep_all('-1 s');
 CALL idem_sweep_all('1 month');
 \set VERBOSITY default
 
+-- As many as there are, both ways; of more than are kept in memory at a time.
+SELECT idem_policy('sweep-many', completed_ttl => '1 us');
+SELECT count(*) FROM idem_dedupe('sweep-many', ARRAY(SELECT i::text FROM generate_series(1, 10001) i), 'sweep-many');
+SET idempotency.storage = 'sql';
+SELECT idem_sweep(2147483647) AS swept;
+SET idempotency.storage = 'auto';
+SELECT idem_sweep(2147483647) AS swept;
+RESET idempotency.storage;
+
 -- It commits as the caller, and leaves the caller's state as it was.
 CREATE ROLE regress_idem_sweeper;
 SELECT idem_grant('regress_idem_sweeper', 'operator');

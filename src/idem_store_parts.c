@@ -179,29 +179,27 @@ idem_store_parts_may_show(const IdemKey *id, Snapshot snapshot)
  *		was found with: it keeps the place from being used anew.  40001 for the
  *		latter at REPEATABLE READ and above.
  *
- * "table" is kept open from call to call; NULL at the first.  Neither are we
- * told of a newer version of the row nor does the server look for one, which is
- * where it might wait.
+ * Neither are we told of a newer version of the row nor does the server look for
+ * one, which is where it might wait.
  */
 bool
-idem_store_parts_lock_row(IdemPlace *place, Relation *table)
+idem_store_parts_lock_row(IdemPlace *place, IdemPart *part)
 {
-	TupleTableSlot *slot;
 	TM_FailureData failure;
 	TM_Result	result;
 
-	if (*table == NULL || RelationGetRelid(*table) != place->table)
+	if (part->table == NULL || RelationGetRelid(part->table) != place->table)
 	{
-		idem_store_parts_close(*table);
-		*table = table_open(place->table, RowExclusiveLock);
+		idem_store_parts_close(part);
+		part->table = table_open(place->table, RowExclusiveLock);
+		part->slot = table_slot_create(part->table, NULL);
 	}
-	if ((*table)->rd_rel->relam != HEAP_TABLE_AM_OID)
+	if (part->table->rd_rel->relam != HEAP_TABLE_AM_OID)
 		return true;			/* the DELETE will see */
-	slot = table_slot_create(*table, NULL);
-	result = table_tuple_lock(*table, &place->tid, GetActiveSnapshot(), slot,
-							  GetCurrentCommandId(false), LockTupleExclusive,
-							  LockWaitSkip, 0, &failure);
-	ExecDropSingleTupleTableSlot(slot);
+	result = table_tuple_lock(part->table, &place->tid, GetActiveSnapshot(),
+							  part->slot, GetCurrentCommandId(false),
+							  LockTupleExclusive, LockWaitSkip, 0, &failure);
+	ExecClearTuple(part->slot);
 	if ((result == TM_Updated || result == TM_Deleted) &&
 		IsolationUsesXactSnapshot())
 		idem_store_row_raise_rival();
@@ -213,32 +211,43 @@ idem_store_parts_lock_row(IdemPlace *place, Relation *table)
  *		After the last of those calls; the locks stay.
  */
 void
-idem_store_parts_close(Relation table)
+idem_store_parts_close(IdemPart *part)
 {
-	if (table != NULL)
-		table_close(table, NoLock);
+	if (part->table == NULL)
+		return;
+	ExecDropSingleTupleTableSlot(part->slot);
+	table_close(part->table, NoLock);
 }
 
 /*
- * idem_store_parts_arrays
- *		Places as two arrays, of tables and of places in these, for unnest().
+ * idem_store_parts_compare
+ *		An order of places, for qsort(): those of a table are next to each other.
  */
-void
-idem_store_parts_arrays(const IdemPlace *places, int number, Datum *arrays)
+int
+idem_store_parts_compare(const void *a, const void *b)
 {
-	Datum	   *tables = palloc(sizeof(Datum) * number);
+	const IdemPlace *x = a;
+	const IdemPlace *y = b;
+
+	if (x->table != y->table)
+		return x->table < y->table ? -1 : 1;
+	return ItemPointerCompare(unconstify(ItemPointerData *, &x->tid),
+							  unconstify(ItemPointerData *, &y->tid));
+}
+
+/*
+ * idem_store_parts_array
+ *		Places in one table as an array.
+ */
+Datum
+idem_store_parts_array(const IdemPlace *places, int number)
+{
 	Datum	   *tids = palloc(sizeof(Datum) * number);
 	int			i;
 
 	for (i = 0; i < number; i++)
-	{
-		tables[i] = ObjectIdGetDatum(places[i].table);
 		tids[i] = PointerGetDatum(&places[i].tid);
-	}
-	arrays[0] = PointerGetDatum(construct_array(tables, number, OIDOID,
-												sizeof(Oid), true,
-												TYPALIGN_INT));
-	arrays[1] = PointerGetDatum(construct_array(tids, number, TIDOID,
-												sizeof(ItemPointerData), false,
-												TYPALIGN_SHORT));
+	return PointerGetDatum(construct_array(tids, number, TIDOID,
+										   sizeof(ItemPointerData), false,
+										   TYPALIGN_SHORT));
 }

@@ -8,6 +8,7 @@
 #ifndef IDEM_STORE_PARTS_H
 #define IDEM_STORE_PARTS_H
 
+#include "executor/tuptable.h"
 #include "storage/itemptr.h"
 #include "utils/rel.h"
 #include "utils/snapshot.h"
@@ -21,11 +22,18 @@ typedef struct IdemPlace
 	ItemPointerData tid;
 } IdemPlace;
 
+/* The table at hand, while rows are locked; both NULL before. */
+typedef struct IdemPart
+{
+	Relation	table;
+	TupleTableSlot *slot;
+} IdemPart;
+
 extern bool idem_store_parts_lock(void);
 extern bool idem_store_parts_may_show(const IdemKey *id, Snapshot snapshot);
-extern bool idem_store_parts_lock_row(IdemPlace *place, Relation *table);
-extern void idem_store_parts_close(Relation table);
-extern void idem_store_parts_arrays(const IdemPlace *places, int number,
-									Datum *arrays);
+extern bool idem_store_parts_lock_row(IdemPlace *place, IdemPart *part);
+extern void idem_store_parts_close(IdemPart *part);
+extern int	idem_store_parts_compare(const void *a, const void *b);
+extern Datum idem_store_parts_array(const IdemPlace *places, int number);
 
 #endif							/* IDEM_STORE_PARTS_H */

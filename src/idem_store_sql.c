@@ -32,11 +32,14 @@
 	"fingerprint, context, headers, content_type, body_size, body_sha256, " \
 	"body, recovery_point, checkpoint"
 
+/* Places of rows that are kept in memory at a time. */
+#define SWEEP_ROOM 10000
+
 static const Oid key_types[] = {TEXTOID, TEXTOID};
 static const Oid count_types[] = {TEXTOID, TIMESTAMPTZOID, INT8OID};
 static const Oid due_types[] = {TIMESTAMPTZOID, TIMESTAMPTZOID, INT8OID};
 static const Oid place_types[] = {OIDOID, TIDOID};
-static const Oid sweep_types[] = {OIDARRAYOID, TIDARRAYOID};
+static const Oid sweep_types[] = {OIDOID, TIDARRAYOID};
 static const Oid swept_types[] = {TEXTOID, INT8OID, TIMESTAMPTZOID};
 static const Oid many_types[] = {TEXTOID, TEXTARRAYOID};
 static const Oid brief_types[] = {
@@ -108,9 +111,8 @@ static IdemPlan due_plan = {
 
 /* A place means something together with its table only. */
 static IdemPlan sweep_plan = {
-	"WITH swept AS (DELETE FROM %1$s.idempotency_keys WHERE ctid = ANY ($2)"
-	" AND (tableoid, ctid) IN (SELECT * FROM unnest($1, $2))"
-	" RETURNING policy, purge_at)"
+	"WITH swept AS (DELETE FROM %1$s.idempotency_keys"
+	" WHERE tableoid = $1 AND ctid = ANY ($2) RETURNING policy, purge_at)"
 	" SELECT policy, count(*), max(purge_at) FROM swept GROUP BY policy",
 	lengthof(sweep_types), sweep_types
 };
@@ -359,7 +361,7 @@ lock_due(TimestampTz low, TimestampTz now, int64 max_rows, IdemPlace *places)
 	values[1] = TimestampTzGetDatum(now);
 	do
 	{
-		Relation	table = NULL;
+		IdemPart	part = {NULL, NULL};
 
 		values[2] = Int64GetDatum(limit);
 		rows = idem_store_spi_execute(&due_plan, values, NULL, true, 0);
@@ -373,13 +375,68 @@ lock_due(TimestampTz low, TimestampTz now, int64 max_rows, IdemPlace *places)
 			place->table = DatumGetObjectId(idem_store_spi_value(i, 0, &isnull));
 			place->tid = *(ItemPointer)
 				DatumGetPointer(idem_store_spi_value(i, 1, &isnull));
-			if (idem_store_parts_lock_row(place, &table))
+			if (idem_store_parts_lock_row(place, &part))
 				count++;
 		}
-		idem_store_parts_close(table);
+		idem_store_parts_close(&part);
 		limit *= 2;
 	} while (count < max_rows && (int64) rows * 2 == limit);
 	return count;
+}
+
+/* Remove the rows at these places, all of one table; how many. */
+static int64
+delete_places(const IdemPlace *places, int number, TimestampTz *low,
+			  IdemSweepCount count)
+{
+	Datum		values[2];
+	uint64		policies;
+	uint64		i;
+	int64		rows = 0;
+
+	values[0] = ObjectIdGetDatum(places[0].table);
+	values[1] = idem_store_parts_array(places, number);
+	policies = idem_store_spi_execute(&sweep_plan, values, NULL, false, 0);
+	idem_store_spi_require_types(swept_types, lengthof(swept_types));
+	for (i = 0; i < policies; i++)
+	{
+		Datum		row[3];
+		bool		nulls[3];
+
+		heap_deform_tuple(SPI_tuptable->vals[i], SPI_tuptable->tupdesc,
+						  row, nulls);
+		count(DatumGetTextPP(row[0]), DatumGetInt64(row[1]));
+		rows += DatumGetInt64(row[1]);
+		*low = Max(*low, DatumGetTimestampTz(row[2]));
+	}
+	return rows;
+}
+
+/* Remove so many rows at the most; how many. */
+static int64
+sweep_some(TimestampTz *low, TimestampTz now, int max_rows, IdemPlace *places,
+		   IdemSweepCount count)
+{
+	IdemSecctx	saved;
+	int			locked;
+	int			begin = 0;
+	int			i;
+	int64		rows = 0;
+
+	idem_store_spi_begin(&saved);
+	PushActiveSnapshot(GetTransactionSnapshot());
+	locked = lock_due(*low, now, max_rows, places);
+	PopActiveSnapshot();
+	qsort(places, locked, sizeof(IdemPlace), idem_store_parts_compare);
+	for (i = 1; i <= locked; i++)
+	{
+		if (i < locked && places[i].table == places[begin].table)
+			continue;
+		rows += delete_places(&places[begin], i - begin, low, count);
+		begin = i;
+	}
+	idem_store_spi_end(&saved);
+	return rows;
 }
 
 /*
@@ -389,42 +446,24 @@ lock_due(TimestampTz low, TimestampTz now, int64 max_rows, IdemPlace *places)
  * Rows are locked one by one, without waiting, before a statement removes
  * them: FOR UPDATE SKIP LOCKED can wait after all, for the next version of a
  * row whose update commits while it looks (heap_lock_updated_tuple), and was
- * seen in a deadlock with idem_dedupe.  Spec: sweep-changed; t/026.
+ * seen in a deadlock with idem_dedupe.  Spec: sweep-changed; t/018, t/026.
  */
 int64
 idem_store_sql_sweep(TimestampTz *low, TimestampTz now, int64 max_rows,
 					 IdemSweepCount count)
 {
-	IdemPlace  *places = palloc(sizeof(IdemPlace) * max_rows);
-	Datum		values[2];
-	IdemSecctx	saved;
-	uint64		policies;
-	uint64		i;
-	int			locked;
+	int			room = (int) Min(max_rows, SWEEP_ROOM);
+	IdemPlace  *places = palloc(sizeof(IdemPlace) * room);
 	int64		rows = 0;
+	int64		wanted;
+	int64		some;
 
-	idem_store_spi_begin(&saved);
-	PushActiveSnapshot(GetTransactionSnapshot());
-	locked = lock_due(*low, now, max_rows, places);
-	PopActiveSnapshot();
-	if (locked > 0)
+	do
 	{
-		idem_store_parts_arrays(places, locked, values);
-		policies = idem_store_spi_execute(&sweep_plan, values, NULL, false, 0);
-		idem_store_spi_require_types(swept_types, lengthof(swept_types));
-		for (i = 0; i < policies; i++)
-		{
-			Datum		row[3];
-			bool		nulls[3];
-
-			heap_deform_tuple(SPI_tuptable->vals[i], SPI_tuptable->tupdesc,
-							  row, nulls);
-			count(DatumGetTextPP(row[0]), DatumGetInt64(row[1]));
-			rows += DatumGetInt64(row[1]);
-			*low = Max(*low, DatumGetTimestampTz(row[2]));
-		}
-	}
-	idem_store_spi_end(&saved);
+		wanted = Min(max_rows - rows, room);
+		some = sweep_some(low, now, (int) wanted, places, count);
+		rows += some;
+	} while (some == wanted && rows < max_rows);
 	pfree(places);
 	return rows;
 }
