@@ -3,77 +3,77 @@
 MODULE_big = idempotency
 OBJS = \
 	idempotency.o \
-	src/idem_alike.o \
-	src/idem_answer.o \
-	src/idem_args.o \
-	src/idem_audit.o \
-	src/idem_audit_index.o \
-	src/idem_bucket.o \
-	src/idem_buckets.o \
-	src/idem_buckets_memory.o \
-	src/idem_cache.o \
-	src/idem_canonical.o \
-	src/idem_catalog.o \
-	src/idem_claim.o \
-	src/idem_dedupe.o \
-	src/idem_digest.o \
-	src/idem_fingerprint.o \
-	src/idem_finish.o \
-	src/idem_foreign.o \
-	src/idem_grant.o \
-	src/idem_headers.o \
-	src/idem_health.o \
-	src/idem_hmac.o \
-	src/idem_http.o \
-	src/idem_http_run.o \
-	src/idem_keep.o \
-	src/idem_launcher.o \
-	src/idem_limiter.o \
-	src/idem_pairs.o \
-	src/idem_policy.o \
-	src/idem_policy_values.o \
-	src/idem_refusals.o \
-	src/idem_require.o \
-	src/idem_result.o \
-	src/idem_role.o \
-	src/idem_run.o \
-	src/idem_seal.o \
-	src/idem_seal_partition.o \
-	src/idem_seal_verify.o \
-	src/idem_secctx.o \
-	src/idem_secret.o \
-	src/idem_shares.o \
-	src/idem_shmem.o \
-	src/idem_state.o \
-	src/idem_stats.o \
-	src/idem_store.o \
-	src/idem_store_acl.o \
-	src/idem_store_audit.o \
-	src/idem_store_cron.o \
-	src/idem_store_direct.o \
-	src/idem_store_direct_sweep.o \
-	src/idem_store_health.o \
-	src/idem_store_health_audit.o \
-	src/idem_store_health_rights.o \
-	src/idem_store_lock.o \
-	src/idem_store_named.o \
-	src/idem_store_partition.o \
-	src/idem_store_parts.o \
-	src/idem_store_row.o \
-	src/idem_store_seal.o \
-	src/idem_store_seal_rows.o \
-	src/idem_store_secret.o \
-	src/idem_store_spi.o \
-	src/idem_store_sql.o \
-	src/idem_store_stats.o \
-	src/idem_store_way.o \
-	src/idem_sweep.o \
-	src/idem_task.o \
-	src/idem_text.o \
-	src/idem_throttle.o \
-	src/idem_try.o \
-	src/idem_worker.o \
-	src/idem_xact.o
+	src/admin/grant.o \
+	src/admin/health.o \
+	src/admin/health_audit.o \
+	src/admin/health_rights.o \
+	src/admin/health_store.o \
+	src/admin/stats.o \
+	src/admin/stats_store.o \
+	src/audit/acl.o \
+	src/audit/alike.o \
+	src/audit/chain.o \
+	src/audit/index_guard.o \
+	src/audit/log.o \
+	src/audit/partition.o \
+	src/audit/refusal_queue.o \
+	src/audit/seal.o \
+	src/audit/seal_partition.o \
+	src/audit/sealed_rows.o \
+	src/audit/secret.o \
+	src/audit/store_audit.o \
+	src/audit/verify.o \
+	src/base/args.o \
+	src/base/catalog.o \
+	src/base/digest.o \
+	src/base/foreign.o \
+	src/base/hmac.o \
+	src/base/json_pairs.o \
+	src/base/keep.o \
+	src/base/secctx.o \
+	src/base/secret_rows.o \
+	src/base/shmem.o \
+	src/base/spi.o \
+	src/base/try.o \
+	src/http/http.o \
+	src/http/postgrest.o \
+	src/key/canonical.o \
+	src/key/claim.o \
+	src/key/decide.o \
+	src/key/dedupe.o \
+	src/key/fingerprint.o \
+	src/key/finish.o \
+	src/key/headers.o \
+	src/key/name.o \
+	src/key/owner.o \
+	src/key/require.o \
+	src/key/response.o \
+	src/key/result.o \
+	src/key/run.o \
+	src/key/xact.o \
+	src/limit/bucket_memory.o \
+	src/limit/bucket_table.o \
+	src/limit/limiter.o \
+	src/limit/shares.o \
+	src/limit/throttle.o \
+	src/limit/token_bucket.o \
+	src/rule/cache.o \
+	src/rule/named.o \
+	src/rule/policy.o \
+	src/rule/policy_values.o \
+	src/store/direct.o \
+	src/store/direct_sweep.o \
+	src/store/lock.o \
+	src/store/parts.o \
+	src/store/row.o \
+	src/store/sql.o \
+	src/store/store.o \
+	src/store/whitelist.o \
+	src/sweep/cron.o \
+	src/sweep/launcher.o \
+	src/sweep/sweep.o \
+	src/sweep/task.o \
+	src/sweep/worker.o
 
 EXTENSION = idempotency
 DATA = idempotency--1.0.sql
@@ -147,10 +147,10 @@ TAP_TESTS = 1
 
 # Programs without a server.
 UNIT = \
-	test/unit/bucket \
 	test/unit/canonical \
+	test/unit/decide \
 	test/unit/shares \
-	test/unit/state
+	test/unit/token_bucket
 
 EXTRA_CLEAN = $(UNIT)
 
@@ -158,11 +158,18 @@ PG_CONFIG ?= pg_config
 PGXS := $(shell $(PG_CONFIG) --pgxs)
 include $(PGXS)
 
-$(OBJS): $(wildcard $(srcdir)/src/*.h)
+HEADERS = $(wildcard $(srcdir)/src/*.h $(srcdir)/src/*/*.h)
+
+$(OBJS): $(HEADERS)
 
 .PHONY: unit
 unit: $(UNIT)
 
-test/unit/%: test/unit/%.c src/idem_%.c $(wildcard $(srcdir)/src/*.h) $(wildcard $(srcdir)/test/unit/*.h)
+test/unit/canonical: src/key/canonical.c
+test/unit/decide: src/key/decide.c
+test/unit/shares: src/limit/shares.c
+test/unit/token_bucket: src/limit/token_bucket.c
+
+$(UNIT): %: %.c $(HEADERS) $(wildcard $(srcdir)/test/unit/*.h)
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(CPPFLAGS) -o $@ $(filter %.c,$^)

@@ -49,7 +49,7 @@
  *					idem_try		doing what may fail
 					idem_secctx		the switch to the owner of the tables
  *					idem_catalog	our objects in this database
- *					idem_compat.h	differences between majors
+ *					base/compat.h	differences between majors
  *
  *-------------------------------------------------------------------------
  */
@@ -59,20 +59,20 @@
 #include "miscadmin.h"
 #include "utils/guc.h"
 
-#include "src/idem_audit_index.h"
-#include "src/idem_buckets.h"
-#include "src/idem_catalog.h"
-#include "src/idem_compat.h"
-#include "src/idem_launcher.h"
-#include "src/idem_limiter.h"
-#include "src/idem_policy.h"
-#include "src/idem_policy_values.h"
-#include "src/idem_refusals.h"
-#include "src/idem_seal_partition.h"
-#include "src/idem_shmem.h"
-#include "src/idem_store_way.h"
-#include "src/idem_sweep.h"
-#include "src/idem_xact.h"
+#include "src/audit/index_guard.h"
+#include "src/audit/refusal_queue.h"
+#include "src/audit/seal_partition.h"
+#include "src/base/catalog.h"
+#include "src/base/compat.h"
+#include "src/base/shmem.h"
+#include "src/key/xact.h"
+#include "src/limit/bucket_table.h"
+#include "src/limit/limiter.h"
+#include "src/rule/policy.h"
+#include "src/rule/policy_values.h"
+#include "src/store/whitelist.h"
+#include "src/sweep/launcher.h"
+#include "src/sweep/sweep.h"
 
 IDEM_COMPAT_MODULE_MAGIC;
 

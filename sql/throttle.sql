@@ -1,7 +1,7 @@
 --
 -- Rate limiters: what is defined and what is refused.  What they do is in
 -- t/050_throttle.pl and t/051_throttle_flood.pl, the arithmetic in
--- test/unit/bucket.c: before 17 buckets need the library to be preloaded, and
+-- test/unit/token_bucket.c: before 17 buckets need the library to be preloaded, and
 -- a notice says so.
 --
 SET client_min_messages = warning;

@@ -4,10 +4,8 @@
 # is there already, quotes no @extschema@ and names no object of PostgreSQL's
 # without its schema where a planted one could be bound; the version of the
 # server is named in one file; user and search_path are switched in one room;
-# SQL text is in the rooms of the store and in idem_grant, none of it put
-# together from values; subtransactions are in idem_run and
-# idem_try alone; every ERROR has
-# a SQLSTATE.
+# SQL text is in the rooms listed below, none of it put together from values;
+# subtransactions are in key/run and base/try alone; every ERROR has a SQLSTATE.
 
 use strict;
 use warnings;
@@ -18,7 +16,7 @@ use Test::More;
 
 my $top = "$FindBin::RealBin/..";
 my %source = map { s/^\Q$top\E\///r => slurp_file($_) }
-  glob "$top/idempotency.c $top/src/*.c $top/src/*.h";
+  glob "$top/idempotency.c $top/src/*.h $top/src/*/*.[ch]";
 
 # The files in which a pattern occurs, comments left out
 sub files_with
@@ -43,24 +41,24 @@ unlike(
 	'every object is created in the schema of the extension');
 
 is(files_with(qr/PG_VERSION_NUM/),
-	'src/idem_compat.h', 'one file knows the version of the server');
+	'src/base/compat.h', 'one file knows the version of the server');
 is(files_with(qr/SetUserIdAndSecContext/),
-	'src/idem_secctx.c', 'one room switches the user');
+	'src/base/secctx.c', 'one room switches the user');
 is(files_with(qr/"search_path"/),
-	'src/idem_secctx.c', 'and the search_path');
+	'src/base/secctx.c', 'and the search_path');
 is(files_with(qr/InternalSubTransaction/),
-	'src/idem_run.c src/idem_try.c',
+	'src/base/try.c src/key/run.c',
 	'two rooms have subtransactions: on_error = record, and what may fail');
 is( files_with(qr/"(?:SELECT|INSERT|UPDATE|DELETE|GRANT)\b/),
-	'src/idem_grant.c src/idem_store_acl.c src/idem_store_audit.c src/idem_store_cron.c '
-	  . 'src/idem_store_health.c src/idem_store_health_audit.c '
-	  . 'src/idem_store_health_rights.c src/idem_store_named.c '
-	  . 'src/idem_store_partition.c src/idem_store_seal.c '
-	  . 'src/idem_store_seal_rows.c src/idem_store_sql.c '
-	  . 'src/idem_store_stats.c',
+	'src/admin/grant.c src/admin/health_audit.c '
+	  . 'src/admin/health_rights.c src/admin/health_store.c '
+	  . 'src/admin/stats_store.c src/audit/acl.c '
+	  . 'src/audit/chain.c src/audit/partition.c '
+	  . 'src/audit/sealed_rows.c src/audit/store_audit.c '
+	  . 'src/rule/named.c src/store/sql.c src/sweep/cron.c',
 	'SQL text is where it belongs');
 is(files_with(qr/SPI_execute\(/),
-	'src/idem_store_spi.c',
+	'src/base/spi.c',
 	'and has values as parameters, but for commands, which can have none');
 
 foreach my $file (sort keys %source)

@@ -1,10 +1,10 @@
 /*-------------------------------------------------------------------------
  *
  * canonical.c
- *	  Harness for src/idem_canonical.c, without a server.
+ *	  Harness for src/key/canonical.c, without a server.
  *
  * cc -I`pg_config --includedir-server` test/unit/canonical.c \
- *	  src/idem_canonical.c
+ *	  src/key/canonical.c
  *
  * Shown here: the layout of numbers on both sides of each boundary of
  * ECMAScript's Number::toString, what is no number, each escape, the order
@@ -18,7 +18,7 @@
  */
 #include "postgres.h"
 
-#include "../../src/idem_canonical.h"
+#include "../../src/key/canonical.h"
 #include "tap.h"
 
 static char *

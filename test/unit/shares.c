@@ -1,9 +1,9 @@
 /*-------------------------------------------------------------------------
  *
  * shares.c
- *	  Harness for src/idem_shares.c, without a server.
+ *	  Harness for src/limit/shares.c, without a server.
  *
- * cc -I`pg_config --includedir-server` test/unit/shares.c src/idem_shares.c
+ * cc -I`pg_config --includedir-server` test/unit/shares.c src/limit/shares.c
  *
  * Shown here: after any number of buckets that come and go, of any number of
  * limiters and databases, what is permitted is what counting all buckets
@@ -18,7 +18,7 @@
 
 #include <stdlib.h>
 
-#include "../../src/idem_shares.h"
+#include "../../src/limit/shares.h"
 #include "random.h"
 #include "tap.h"
 

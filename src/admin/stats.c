@@ -1,0 +1,281 @@
+/*-------------------------------------------------------------------------
+ *
+ * stats.c
+ *	  What is counted, for an operator to see.
+ *
+ * The counters and the state of the sweeps are in shared memory (base/shmem.c).
+ * A call is counted when it answers, whether its transaction commits or not.
+ *
+ * A database sees its own counters; those of the whole server are for members
+ * of pg_monitor, and the names in them are never shown in the encoding of
+ * another database.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_authid.h"
+#include "catalog/pg_database.h"
+#include "fmgr.h"
+#include "funcapi.h"
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/syscache.h"
+#include "utils/timestamp.h"
+
+#include "admin/stats_store.h"
+#include "base/args.h"
+#include "base/shmem.h"
+#include "idem.h"
+
+/* Columns of idem_stats_values(). */
+typedef enum StatsColumn
+{
+	COLUMN_DATID,
+	COLUMN_POLICY,
+	COLUMN_FIRST_COUNTER
+} StatsColumn;
+
+#define COLUMN_RESET	(COLUMN_FIRST_COUNTER + IDEM_NUM_COUNTERS)
+#define STATS_COLUMNS	(COLUMN_RESET + 1)
+
+/* Columns of idem_sweep_status_values(). */
+typedef enum StatusColumn
+{
+	COLUMN_LAST_RUN,
+	COLUMN_LAST_DURATION,
+	COLUMN_LAST_ROWS,
+	COLUMN_LAG,
+	COLUMN_LAST_ERROR
+} StatusColumn;
+
+#define STATUS_COLUMNS	(COLUMN_LAST_ERROR + 1)
+
+/* The encoding of a database; -1 when there is no such any more. */
+static int
+get_encoding(Oid database)
+{
+	HeapTuple	tuple = SearchSysCache1(DATABASEOID,
+										ObjectIdGetDatum(database));
+	int			encoding = -1;
+
+	if (!HeapTupleIsValid(tuple))
+		return -1;
+	encoding = ((Form_pg_database) GETSTRUCT(tuple))->encoding;
+	ReleaseSysCache(tuple);
+	return encoding;
+}
+
+/*
+ * The name as another database wrote it, in the encoding of this one; NULL
+ * when that cannot be.
+ */
+static char *
+convert_name(const char *name, int from, int to)
+{
+	Oid			function;
+	char	   *converted;
+	int			len = strlen(name);
+
+	if (from < 0 || from == PG_SQL_ASCII || to == PG_SQL_ASCII)
+		return NULL;
+	if (from == to)
+		return pstrdup(name);
+	function = FindDefaultConversionProc(from, to);
+	if (!OidIsValid(function))
+		return NULL;
+	converted = palloc(len * MAX_CONVERSION_GROWTH + 1);
+	return pg_do_encoding_conversion_buf(function, from, to,
+										 (unsigned char *) name, len,
+										 (unsigned char *) converted,
+										 len * MAX_CONVERSION_GROWTH + 1,
+										 true) == len ? converted : NULL;
+}
+
+/* The name of a policy, for a reader in this database. */
+static char *
+show_policy(const IdemCounters *counters)
+{
+	char	   *name = pstrdup(NameStr(counters->policy));
+	char	   *converted;
+	char	   *c;
+
+	if (counters->database == MyDatabaseId)
+		return name;
+	converted = convert_name(name, get_encoding(counters->database),
+							 GetDatabaseEncoding());
+	if (converted != NULL)
+		return converted;
+	for (c = name; *c != '\0'; c++)
+		if (IS_HIGHBIT_SET(*c))
+			*c = '?';
+	return name;
+}
+
+static void
+put_counters(ReturnSetInfo *rsinfo, const IdemCounters *counters)
+{
+	Datum		values[STATS_COLUMNS];
+	bool		nulls[STATS_COLUMNS] = {0};
+	int			i;
+
+	values[COLUMN_DATID] = ObjectIdGetDatum(counters->database);
+	nulls[COLUMN_DATID] = !OidIsValid(counters->database);
+	nulls[COLUMN_POLICY] = nulls[COLUMN_DATID] ||
+		strcmp(NameStr(counters->policy), IDEM_SHMEM_NO_POLICY) == 0;
+	values[COLUMN_POLICY] = CStringGetTextDatum(show_policy(counters));
+	for (i = 0; i < IDEM_NUM_COUNTERS; i++)
+		values[COLUMN_FIRST_COUNTER + i] =
+			Int64GetDatum((int64) counters->counts[i]);
+	values[COLUMN_RESET] = TimestampTzGetDatum(counters->stats_reset);
+	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+}
+
+/* Without shared memory: this database, and nothing known. */
+static void
+put_unknown(ReturnSetInfo *rsinfo)
+{
+	Datum		values[STATS_COLUMNS] = {0};
+	bool		nulls[STATS_COLUMNS];
+
+	memset(nulls, true, sizeof(nulls));
+	values[COLUMN_DATID] = ObjectIdGetDatum(MyDatabaseId);
+	nulls[COLUMN_DATID] = false;
+	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+}
+
+/* What found no room is of no database, and of all. */
+static bool
+is_visible(const IdemCounters *counters)
+{
+	return counters->database == MyDatabaseId ||
+		has_privs_of_role(GetUserId(), ROLE_PG_MONITOR);
+}
+
+/* What found no room is of interest only if there is something. */
+static bool
+is_empty(const IdemCounters *counters)
+{
+	int			i;
+
+	for (i = 0; i < IDEM_NUM_COUNTERS; i++)
+		if (counters->counts[i] != 0)
+			return false;
+	return true;
+}
+
+IDEM_FUNCTION(idem_stats_values);
+
+/*
+ * idem_stats_values() RETURNS TABLE (datid oid, policy text, claimed bigint,
+ *		...)
+ *		Counters of this database, and of all for a member of pg_monitor; nulls
+ *		where the library was not preloaded.  Raises nothing of its own.
+ */
+Datum
+idem_stats_values(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	IdemCounters *counters;
+	int			number;
+	int			i;
+
+	InitMaterializedSRF(fcinfo, 0);
+	if (!idem_shmem_exists())
+	{
+		put_unknown(rsinfo);
+		return (Datum) 0;
+	}
+	counters = idem_shmem_counters(&number);
+	for (i = 0; i < number; i++)
+		if ((OidIsValid(counters[i].database) || !is_empty(&counters[i])) &&
+			is_visible(&counters[i]))
+			put_counters(rsinfo, &counters[i]);
+	return (Datum) 0;
+}
+
+IDEM_FUNCTION(idem_stats_reset);
+
+/*
+ * idem_stats_reset() RETURNS void
+ *		Let the counters of this database begin anew.  Raises nothing of its
+ *		own; an abort does not take it back.
+ */
+Datum
+idem_stats_reset(PG_FUNCTION_ARGS)
+{
+	idem_shmem_reset_counters();
+	PG_RETURN_VOID();
+}
+
+static void
+put_activity(void *arg, Datum *values, bool *nulls)
+{
+	ReturnSetInfo *rsinfo = arg;
+
+	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+}
+
+IDEM_FUNCTION(idem_activity_values);
+
+/*
+ * idem_activity_values() RETURNS TABLE (scope_id text, key_id text, policy
+ *		text, attempt integer, claimed_by text, age interval, lease_left
+ *		interval, recovery_point text)
+ *		Committed claims in progress.  Raises nothing of its own; reads the
+ *		whole key table, under ACCESS SHARE.
+ */
+Datum
+idem_activity_values(PG_FUNCTION_ARGS)
+{
+	InitMaterializedSRF(fcinfo, 0);
+	idem_store_activity(GetCurrentTimestamp(), put_activity,
+						fcinfo->resultinfo);
+	return (Datum) 0;
+}
+
+IDEM_FUNCTION(idem_sweep_status_values);
+
+/*
+ * idem_sweep_status_values() RETURNS record (last_run timestamptz,
+ *		last_duration interval, last_rows bigint, lag interval, last_error
+ *		text)
+ *		The last sweep of this database, by whomever: nulls while there was
+ *		none, and where the library was not preloaded; and how long the oldest
+ *		row has been due.  Takes ACCESS SHARE on the key table.
+ */
+Datum
+idem_sweep_status_values(PG_FUNCTION_ARGS)
+{
+	Datum		values[STATUS_COLUMNS] = {0};
+	bool		nulls[STATUS_COLUMNS];
+	TimestampTz now = GetCurrentTimestamp();
+	IdemSweepState state;
+	TupleDesc	desc;
+
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	memset(nulls, true, sizeof(nulls));
+	(void) idem_shmem_get_sweep(MyDatabaseId, &state);
+	values[COLUMN_LAG] = idem_args_interval(now - idem_store_oldest_due(now));
+	nulls[COLUMN_LAG] = false;
+	if (state.last_run != DT_NOBEGIN)
+	{
+		values[COLUMN_LAST_RUN] = TimestampTzGetDatum(state.last_run);
+		values[COLUMN_LAST_DURATION] = idem_args_interval(state.last_duration);
+		values[COLUMN_LAST_ROWS] = Int64GetDatum(state.last_rows);
+		nulls[COLUMN_LAST_RUN] = nulls[COLUMN_LAST_DURATION] =
+			nulls[COLUMN_LAST_ROWS] = false;
+	}
+	if (state.last_error[0] != '\0')
+	{
+		values[COLUMN_LAST_ERROR] = CStringGetTextDatum(state.last_error);
+		nulls[COLUMN_LAST_ERROR] = false;
+	}
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc),
+													  values, nulls)));
+}

@@ -1,0 +1,423 @@
+/*-------------------------------------------------------------------------
+ *
+ * chain.c
+ *	  The seals of the audit log.
+ *
+ * Owns the statements on idempotency_audit_seals, and the snapshot and the
+ * settings with which log and seals are read (sealed_rows.c): those
+ * that COPY of an export is to have, too (doc/audit-format.md).
+ *
+ * Everything between begin and end sees one snapshot, taken at the beginning
+ * whatever the isolation level, and runs as the owner of the tables.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/transam.h"
+#include "catalog/pg_type.h"
+#include "storage/lmgr.h"
+#include "utils/builtins.h"
+#include "utils/datum.h"
+#include "utils/guc.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/xid8.h"
+
+#include "audit/chain.h"
+#include "base/catalog.h"
+#include "base/spi.h"
+#include "store/store.h"
+
+/* Read at once, with equal ones: who drops a primary key hides nothing. */
+#define CHUNK_ROWS 1000
+
+const Oid	idem_store_seal_types[IDEM_SEAL_COLUMNS] = {
+	INT8OID, CHAROID, TIMESTAMPTZOID, INT8OID, INT8OID, XID8OID, XID8OID,
+	TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID, INT8OID,
+	XID8OID, INT8OID, BOOLOID, INT8OID, BYTEAOID, INT8MULTIRANGEOID, BYTEAOID,
+	INT4OID, BYTEAOID, BYTEAOID
+};
+
+#define SEAL_LIST \
+	"segment, kind, sealed_at, id_from, id_to, xid_from, xid_to, at_from," \
+	" at_to, first_at, last_at, next_id, next_xid, origin, closed, rows," \
+	" rows_sha256, pruned, previous, key_id, seal, hmac"
+
+/* Seals of rows that overlap in time. */
+#define OVERLAPS " kind = 's' AND at_from < $2 AND at_to > $1"
+
+static const Oid cell_types[] = {
+	TIMESTAMPTZOID, TIMESTAMPTZOID, INT8OID, XID8OID, XID8OID
+};
+static const Oid xid_types[] = {XID8OID, INT8OID};
+static const Oid id_types[] = {INT8OID};
+static const Oid each_types[] = {INT8OID, INT8OID};
+static IdemPlan horizon_plan = {
+	"SELECT pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())", 0,
+	NULL
+};
+static IdemPlan old_plan = {
+	"SELECT max(id_to), max(xid_to) FILTER (WHERE segment = newest),"
+	" max(origin) FROM (SELECT id_to, xid_to, origin, segment,"
+	" max(segment) OVER () AS newest"
+	" FROM %1$s.idempotency_audit_seals WHERE kind = 's' AND origin < $1) o",
+	lengthof(id_types), id_types
+};
+static IdemPlan last_plan = {
+	"SELECT xid_from, xid_to, closed FROM %1$s.idempotency_audit_seals"
+	" WHERE kind = 's' AND origin >= $1 AND xid_to IS NOT NULL"
+	" ORDER BY segment DESC", lengthof(id_types), id_types
+};
+static IdemPlan low_plan = {
+	"SELECT max(next_id) FROM %1$s.idempotency_audit_seals"
+	" WHERE kind = 's' AND next_xid <= $1 AND origin >= $2",
+	lengthof(xid_types), xid_types
+};
+static IdemPlan given_plan = {
+	"SELECT max(next_id) FROM %1$s.idempotency_audit_seals", 0, NULL
+};
+static IdemPlan reached_plan = {
+	"SELECT max(id_to) FROM %1$s.idempotency_audit_seals WHERE" OVERLAPS
+	" AND origin >= $3 AND xid_from = $4 AND xid_to IS NOT DISTINCT FROM $5",
+	lengthof(cell_types), cell_types
+};
+static IdemPlan before_plan = {
+	"SELECT max(id_to) FROM %1$s.idempotency_audit_seals WHERE" OVERLAPS
+	" AND origin < $3", 3, cell_types
+};
+static IdemPlan newest_plan = {
+	"SELECT " SEAL_LIST ", false FROM %1$s.idempotency_audit_seals"
+	" ORDER BY segment DESC", 0, NULL
+};
+static IdemPlan each_plan = {
+	"SELECT " SEAL_LIST ", EXISTS (SELECT FROM %1$s.idempotency_audit_seals p"
+	" WHERE p.kind = 'p' AND p.segment > s.segment AND p.pruned @> s.segment)"
+	" FROM %1$s.idempotency_audit_seals s WHERE segment > $1"
+	" ORDER BY segment FETCH FIRST $2 ROWS WITH TIES",
+	lengthof(each_types), each_types
+};
+static IdemPlan add_plan = {
+	"INSERT INTO %1$s.idempotency_audit_seals (" SEAL_LIST ") VALUES ($1, $2,"
+	" $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17,"
+	" $18, $19, $20, $21, $22)", IDEM_SEAL_COLUMNS, idem_store_seal_types
+};
+
+/* Set while a statement of ours changes log or seals; its trigger asks. */
+static bool writing = false;
+
+/*
+ * idem_store_seal_begin, idem_store_seal_end
+ *		Around all that follows.
+ */
+void
+idem_store_seal_begin(IdemSealAccess *access)
+{
+	static const char *const pinned[][2] = {
+		{"timezone", "UTC"},
+		{"datestyle", "ISO, YMD"},
+		{"bytea_output", "hex"}
+	};
+	int			i;
+
+	idem_store_spi_begin_as(&access->saved, idem_catalog()->seals_owner);
+	for (i = 0; i < lengthof(pinned); i++)
+		(void) set_config_option(pinned[i][0], pinned[i][1], PGC_USERSET,
+								 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0,
+								 false);
+	access->next_id = idem_store_audit_last_id();
+	PushActiveSnapshot(GetLatestSnapshot());
+}
+
+void
+idem_store_seal_end(IdemSealAccess *access)
+{
+	PopActiveSnapshot();
+	idem_store_spi_end(&access->saved);
+}
+
+/*
+ * idem_store_seal_lock
+ *		Be the only one who adds to the chain, to the end of the transaction;
+ *		false when somebody else is and we do not wait.  To be called before
+ *		idem_store_seal_begin(): the snapshot must see what was added.  Readers
+ *		and writers of the log go on.
+ *
+ * Log and seals must have one owner, 55000 else: what the owner of the one has
+ * put on his table would run as the owner of the other.
+ */
+bool
+idem_store_seal_lock(bool wait)
+{
+	Oid			seals = idem_catalog()->audit_seals;
+
+	if (idem_catalog()->audit_owner != idem_catalog()->seals_owner)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("\"%s\" and \"%s\" have different owners",
+						"idempotency_audit_log", "idempotency_audit_seals"),
+				 errhint("Give both to the superuser that owned them.")));
+	if (!wait)
+		return ConditionalLockRelationOid(seals, ShareRowExclusiveLock);
+	LockRelationOid(seals, ShareRowExclusiveLock);
+	return true;
+}
+
+/*
+ * idem_store_seal_writes
+ *		Whether a change of the log or its seals is one of this room.
+ */
+bool
+idem_store_seal_writes(void)
+{
+	return writing;
+}
+
+static uint64
+get_xid(int column)
+{
+	bool		isnull;
+	Datum		value = idem_store_spi_value(0, column, &isnull);
+
+	return isnull ? 0 : idem_store_seal_xid(value);
+}
+
+/*
+ * idem_store_seal_horizon
+ *		Transactions before "ended" have ended; none from "next" on had begun
+ *		when the last id was read.
+ *
+ * The snapshot does not tell the second one: its xmax comes after the last
+ * that has ended, and others run beyond it and have taken ids.
+ */
+void
+idem_store_seal_horizon(uint64 *ended, uint64 *next)
+{
+	(void) idem_store_spi_execute(&horizon_plan, NULL, NULL, true, 1);
+	*ended = get_xid(0);
+	*next = U64FromFullTransactionId(ReadNextFullTransactionId());
+}
+
+/*
+ * idem_store_seal_head
+ *		How far the chain has come.
+ */
+void
+idem_store_seal_head(IdemSealHead *head)
+{
+	Datum		origin;
+
+	memset(head, 0, sizeof(*head));
+	head->origin = idem_store_audit_origin();
+	origin = Int64GetDatum(head->origin != 0 ? head->origin : PG_INT64_MAX);
+	if (idem_store_spi_execute(&old_plan, &origin, NULL, true, 1) > 0)
+	{
+		head->old_id = idem_store_spi_number(0);
+		head->old_xid = get_xid(1);
+		head->old_origin = idem_store_spi_number(2);
+	}
+	if (idem_store_spi_execute(&last_plan, &origin, NULL, true, 1) > 0)
+	{
+		bool		isnull;
+
+		head->xid_from = get_xid(0);
+		head->xid_to = get_xid(1);
+		head->closed = DatumGetBool(idem_store_spi_value(0, 2, &isnull));
+	}
+}
+
+/*
+ * idem_store_seal_low_id
+ *		No transaction from xid on has taken this id or a smaller one.
+ *
+ * A writer has its transaction id before it takes an id, so one that began
+ * after a seal was made has taken none of those that had been taken then.
+ */
+int64
+idem_store_seal_low_id(const IdemSealHead *head, uint64 xid)
+{
+	Datum		values[2];
+
+	values[0] = idem_store_seal_xid_datum(xid);
+	values[1] = Int64GetDatum(head->origin);
+	(void) idem_store_spi_execute(&low_plan, values, NULL, true, 1);
+	return Max(idem_store_spi_number(0), head->origin - 1);
+}
+
+/*
+ * idem_store_seal_set_back
+ *		Whether ids that were given are given again: somebody has set the
+ *		sequence back, and rows with such ids are looked for in no segment.
+ */
+bool
+idem_store_seal_set_back(void)
+{
+	int64		given;
+
+	(void) idem_store_spi_execute(&given_plan, NULL, NULL, true, 1);
+	given = idem_store_spi_number(0);
+	return idem_store_audit_last_id() < given;
+}
+
+/*
+ * idem_store_seal_reached
+ *		Up to which id the rows of these transactions at this time are sealed;
+ *		0: not begun.
+ */
+int64
+idem_store_seal_reached(const IdemSealHead *head, const IdemSealRange *range)
+{
+	Datum		values[lengthof(cell_types)];
+	char		nulls[] = "     ";
+
+	values[0] = TimestampTzGetDatum(range->at_from);
+	values[1] = TimestampTzGetDatum(range->at_to);
+	values[2] = Int64GetDatum(head->origin);
+	values[3] = idem_store_seal_xid_datum(range->xid_from);
+	values[4] = idem_store_seal_xid_datum(range->xid_to);
+	nulls[4] = range->xid_to == 0 ? 'n' : ' ';
+	(void) idem_store_spi_execute(&reached_plan, values, nulls, true, 1);
+	return idem_store_spi_number(0);
+}
+
+/*
+ * idem_store_seal_reached_before
+ *		The last id at this time that another cluster has sealed; 0: none.
+ */
+int64
+idem_store_seal_reached_before(const IdemSealHead *head,
+							   const IdemSealRange *range)
+{
+	Datum		values[3];
+
+	values[0] = TimestampTzGetDatum(range->at_from);
+	values[1] = TimestampTzGetDatum(range->at_to);
+	values[2] = Int64GetDatum(head->origin);
+	(void) idem_store_spi_execute(&before_plan, values, NULL, true, 1);
+	return idem_store_spi_number(0);
+}
+
+static void
+copy_seal(int row, IdemSeal *seal)
+{
+	bool		isnull;
+	int			i;
+
+	for (i = 0; i < IDEM_SEAL_COLUMNS; i++)
+	{
+		seal->values[i] = idem_store_spi_value(row, i, &seal->nulls[i]);
+		if (!seal->nulls[i])
+			seal->values[i] = datumCopy(seal->values[i],
+										get_typbyval(idem_store_seal_types[i]),
+										get_typlen(idem_store_seal_types[i]));
+	}
+	seal->was_pruned = DatumGetBool(idem_store_spi_value(row, IDEM_SEAL_COLUMNS,
+														 &isnull));
+}
+
+/*
+ * idem_store_seal_newest
+ *		The head of the chain; false when there is none.
+ */
+bool
+idem_store_seal_newest(IdemSeal *seal)
+{
+	if (idem_store_spi_execute(&newest_plan, NULL, NULL, true, 1) == 0)
+		return false;
+	copy_seal(0, seal);
+	return true;
+}
+
+/*
+ * idem_store_seal_each
+ *		All seals in their order, to a sink that may use this room.
+ */
+void
+idem_store_seal_each(IdemSealSink sink, void *arg)
+{
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext,
+												  "idempotency seals",
+												  ALLOCSET_DEFAULT_SIZES);
+	int64		after = PG_INT64_MIN;
+	uint64		count;
+
+	do
+	{
+		MemoryContext old = MemoryContextSwitchTo(context);
+		Datum		values[2];
+		IdemSeal   *seals;
+		uint64		i;
+
+		values[0] = Int64GetDatum(after);
+		values[1] = Int64GetDatum(CHUNK_ROWS);
+		count = idem_store_spi_execute(&each_plan, values, NULL, true, 0);
+		seals = palloc0(sizeof(IdemSeal) * (count + 1));
+		for (i = 0; i < count; i++)
+			copy_seal(i, &seals[i]);
+		SPI_freetuptable(SPI_tuptable);
+		MemoryContextSwitchTo(old);
+		for (i = 0; i < count; i++)
+			sink(arg, &seals[i]);
+		if (count > 0)
+			after = DatumGetInt64(seals[count - 1].values[SEAL_SEGMENT]);
+		MemoryContextReset(context);
+	} while (count > 0);
+	MemoryContextDelete(context);
+}
+
+/*
+ * idem_store_seal_change
+ *		Execute a statement that the trigger of log and seals lets pass.
+ */
+uint64
+idem_store_seal_change(IdemPlan *plan, Datum *values, const char *nulls)
+{
+	volatile uint64 rows = 0;
+
+	PG_TRY();
+	{
+		writing = true;
+		rows = idem_store_spi_execute(plan, values, nulls, false, 0);
+	}
+	PG_FINALLY();
+	{
+		writing = false;
+	}
+	PG_END_TRY();
+	return rows;
+}
+
+/*
+ * idem_store_seal_add
+ *		Add to the chain, whose lock must be held.
+ */
+void
+idem_store_seal_add(const IdemSeal *seal)
+{
+	char		nulls[IDEM_SEAL_COLUMNS];
+	int			i;
+
+	for (i = 0; i < IDEM_SEAL_COLUMNS; i++)
+		nulls[i] = seal->nulls[i] ? 'n' : ' ';
+	if (idem_store_seal_change(&add_plan, (Datum *) seal->values, nulls) != 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATA_CORRUPTED),
+				 errmsg("a seal of the audit log was suppressed"),
+				 errhint("Drop foreign triggers and rules on \"%s\"; see idem_health().",
+						 "idempotency_audit_seals")));
+}
+
+/*
+ * idem_store_seal_ranges
+ *		An int8multirange, by the type's own input.
+ */
+Datum
+idem_store_seal_ranges(const char *text)
+{
+	Oid			function;
+	Oid			param;
+
+	getTypeInputInfo(INT8MULTIRANGEOID, &function, &param);
+	return OidInputFunctionCall(function, (char *) text, param, -1);
+}

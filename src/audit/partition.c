@@ -1,0 +1,314 @@
+/*-------------------------------------------------------------------------
+ *
+ * partition.c
+ *	  The partitions of the audit log.
+ *
+ * Owns their names, how they are made, and how they are dropped.  One is made
+ * for the present period and one for the next; what is written before that,
+ * or when nobody has made one, goes to the default partition.
+ *
+ * Nobody is ever waited for: locks that cannot be had at once are for another
+ * time.  A partition is attached under SHARE UPDATE EXCLUSIVE on the log,
+ * which writers do not mind, and ACCESS EXCLUSIVE on the default partition,
+ * which nobody writes to once there are others.  It begins a little later, so
+ * that who waits for us there finds that his row still belongs there.
+ *
+ * Called within idem_store_seal_begin() and end.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/table.h"
+#include "catalog/pg_inherits.h"
+#include "catalog/pg_type.h"
+#include "partitioning/partbounds.h"
+#include "partitioning/partdesc.h"
+#include "storage/lmgr.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/rel.h"
+#include "utils/relcache.h"
+#include "utils/timestamp.h"
+
+#include "audit/acl.h"
+#include "audit/partition.h"
+#include "base/catalog.h"
+#include "base/spi.h"
+
+#define BEGIN_USEC (10 * USECS_PER_SEC)
+
+static const Oid period_types[] = {TEXTOID, TIMESTAMPTZOID};
+
+/* The periods of now and next, and what the default partition has. */
+static IdemPlan period_plan = {
+	"SELECT p + ('1 ' || $1)::interval, p + ('2 ' || $1)::interval,"
+	" (SELECT max(at) FROM %1$s.idempotency_audit_log_default)"
+	" FROM pg_catalog.date_trunc($1, $2, 'UTC') p",
+	lengthof(period_types), period_types
+};
+static IdemPlan exists_plan = {
+	"SELECT 1 FROM %1$s.idempotency_audit_log", 0, NULL
+};
+
+static const Oid cell_types[] = {TIMESTAMPTZOID, TIMESTAMPTZOID};
+
+static IdemPlan rows_plan = {
+	"SELECT count(*) FROM %1$s.idempotency_audit_log"
+	" WHERE at >= $1 AND at < $2", lengthof(cell_types), cell_types
+};
+
+static TimestampTz
+get_bound(PartitionBoundInfo bounds, int i)
+{
+	switch (bounds->kind[i][0])
+	{
+		case PARTITION_RANGE_DATUM_MINVALUE:
+			return DT_NOBEGIN;
+		case PARTITION_RANGE_DATUM_MAXVALUE:
+			return DT_NOEND;
+		default:
+			return DatumGetTimestampTz(bounds->datums[i][0]);
+	}
+}
+
+static int
+count_indexes(Oid partition)
+{
+	Relation	relation = table_open(partition, AccessShareLock);
+	int			number = list_length(RelationGetIndexList(relation));
+
+	table_close(relation, NoLock);
+	return number;
+}
+
+/*
+ * The partition whose indexes a new one gets: the last of those that have the
+ * most, so that what an administrator has added goes on.
+ */
+static char *
+find_model(void)
+{
+	int			number;
+	IdemCell   *cells = idem_store_partition_cells(&number);
+	Oid			model = idem_catalog()->audit_default;
+	int			most = count_indexes(model);
+	int			i;
+
+	for (i = 0; i < number; i++)
+	{
+		int			has = count_indexes(cells[i].partition);
+
+		if (has < most)
+			continue;
+		model = cells[i].partition;
+		most = has;
+	}
+	return quote_qualified_identifier(get_namespace_name(get_rel_namespace(model)),
+									  get_rel_name(model));
+}
+
+/*
+ * idem_store_partition_lock
+ *		Lock the log and its partitions, if nobody is in the way.
+ *
+ * For the worker, which would else wait for one while it holds another: DDL
+ * on a partitioned table does not always lock in one order.
+ */
+bool
+idem_store_partition_lock(LOCKMODE mode)
+{
+	List	   *relations = find_all_inheritors(idem_catalog()->audit_log,
+												NoLock, NULL);
+	ListCell   *cell;
+
+	foreach(cell, relations)
+		if (!ConditionalLockRelationOid(lfirst_oid(cell), mode))
+		return false;
+	return true;
+}
+
+/*
+ * idem_store_partition_cells
+ *		All time, in its order.
+ */
+IdemCell *
+idem_store_partition_cells(int *number)
+{
+	Relation	log = table_open(idem_catalog()->audit_log, AccessShareLock);
+	PartitionDesc desc = RelationGetPartitionDesc(log, true);
+	PartitionBoundInfo bounds = desc->boundinfo;
+	IdemCell   *cells = palloc(sizeof(IdemCell) * (bounds->ndatums + 1));
+	int			i;
+
+	for (i = 0; i <= bounds->ndatums; i++)
+	{
+		int			index = bounds->ndatums > 0 ? bounds->indexes[i] : -1;
+
+		cells[i].from = i == 0 ? DT_NOBEGIN : get_bound(bounds, i - 1);
+		cells[i].to = i == bounds->ndatums ? DT_NOEND : get_bound(bounds, i);
+		cells[i].partition = index >= 0 ? desc->oids[index] :
+			idem_catalog()->audit_default;
+	}
+	*number = bounds->ndatums + 1;
+	table_close(log, NoLock);
+	return cells;
+}
+
+/*
+ * A member of the extension it must not be: pg_dump would leave it out.  The
+ * policy is for pg_dump, too: by a role that may read all tables, but not
+ * bypass row security, a dump would else be without a row of it.
+ */
+static void
+create_partition(TimestampTz from, TimestampTz to)
+{
+	const char *schema = idem_catalog()->schema;
+	struct pg_tm tm;
+	fsec_t		fsec;
+	char	   *begin = pstrdup(timestamptz_to_str(from));
+	char	   *name;
+
+	if (timestamp2tm(from, NULL, &tm, &fsec, NULL, NULL) != 0)
+		elog(ERROR, "timestamp out of range");
+	name = psprintf("%s.idempotency_audit_log_%04d%02d%02d_%02d%02d%02d", schema,
+					tm.tm_year, tm.tm_mon, tm.tm_mday, tm.tm_hour, tm.tm_min,
+					tm.tm_sec);
+	idem_store_spi_command(psprintf("CREATE TABLE %s (LIKE %s INCLUDING INDEXES)",
+									name, find_model()));
+	idem_store_spi_command(psprintf("ALTER TABLE %s ENABLE ROW LEVEL SECURITY", name));
+	idem_store_spi_command(psprintf("CREATE POLICY idempotency_audit_read ON %s"
+									" FOR SELECT USING (true)", name));
+	idem_store_acl_strip(name);
+	idem_store_spi_command(psprintf("CREATE TRIGGER idempotency_audit_guard_truncate"
+									" BEFORE TRUNCATE ON %s FOR EACH STATEMENT"
+									" EXECUTE FUNCTION %s.idem_audit_guard()", name, schema));
+	idem_store_spi_command(psprintf("ALTER TABLE %s ENABLE ALWAYS TRIGGER"
+									" idempotency_audit_guard_truncate", name));
+	idem_store_spi_command(psprintf("ALTER TABLE %s.idempotency_audit_log ATTACH PARTITION %s"
+									" FOR VALUES FROM ('%s') TO ('%s')", schema, name,
+									begin, timestamptz_to_str(to)));
+}
+
+/* A partition for this stretch, so far as no other one is there. */
+static void
+fill_hole(TimestampTz from, TimestampTz to)
+{
+	int			number;
+	IdemCell   *cells = idem_store_partition_cells(&number);
+	int			i;
+
+	for (i = 0; i < number; i++)
+	{
+		TimestampTz begin = Max(from, cells[i].from);
+		TimestampTz end = Min(to, cells[i].to);
+
+		if (begin < end && cells[i].partition == idem_catalog()->audit_default)
+			create_partition(begin, end);
+	}
+}
+
+/*
+ * Only ask for what is not there: that happens once in a period, and takes
+ * a lock that an auditor may hold up.
+ */
+static bool
+is_covered(TimestampTz at)
+{
+	int			number;
+	IdemCell   *cells = idem_store_partition_cells(&number);
+	int			i;
+
+	for (i = 0; i < number; i++)
+		if (at >= cells[i].from && at < cells[i].to)
+			return cells[i].partition != idem_catalog()->audit_default;
+	return true;
+}
+
+static TimestampTz
+get_time(int column, bool *isnull)
+{
+	return DatumGetTimestampTz(idem_store_spi_value(0, column, isnull));
+}
+
+/*
+ * idem_store_partition_make
+ *		See that there is a partition for the present period ("day", "week",
+ *		"month") and the next one, once there is a row at all.
+ */
+void
+idem_store_partition_make(const char *period)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz next;
+	TimestampTz after;
+	TimestampTz last;
+	Datum		values[2];
+	bool		isnull;
+
+	if (idem_store_spi_execute(&exists_plan, NULL, NULL, true, 1) == 0)
+		return;
+	values[0] = CStringGetTextDatum(period);
+	values[1] = TimestampTzGetDatum(now);
+	(void) idem_store_spi_execute(&period_plan, values, NULL, true, 1);
+	next = get_time(0, &isnull);
+	after = get_time(1, &isnull);
+	if (is_covered(now) && is_covered(next))
+		return;
+	if (!ConditionalLockRelationOid(idem_catalog()->audit_log,
+									ShareUpdateExclusiveLock) ||
+		!ConditionalLockRelationOid(idem_catalog()->audit_default,
+									AccessExclusiveLock))
+		return;
+
+	/* with nobody else there now: the last row of the default partition */
+	(void) idem_store_spi_execute(&period_plan, values, NULL, false, 1);
+	last = get_time(2, &isnull);
+	if (isnull)
+		last = DT_NOBEGIN;
+	if (!is_covered(now))
+		fill_hole(Max(now, last) + BEGIN_USEC, next);
+	if (last < next)
+		fill_hole(next, after);
+}
+
+/*
+ * idem_store_partition_rows
+ *		How many rows there are of that time.
+ */
+int64
+idem_store_partition_rows(const IdemCell *cell)
+{
+	Datum		values[2];
+
+	values[0] = TimestampTzGetDatum(cell->from);
+	values[1] = TimestampTzGetDatum(cell->to);
+	(void) idem_store_spi_execute(&rows_plan, values, NULL, true, 1);
+	return idem_store_spi_number(0);
+}
+
+/*
+ * idem_store_partition_drop
+ *		Drop a partition whose rows are all to go; false when that would have
+ *		to wait for somebody.
+ *
+ * ACCESS EXCLUSIVE on the log, had at once or not at all: nobody queues up
+ * behind us before we have it, and then it is a matter of moments.
+ */
+bool
+idem_store_partition_drop(const IdemCell *cell)
+{
+	char	   *name;
+
+	if (cell->partition == idem_catalog()->audit_default ||
+		!ConditionalLockRelationOid(idem_catalog()->audit_log,
+									AccessExclusiveLock) ||
+		!ConditionalLockRelationOid(idem_catalog()->audit_default,
+									AccessExclusiveLock) ||
+		!ConditionalLockRelationOid(cell->partition, AccessExclusiveLock))
+		return false;
+	name = get_rel_name(cell->partition);
+	idem_store_spi_command(psprintf("DROP TABLE %s.%s", idem_catalog()->schema,
+									quote_identifier(name)));
+	return true;
+}

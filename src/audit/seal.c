@@ -1,0 +1,537 @@
+/*-------------------------------------------------------------------------
+ *
+ * seal.c
+ *	  Sealing the audit log.
+ *
+ * Owns the chain: a seal is a SHA-256 over a segment of rows and the seal
+ * before, with its HMAC once there is a secret of purpose "audit".  What the
+ * bytes are stands in doc/audit-format.md, what checks them in
+ * verify.c.
+ *
+ * A row is sealed when its transaction, and all before it, have ended: then
+ * nobody can add another one that would belong beside it.  So a step seals
+ * the rows of a range of transactions, [where the last step ended, the oldest
+ * that runs), in the order of their ids, partition by partition.  Writers take
+ * no lock for it and wait for nobody; a late commit has a later transaction
+ * id than the range, whatever the id of its row.
+ *
+ * Rows that came with a restore have transaction ids of another cluster.  Of
+ * them all those are sealed that were not sealed there, once the log is
+ * written to here or idem_audit_seal() is called: then the restore is over.
+ *
+ * The worker does so in batches: of fewer transactions, so that each is whole;
+ * one that is not, since a single transaction wrote so much, is gone on with
+ * ("closed").
+ *
+ * One seals at a time, under SHARE ROW EXCLUSIVE on the table of seals.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "fmgr.h"
+#include "utils/builtins.h"
+#include "utils/timestamp.h"
+#include "utils/xid8.h"
+
+#include "audit/chain.h"
+#include "audit/partition.h"
+#include "audit/seal.h"
+#include "audit/seal_partition.h"
+#include "base/args.h"
+#include "base/compat.h"
+#include "base/hmac.h"
+#include "idem.h"
+#include "key/xact.h"
+#include "store/store.h"
+
+#define SEGMENT_ROWS	10000
+
+/* The head of the chain, whose lock is held. */
+typedef struct Chain
+{
+	int64		segment;
+	uint8		seal[IDEM_DIGEST_BYTES];
+} Chain;
+
+/* A step of sealing. */
+typedef struct SealStep
+{
+	Chain		chain;
+	IdemSealHead head;
+	int64		next_id;		/* as in the table */
+	uint64		next_xid;
+	int64		budget;			/* rows that may yet be sealed, or more of a
+								 * segment */
+	int64		sealed;
+	bool		pending;		/* a segment, complete but for "closed": */
+	IdemSealRange range;
+	IdemSealRows rows;
+} SealStep;
+
+static Datum
+digest_datum(const uint8 *digest)
+{
+	bytea	   *value = palloc(VARHDRSZ + IDEM_DIGEST_BYTES);
+
+	SET_VARSIZE(value, VARHDRSZ + IDEM_DIGEST_BYTES);
+	memcpy(VARDATA(value), digest, IDEM_DIGEST_BYTES);
+	return PointerGetDatum(value);
+}
+
+static void
+set_column(IdemSeal *seal, IdemSealColumn column, Datum value)
+{
+	seal->values[column] = value;
+	seal->nulls[column] = false;
+}
+
+static void
+set_xid(IdemSeal *seal, IdemSealColumn column, uint64 xid)
+{
+	set_column(seal, column, idem_store_seal_xid_datum(xid));
+}
+
+/* A seal with nothing in it yet. */
+static void
+init_seal(IdemSeal *seal, char kind, int64 rows)
+{
+	memset(seal, 0, sizeof(*seal));
+	memset(seal->nulls, true, sizeof(seal->nulls));
+	set_column(seal, SEAL_KIND, CharGetDatum(kind));
+	set_column(seal, SEAL_ROWS, Int64GetDatum(rows));
+}
+
+static void
+find_head(Chain *chain)
+{
+	IdemSeal	head;
+	bytea	   *seal;
+
+	memset(chain, 0, sizeof(*chain));
+	if (!idem_store_seal_newest(&head))
+		return;
+	chain->segment = DatumGetInt64(head.values[SEAL_SEGMENT]);
+	seal = DatumGetByteaPP(head.values[SEAL_SEAL]);
+	memcpy(chain->seal, VARDATA_ANY(seal),
+		   Min(VARSIZE_ANY_EXHDR(seal), IDEM_DIGEST_BYTES));
+}
+
+/* Put it at the head of the chain. */
+static void
+add_seal(Chain *chain, IdemSeal *seal)
+{
+	bytea	   *key = NULL;
+	int32		key_id;
+	bytea	   *secret = idem_store_secret_newest(IDEM_PURPOSE_AUDIT, &key_id);
+
+	set_column(seal, SEAL_PREVIOUS, digest_datum(chain->seal));
+	chain->segment++;
+	set_column(seal, SEAL_SEGMENT, Int64GetDatum(chain->segment));
+	set_column(seal, SEAL_SEALED_AT,
+			   TimestampTzGetDatum(GetCurrentTimestamp()));
+	if (secret != NULL)
+	{
+		key = idem_hmac_key(secret, IDEM_HMAC_SEAL);
+		set_column(seal, SEAL_KEY_ID, Int32GetDatum(key_id));
+	}
+	idem_store_seal_digest(seal, chain->seal);
+	set_column(seal, SEAL_SEAL, digest_datum(chain->seal));
+	if (key != NULL)
+		set_column(seal, SEAL_HMAC,
+				   PointerGetDatum(idem_hmac(chain->seal, IDEM_DIGEST_BYTES,
+											 key)));
+	idem_store_seal_add(seal);
+}
+
+/* Seal the segment that is waiting for it. */
+static void
+flush_segment(SealStep *step, bool closed)
+{
+	IdemSeal	seal;
+
+	if (!step->pending)
+		return;
+	init_seal(&seal, IDEM_SEAL_ROWS, step->rows.count);
+	set_column(&seal, SEAL_ID_FROM, Int64GetDatum(step->range.id_from));
+	set_column(&seal, SEAL_ID_TO, Int64GetDatum(step->rows.last_id));
+	set_xid(&seal, SEAL_XID_FROM, step->range.xid_from);
+	if (step->range.xid_to != 0)
+		set_xid(&seal, SEAL_XID_TO, step->range.xid_to);
+	set_column(&seal, SEAL_AT_FROM, TimestampTzGetDatum(step->range.at_from));
+	set_column(&seal, SEAL_AT_TO, TimestampTzGetDatum(step->range.at_to));
+	set_column(&seal, SEAL_FIRST_AT, TimestampTzGetDatum(step->rows.first_at));
+	set_column(&seal, SEAL_LAST_AT, TimestampTzGetDatum(step->rows.last_at));
+	set_column(&seal, SEAL_NEXT_ID, Int64GetDatum(step->next_id));
+	set_xid(&seal, SEAL_NEXT_XID, step->next_xid);
+	set_column(&seal, SEAL_ORIGIN, Int64GetDatum(step->head.origin));
+	set_column(&seal, SEAL_CLOSED, BoolGetDatum(closed));
+	set_column(&seal, SEAL_ROWS_SHA256, digest_datum(step->rows.sha256));
+	add_seal(&step->chain, &seal);
+	step->sealed += step->rows.count;
+	step->budget -= step->rows.count;
+	step->pending = false;
+}
+
+/*
+ * Seal the rows of a range, all in one partition, segment by segment; false
+ * when the budget is used up and there are more.  The last segment waits.
+ */
+static bool
+seal_cell(SealStep *step, IdemSealRange range)
+{
+	IdemSealRows rows;
+	int64		limit;
+
+	do
+	{
+		limit = step->budget - (step->pending ? step->rows.count : 0);
+		if (limit <= 0)
+			return !idem_store_seal_exists(&range);
+		limit = Min(limit, SEGMENT_ROWS);
+		idem_store_seal_hash(&range, limit, &rows);
+		if (rows.count == 0)
+			break;
+		flush_segment(step, false);
+		step->pending = true;
+		step->range = range;
+		step->rows = rows;
+		range.id_from = rows.last_id;
+	} while (rows.count >= limit);
+	return true;
+}
+
+/* A bound of its own in each partition: what another cluster had sealed. */
+typedef enum SealBound
+{
+	BOUND_NONE,
+	BOUND_UP_TO_BEFORE,
+	BOUND_AFTER_BEFORE
+} SealBound;
+
+/*
+ * Seal the rows of some transactions in all partitions: from id_from, or where
+ * an earlier step left off, to id_to.
+ */
+static bool
+seal_range(SealStep *step, IdemSealRange range, SealBound bound)
+{
+	int			number;
+	IdemCell   *cells = idem_store_partition_cells(&number);
+	int			i;
+
+	for (i = 0; i < number; i++)
+	{
+		IdemSealRange cell = range;
+		int64		before;
+
+		cell.at_from = cells[i].from;
+		cell.at_to = cells[i].to;
+		if (bound != BOUND_NONE)
+		{
+			before = idem_store_seal_reached_before(&step->head, &cell);
+			if (bound == BOUND_UP_TO_BEFORE)
+				cell.id_to = Min(cell.id_to, before);
+			else
+				cell.id_from = Max(cell.id_from, before);
+		}
+		cell.id_from = Max(cell.id_from,
+						   idem_store_seal_reached(&step->head, &cell));
+		if (cell.id_from < cell.id_to && !seal_cell(step, cell))
+			return false;
+	}
+	return true;
+}
+
+/*
+ * The rows that came with a restore, as far as they are not sealed.  Those
+ * with ids before the origin of the cluster that sealed last came to it in the
+ * same way: it has sealed them, and their transactions are of yet another one.
+ */
+static bool
+seal_restored(SealStep *step)
+{
+	IdemSealRange range = {0, step->head.origin - 1};
+
+	if (step->head.origin <= 1)
+		return true;
+	if (step->head.old_xid != 0)
+	{
+		range.id_from = step->head.old_origin - 1;
+		range.xid_from = step->head.old_xid;
+		if (!seal_range(step, range, BOUND_UP_TO_BEFORE))
+			return false;
+	}
+	range.id_from = 0;
+	range.xid_from = 0;
+	return seal_range(step, range, BOUND_AFTER_BEFORE);
+}
+
+/* The rows of transactions that have ended, [from, to). */
+static bool
+seal_ended(SealStep *step, uint64 from, uint64 to)
+{
+	IdemSealRange range = {0};
+	bool		complete;
+
+	range.id_from = idem_store_seal_low_id(&step->head, from);
+	range.id_to = idem_store_audit_last_id();
+	range.xid_from = from;
+	range.xid_to = to;
+	range.at_from = DT_NOBEGIN;
+	range.at_to = DT_NOEND;
+	if (to != step->head.xid_to && step->budget < PG_INT64_MAX)
+		range.xid_to = idem_store_seal_bound(&range, step->budget / 2);
+	complete = seal_range(step, range, BOUND_NONE);
+	flush_segment(step, complete);
+	return complete && range.xid_to == to;
+}
+
+/*
+ * Seal what can be sealed, up to some rows; how many were.  The lock must be
+ * held.
+ */
+static int64
+seal_rows(int64 budget, bool *more)
+{
+	IdemSealAccess access;
+	SealStep	step;
+	uint64		ended;
+	bool		complete;
+
+	memset(&step, 0, sizeof(step));
+	idem_store_seal_begin(&access);
+	if (idem_store_seal_set_back())
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("sequence \"%s\" was set back",
+						"idempotency_audit_log_id_seq"),
+				 errhint("As a superuser, set it to the greatest \"next_id\" of \"%s\" at least.",
+						 "idempotency_audit_seals")));
+	find_head(&step.chain);
+	step.budget = budget;
+	step.next_id = access.next_id;
+	idem_store_seal_horizon(&ended, &step.next_xid);
+	idem_store_seal_head(&step.head);
+	complete = step.head.origin == 0 || seal_restored(&step);
+	flush_segment(&step, complete);
+	if (complete && step.head.origin != 0)
+	{
+		if (!step.head.closed && step.head.xid_to != 0)
+			complete = seal_ended(&step, step.head.xid_from, step.head.xid_to);
+		if (complete && step.head.xid_to < ended)
+			complete = seal_ended(&step, step.head.xid_to, ended);
+	}
+	idem_store_seal_end(&access);
+	*more = !complete;
+	return step.sealed;
+}
+
+IDEM_FUNCTION(idem_audit_seal);
+
+/*
+ * idem_audit_seal() RETURNS bigint
+ *		Seal the rows of all transactions before the oldest that runs; how
+ *		many.  Outside a transaction block, see to the next partition, too;
+ *		with a warning if that fails.
+ *
+ * Raises 25006; 55000 when there is a secret and pgcrypto is missing, or the
+ * sequence was set back.  Waits for another sealer; holds SHARE ROW EXCLUSIVE
+ * on the seals to the end of the transaction.
+ */
+Datum
+idem_audit_seal(PG_FUNCTION_ARGS)
+{
+	IdemSealAccess access;
+	int64		sealed;
+	bool		more;
+
+	idem_xact_require_writable();
+	idem_store_seal_lock(true);
+	idem_store_seal_begin(&access);
+	idem_store_audit_adopt();
+	idem_store_seal_end(&access);
+	sealed = seal_rows(PG_INT64_MAX, &more);
+	if (!IsTransactionBlock())
+		idem_seal_try_partitions();
+	PG_RETURN_INT64(sealed);
+}
+
+/*
+ * idem_seal_batch
+ *		The same for the worker, up to some rows; true when there are more.
+ */
+bool
+idem_seal_batch(int64 rows)
+{
+	bool		more = false;
+
+	if (!idem_store_audit_begun() ||
+		!idem_store_partition_lock(AccessShareLock) ||
+		!idem_store_seal_lock(false))
+		return false;
+	(void) seal_rows(rows, &more);
+	return more;
+}
+
+/*
+ * idem_seal_key
+ *		Put the newest secret into the chain.
+ */
+void
+idem_seal_key(void)
+{
+	IdemSealAccess access;
+	Chain		chain;
+	IdemSeal	seal;
+
+	idem_store_seal_lock(true);
+	idem_store_seal_begin(&access);
+	find_head(&chain);
+	init_seal(&seal, IDEM_SEAL_KEY, 0);
+	add_seal(&chain, &seal);
+	idem_store_seal_end(&access);
+}
+
+/* Sealed segments that are to go. */
+typedef struct Pruning
+{
+	TimestampTz before;
+	List	   *segments;		/* of PrunedSegment, in their order */
+	int64		rows;
+} Pruning;
+
+typedef struct PrunedSegment
+{
+	int64		segment;
+	int64		rows;
+	IdemSealRange range;
+	bool		removed;
+} PrunedSegment;
+
+static void
+collect_segment(void *arg, const IdemSeal *seal)
+{
+	Pruning    *pruning = arg;
+	PrunedSegment *segment = palloc0(sizeof(PrunedSegment));
+	bytea	   *sealed;
+	IdemSealRows rows;
+
+	if (seal->was_pruned || !idem_store_seal_range(seal, &segment->range) ||
+		DatumGetTimestampTz(seal->values[SEAL_LAST_AT]) >= pruning->before)
+		return;
+	segment->segment = DatumGetInt64(seal->values[SEAL_SEGMENT]);
+	idem_store_seal_hash(&segment->range, PG_INT64_MAX, &rows);
+	sealed = DatumGetByteaPP(seal->values[SEAL_ROWS_SHA256]);
+	if (VARSIZE_ANY_EXHDR(sealed) != IDEM_DIGEST_BYTES ||
+		memcmp(rows.sha256, VARDATA_ANY(sealed), IDEM_DIGEST_BYTES) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("segment " INT64_FORMAT " of the audit log is not as it was sealed",
+						segment->segment),
+				 errhint("Look into it first: SELECT * FROM idem_audit_verify().")));
+	segment->rows = rows.count;
+	pruning->rows += rows.count;
+	pruning->segments = lappend(pruning->segments, segment);
+}
+
+/* Drop the partition of a stretch of time, if all of its rows are to go. */
+static void
+prune_cell(Pruning *pruning, const IdemCell *cell)
+{
+	int64		rows = 0;
+	ListCell   *lc;
+
+	if (cell->to > pruning->before || cell->to > GetCurrentTimestamp())
+		return;
+	foreach(lc, pruning->segments)
+	{
+		PrunedSegment *segment = lfirst(lc);
+
+		if (segment->range.at_from == cell->from &&
+			segment->range.at_to == cell->to)
+			rows += segment->rows;
+	}
+	if (idem_store_partition_rows(cell) != rows ||
+		!idem_store_partition_drop(cell))
+		return;
+	foreach(lc, pruning->segments)
+	{
+		PrunedSegment *segment = lfirst(lc);
+
+		if (segment->range.at_from == cell->from &&
+			segment->range.at_to == cell->to)
+			segment->removed = true;
+	}
+}
+
+/* What was removed, for the chain. */
+static void
+seal_pruning(const Pruning *pruning)
+{
+	StringInfoData ranges;
+	ListCell   *lc;
+	Chain		chain;
+	IdemSeal	seal;
+
+	initStringInfo(&ranges);
+	foreach(lc, pruning->segments)
+	{
+		PrunedSegment *segment = lfirst(lc);
+
+		appendStringInfo(&ranges, "%s[" INT64_FORMAT "," INT64_FORMAT "]",
+						 ranges.len == 0 ? "{" : ",", segment->segment,
+						 segment->segment);
+	}
+	appendStringInfoChar(&ranges, '}');
+	init_seal(&seal, IDEM_SEAL_PRUNED, pruning->rows);
+	set_column(&seal, SEAL_PRUNED, idem_store_seal_ranges(ranges.data));
+	find_head(&chain);
+	add_seal(&chain, &seal);
+}
+
+IDEM_FUNCTION(idem_audit_prune);
+
+/*
+ * idem_audit_prune(before timestamptz) RETURNS bigint
+ *		Remove the segments whose rows are all older; how many rows.  The
+ *		seals stay, and say so.
+ *
+ * A partition of which nothing is left is dropped, unless somebody uses the
+ * log at this moment: then its rows are removed.  Raises 22004, 25006, and
+ * 55000 for a segment that is not as it was sealed.  Holds SHARE ROW EXCLUSIVE
+ * on the seals to the end of the transaction, and ACCESS EXCLUSIVE on the log
+ * if it has dropped a partition.
+ */
+Datum
+idem_audit_prune(PG_FUNCTION_ARGS)
+{
+	IdemSealAccess access;
+	Pruning		pruning = {0};
+	IdemCell   *cells;
+	int			number;
+	ListCell   *lc;
+	int			i;
+
+	idem_args_require(fcinfo, 0, "before");
+	idem_xact_require_writable();
+	pruning.before = PG_GETARG_TIMESTAMPTZ(0);
+	idem_store_seal_lock(true);
+	idem_store_seal_begin(&access);
+	idem_store_seal_each(collect_segment, &pruning);
+	cells = idem_store_partition_cells(&number);
+	for (i = 0; i < number; i++)
+		prune_cell(&pruning, &cells[i]);
+	foreach(lc, pruning.segments)
+	{
+		PrunedSegment *segment = lfirst(lc);
+
+		if (!segment->removed)
+			(void) idem_store_seal_remove(&segment->range);
+	}
+	if (pruning.segments != NIL)
+		seal_pruning(&pruning);
+	idem_store_seal_end(&access);
+	PG_RETURN_INT64(pruning.rows);
+}

@@ -1,0 +1,14 @@
+/*-------------------------------------------------------------------------
+ *
+ * seal.h
+ *	  Sealing the audit log.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef IDEM_SEAL_H
+#define IDEM_SEAL_H
+
+extern bool idem_seal_batch(int64 rows);
+extern void idem_seal_key(void);
+
+#endif							/* IDEM_SEAL_H */

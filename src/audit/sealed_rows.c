@@ -1,0 +1,378 @@
+/*-------------------------------------------------------------------------
+ *
+ * sealed_rows.c
+ *	  The rows of the audit log as they are sealed.
+ *
+ * Owns what of a row, and of a seal, is hashed (doc/audit-format.md): the text
+ * of each column as COPY gives it, in UTF-8.  Called within
+ * idem_store_seal_begin() and end.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_type.h"
+#include "libpq/pqformat.h"
+#include "mb/pg_wchar.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+
+#include "audit/chain.h"
+
+/* What the bytes of a seal begin with. */
+#define SEAL_LABEL "idempotency audit seal 1"
+
+/* Read at once, with equal ones: who drops a primary key hides nothing. */
+#define CHUNK_ROWS 1000
+#define LOG_COLUMNS 13
+
+/* Rows of a segment; idem_store_seal_range() gives the parameters. */
+#define IN_RANGE \
+	" id > $1 AND id <= $2 AND xid >= $3 AND ($4 IS NULL OR xid < $4)" \
+	" AND at >= $5 AND at < $6"
+
+static const Oid range_types[] = {
+	INT8OID, INT8OID, XID8OID, XID8OID, TIMESTAMPTZOID, TIMESTAMPTZOID,
+	INT8OID
+};
+static const Oid head_types[] = {INT8OID, INT8OID, XID8OID, XID8OID, BOOLOID};
+
+static IdemPlan rows_plan = {
+	"SELECT id, at, xid, action, entity, entity_id, attempt, token,"
+	" session_role, effective_role, client_addr, application_name, detail"
+	" FROM %1$s.idempotency_audit_log WHERE" IN_RANGE
+	" ORDER BY id FETCH FIRST $7 ROWS WITH TIES",
+	lengthof(range_types), range_types
+};
+static IdemPlan bound_plan = {
+	"SELECT max(xid), count(*) FROM (SELECT xid"
+	" FROM %1$s.idempotency_audit_log WHERE" IN_RANGE
+	" ORDER BY id LIMIT $7) l", lengthof(range_types), range_types
+};
+static IdemPlan remove_plan = {
+	"DELETE FROM %1$s.idempotency_audit_log WHERE" IN_RANGE,
+	lengthof(range_types) - 1, range_types
+};
+
+/*
+ * Rows that must be in a segment.  Of another cluster ($1: the first id that
+ * is not): all, once rows of this one are sealed ($5), else those up to the
+ * last id ($2) of transactions before $3.  Of this one: those of transactions
+ * before $4.
+ */
+#define IS_DUE \
+	" CASE WHEN id >= $1 THEN xid < $4 ELSE $5 OR (id <= $2 AND xid < $3) END"
+
+static IdemPlan due_plan = {
+	"SELECT count(*) FROM %1$s.idempotency_audit_log WHERE" IS_DUE,
+	lengthof(head_types), head_types
+};
+static IdemPlan stray_plan = {
+	"SELECT id, (SELECT min(segment) FROM %1$s.idempotency_audit_seals"
+	" WHERE kind = 's' AND l.id > id_from AND l.id <= id_to),"
+	" (SELECT max(segment) FROM %1$s.idempotency_audit_seals)"
+	" FROM %1$s.idempotency_audit_log l WHERE" IS_DUE
+	" AND NOT EXISTS (SELECT FROM %1$s.idempotency_audit_seals"
+	" WHERE kind = 's' AND l.id > id_from AND l.id <= id_to"
+	" AND l.xid >= xid_from AND (xid_to IS NULL OR l.xid < xid_to)"
+	" AND l.at >= at_from AND l.at < at_to) ORDER BY id",
+	lengthof(head_types), head_types
+};
+
+/*
+ * idem_store_seal_utf8
+ *		A text in UTF-8; as it is, and no copy, where it has none: anything can
+ *		be in a database of encoding SQL_ASCII, and a byte without a character
+ *		in some others, and one such row must not hold up the sealing of all
+ *		that follow.
+ */
+const char *
+idem_store_seal_utf8(const char *text, int *len)
+{
+	int			encoding = GetDatabaseEncoding();
+	Oid			conversion;
+	Size		room;
+	char	   *utf8;
+
+	*len = strlen(text);
+	if (encoding == PG_UTF8 || encoding == PG_SQL_ASCII)
+		return text;
+
+	conversion = FindDefaultConversionProc(encoding, PG_UTF8);
+	room = (Size) *len * MAX_CONVERSION_GROWTH + 1;
+	utf8 = MemoryContextAllocHuge(CurrentMemoryContext, room);
+	if (!OidIsValid(conversion) ||
+		pg_do_encoding_conversion_buf(conversion, encoding, PG_UTF8,
+									  (unsigned char *) text, *len,
+									  (unsigned char *) utf8,
+									  (int) Min(room, PG_INT32_MAX),
+									  true) < *len)
+	{
+		pfree(utf8);
+		return text;
+	}
+	*len = strlen(utf8);
+	return utf8;
+}
+
+/*
+ * One column: a byte 0 for a null, else 1, the length of its text in four
+ * bytes, big-endian, and the text in UTF-8.
+ */
+static void
+append_column(StringInfo bytes, FmgrInfo *output, Datum value, bool isnull)
+{
+	char	   *text;
+	const char *utf8;
+	int			len;
+
+	if (isnull)
+	{
+		appendStringInfoChar(bytes, 0);
+		return;
+	}
+	text = OutputFunctionCall(output, value);
+
+	utf8 = idem_store_seal_utf8(text, &len);
+	appendStringInfoChar(bytes, 1);
+	pq_sendint32(bytes, len);
+	appendBinaryStringInfo(bytes, utf8, len);
+	if (utf8 != text)
+		pfree((char *) utf8);
+	pfree(text);
+}
+
+static void
+look_up_output(Oid type, FmgrInfo *output)
+{
+	Oid			function;
+	bool		is_varlena;
+
+	getTypeOutputInfo(type, &function, &is_varlena);
+	fmgr_info(function, output);
+}
+
+/*
+ * idem_store_seal_digest
+ *		The SHA-256 that is the seal.
+ */
+void
+idem_store_seal_digest(const IdemSeal *seal, uint8 *result)
+{
+	IdemDigest *digest = idem_digest_begin();
+	StringInfoData bytes;
+	int			i;
+
+	initStringInfo(&bytes);
+	appendStringInfoString(&bytes, SEAL_LABEL);
+	for (i = 0; i < IDEM_SEALED_COLUMNS; i++)
+	{
+		FmgrInfo	output;
+
+		look_up_output(idem_store_seal_types[i], &output);
+		append_column(&bytes, &output, seal->values[i], seal->nulls[i]);
+	}
+	idem_digest_add(digest, bytes.data, bytes.len);
+	idem_digest_end(digest, result);
+}
+
+static uint64
+seal_xid(const IdemSeal *seal, IdemSealColumn column)
+{
+	return seal->nulls[column] ? 0 : idem_store_seal_xid(seal->values[column]);
+}
+
+/*
+ * idem_store_seal_range
+ *		The rows that a seal of rows is about; false for another one, and for
+ *		one that does not say.
+ */
+bool
+idem_store_seal_range(const IdemSeal *seal, IdemSealRange *range)
+{
+	if (DatumGetChar(seal->values[SEAL_KIND]) != IDEM_SEAL_ROWS ||
+		seal->nulls[SEAL_ID_FROM] || seal->nulls[SEAL_ID_TO] ||
+		seal->nulls[SEAL_XID_FROM] || seal->nulls[SEAL_AT_FROM] ||
+		seal->nulls[SEAL_AT_TO])
+		return false;
+	range->id_from = DatumGetInt64(seal->values[SEAL_ID_FROM]);
+	range->id_to = DatumGetInt64(seal->values[SEAL_ID_TO]);
+	range->xid_from = seal_xid(seal, SEAL_XID_FROM);
+	range->xid_to = seal_xid(seal, SEAL_XID_TO);
+	range->at_from = DatumGetTimestampTz(seal->values[SEAL_AT_FROM]);
+	range->at_to = DatumGetTimestampTz(seal->values[SEAL_AT_TO]);
+	return true;
+}
+
+static void
+range_values(const IdemSealRange *range, Datum *values, char *nulls)
+{
+	values[0] = Int64GetDatum(range->id_from);
+	values[1] = Int64GetDatum(range->id_to);
+	values[2] = idem_store_seal_xid_datum(range->xid_from);
+	values[3] = idem_store_seal_xid_datum(range->xid_to);
+	values[4] = TimestampTzGetDatum(range->at_from);
+	values[5] = TimestampTzGetDatum(range->at_to);
+	nulls[3] = range->xid_to == 0 ? 'n' : ' ';
+}
+
+/* Hash what SPI_tuptable has. */
+static void
+hash_chunk(IdemDigest *digest, FmgrInfo *outputs, uint64 count,
+		   IdemSealRows *rows)
+{
+	TupleDesc	desc = SPI_tuptable->tupdesc;
+	StringInfoData bytes;
+	uint64		i;
+	int			column;
+
+	initStringInfo(&bytes);
+	for (i = 0; i < count; i++)
+	{
+		Datum		values[LOG_COLUMNS];
+		bool		nulls[LOG_COLUMNS];
+		TimestampTz at;
+
+		heap_deform_tuple(SPI_tuptable->vals[i], desc, values, nulls);
+		for (column = 0; column < LOG_COLUMNS; column++)
+		{
+			if (outputs[column].fn_oid == InvalidOid)
+				look_up_output(TupleDescAttr(desc, column)->atttypid,
+							   &outputs[column]);
+			append_column(&bytes, &outputs[column], values[column],
+						  nulls[column]);
+		}
+		idem_digest_add(digest, bytes.data, bytes.len);
+		resetStringInfo(&bytes);
+		at = DatumGetTimestampTz(values[1]);
+		rows->first_at = rows->count == 0 ? at : Min(rows->first_at, at);
+		rows->last_at = rows->count == 0 ? at : Max(rows->last_at, at);
+		rows->last_id = DatumGetInt64(values[0]);
+		rows->count++;
+	}
+	pfree(bytes.data);
+}
+
+/*
+ * idem_store_seal_hash
+ *		SHA-256 of up to max_rows rows of a range, in the order of their ids.
+ */
+void
+idem_store_seal_hash(const IdemSealRange *range, int64 max_rows,
+					 IdemSealRows *rows)
+{
+	IdemDigest *digest = idem_digest_begin();
+	FmgrInfo	outputs[LOG_COLUMNS];
+	Datum		values[lengthof(range_types)];
+	char		nulls[] = "       ";
+	uint64		count;
+	int64		limit;
+
+	memset(rows, 0, sizeof(*rows));
+	memset(outputs, 0, sizeof(outputs));
+	range_values(range, values, nulls);
+	do
+	{
+		limit = Min(CHUNK_ROWS, max_rows - rows->count);
+		values[6] = Int64GetDatum(limit);
+		count = idem_store_spi_execute(&rows_plan, values, nulls, true, 0);
+		hash_chunk(digest, outputs, count, rows);
+		SPI_freetuptable(SPI_tuptable);
+		values[0] = Int64GetDatum(rows->last_id);
+	} while (count >= limit && rows->count < max_rows);
+	idem_digest_end(digest, rows->sha256);
+}
+
+/*
+ * idem_store_seal_bound
+ *		Where a range of transactions is to end for it to have these many rows,
+ *		or some more; range->xid_to if it has fewer.
+ */
+uint64
+idem_store_seal_bound(const IdemSealRange *range, int64 rows)
+{
+	Datum		values[lengthof(range_types)];
+	char		nulls[] = "       ";
+	bool		isnull;
+
+	range_values(range, values, nulls);
+	values[6] = Int64GetDatum(rows);
+	(void) idem_store_spi_execute(&bound_plan, values, nulls, true, 1);
+	if (idem_store_spi_number(1) < rows)
+		return range->xid_to;
+	return idem_store_seal_xid(idem_store_spi_value(0, 0, &isnull)) + 1;
+}
+
+/*
+ * idem_store_seal_exists
+ *		Whether a range has a row.
+ */
+bool
+idem_store_seal_exists(const IdemSealRange *range)
+{
+	Datum		values[lengthof(range_types)];
+	char		nulls[] = "       ";
+
+	range_values(range, values, nulls);
+	values[6] = Int64GetDatum(1);
+	return idem_store_spi_execute(&rows_plan, values, nulls, true, 1) > 0;
+}
+
+/*
+ * idem_store_seal_remove
+ *		Remove the rows of a range; how many.
+ */
+int64
+idem_store_seal_remove(const IdemSealRange *range)
+{
+	Datum		values[lengthof(range_types)];
+	char		nulls[] = "       ";
+
+	range_values(range, values, nulls);
+	return idem_store_seal_change(&remove_plan, values, nulls);
+}
+
+static uint64
+execute_due(IdemPlan *plan, const IdemSealHead *head)
+{
+	Datum		values[lengthof(head_types)];
+
+	values[0] = Int64GetDatum(head->origin != 0 ? head->origin : PG_INT64_MAX);
+	values[1] = Int64GetDatum(head->old_id);
+	values[2] = idem_store_seal_xid_datum(head->old_xid);
+	values[3] = idem_store_seal_xid_datum(head->closed ? head->xid_to :
+										  head->xid_from);
+	values[4] = BoolGetDatum(head->xid_to != 0);
+	return idem_store_spi_execute(plan, values, NULL, true, 1);
+}
+
+/*
+ * idem_store_seal_due
+ *		How many rows there are that must be in a segment.
+ */
+int64
+idem_store_seal_due(const IdemSealHead *head)
+{
+	(void) execute_due(&due_plan, head);
+	return idem_store_spi_number(0);
+}
+
+/*
+ * idem_store_seal_stray
+ *		The first of them that is in no segment, and the one that it would be
+ *		in by its id, else the newest; false when there is none.
+ */
+bool
+idem_store_seal_stray(const IdemSealHead *head, int64 *id, int64 *segment)
+{
+	bool		isnull;
+
+	if (execute_due(&stray_plan, head) == 0)
+		return false;
+	*id = idem_store_spi_number(0);
+	(void) idem_store_spi_value(0, 1, &isnull);
+	*segment = idem_store_spi_number(isnull ? 2 : 1);
+	return true;
+}

@@ -1,0 +1,131 @@
+/*-------------------------------------------------------------------------
+ *
+ * secret.c
+ *	  Setting secrets, and contexts made with them.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "fmgr.h"
+#include "lib/stringinfo.h"
+#include "miscadmin.h"
+#include "port/pg_bswap.h"
+#include "utils/builtins.h"
+
+#include "audit/seal.h"
+#include "base/args.h"
+#include "base/hmac.h"
+#include "idem.h"
+#include "key/name.h"
+#include "key/xact.h"
+#include "store/store.h"
+
+#define MIN_SECRET_BYTES 16
+#define MAX_SECRET_BYTES 1024
+
+static void
+append_uint32(StringInfo buffer, uint32 value)
+{
+	uint32		big_endian = pg_hton32(value);
+
+	appendBinaryStringInfo(buffer, (const char *) &big_endian,
+						   sizeof(big_endian));
+}
+
+IDEM_FUNCTION(idem_context);
+
+/*
+ * idem_context(VARIADIC components text[]) RETURNS bytea
+ *		Bind a key to a client: four bytes key id, big-endian, then the
+ *		HMAC-SHA256 over the components, each after its length in four bytes.
+ *
+ * The secret is the newest of purpose "context", else of "audit".  Raises
+ * 22004, 22023; 55000 without a secret or pgcrypto.
+ */
+Datum
+idem_context(PG_FUNCTION_ARGS)
+{
+	Datum	   *components;
+	int			count = idem_text_components(fcinfo, &components);
+	int32		key_id;
+	bytea	   *secret = idem_store_secret_newest(IDEM_PURPOSE_CONTEXT,
+												  &key_id);
+	bytea	   *mac;
+	StringInfoData buffer;
+	int			i;
+
+	if (secret == NULL)
+		secret = idem_store_secret_newest(IDEM_PURPOSE_AUDIT, &key_id);
+	if (secret == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("there is no secret for contexts"),
+				 errhint("A superuser sets one: SELECT idem_secret('context', gen_random_bytes(32)).")));
+	initStringInfo(&buffer);
+	for (i = 0; i < count; i++)
+	{
+		text	   *component = DatumGetTextPP(components[i]);
+
+		append_uint32(&buffer, VARSIZE_ANY_EXHDR(component));
+		appendBinaryStringInfo(&buffer, VARDATA_ANY(component),
+							   VARSIZE_ANY_EXHDR(component));
+	}
+	mac = idem_hmac(buffer.data, buffer.len,
+					idem_hmac_key(secret, IDEM_HMAC_CONTEXT));
+
+	resetStringInfo(&buffer);
+	appendStringInfoSpaces(&buffer, VARHDRSZ);
+	append_uint32(&buffer, key_id);
+	appendBinaryStringInfo(&buffer, VARDATA_ANY(mac), VARSIZE_ANY_EXHDR(mac));
+	SET_VARSIZE(buffer.data, buffer.len);
+	PG_RETURN_BYTEA_P((bytea *) buffer.data);
+}
+
+IDEM_FUNCTION(idem_secret);
+
+/*
+ * idem_secret(purpose text, secret bytea) RETURNS integer
+ *		Superuser: store the next secret of a purpose; returns its key id.
+ *
+ * One of "audit" goes into the chain of seals at once: whoever rewrites the
+ * chain without it can then not pretend that it was never there.
+ *
+ * Raises 22004, 22023, 25006, 42501.  Holds SHARE ROW EXCLUSIVE on the table
+ * of secrets, and on that of the seals, to the end of the transaction.
+ */
+Datum
+idem_secret(PG_FUNCTION_ARGS)
+{
+	text	   *purpose = idem_args_text(fcinfo, 0, "purpose");
+	char	   *name = text_to_cstring(purpose);
+	bytea	   *secret;
+	int32		key_id;
+	int			len;
+
+	idem_args_require(fcinfo, 1, "secret");
+	idem_xact_require_writable();
+	if (!superuser())
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("must be superuser to set a secret"),
+				 errhint("Ask a superuser to call idem_secret().")));
+	if (strcmp(name, IDEM_PURPOSE_CONTEXT) != 0 &&
+		strcmp(name, IDEM_PURPOSE_AUDIT) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid value for argument \"%s\"", "purpose"),
+				 errhint("Available values: \"%s\", \"%s\".",
+						 IDEM_PURPOSE_CONTEXT, IDEM_PURPOSE_AUDIT)));
+	secret = PG_GETARG_BYTEA_PP(1);
+	len = VARSIZE_ANY_EXHDR(secret);
+	if (len < MIN_SECRET_BYTES || len > MAX_SECRET_BYTES)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("a secret has %d to %d bytes", MIN_SECRET_BYTES, MAX_SECRET_BYTES),
+				 errhint("Make one with gen_random_bytes(32).")));
+	key_id = idem_store_secret_add(purpose, secret);
+	if (strcmp(name, IDEM_PURPOSE_AUDIT) == 0)
+		idem_seal_key();
+	PG_RETURN_INT32(key_id);
+}

@@ -1,0 +1,291 @@
+/*-------------------------------------------------------------------------
+ *
+ * verify.c
+ *	  Checking the chain of seals, and its head as a text.
+ *
+ * Reads only, with one snapshot, and works on a standby.  Each segment is
+ * checked by itself, so that one problem is told where it is and not again in
+ * all that follow.  What this can find, and what it takes a digest that was
+ * kept elsewhere for, stands in doc/security.md.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "fmgr.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/tuplestore.h"
+
+#include "audit/chain.h"
+#include "base/args.h"
+#include "base/compat.h"
+#include "base/hmac.h"
+#include "idem.h"
+#include "key/name.h"
+#include "store/store.h"
+
+#define DIGEST_FORMAT "idem1:" INT64_FORMAT ":%s"
+
+/* A head of the chain that was kept elsewhere. */
+typedef struct KeptDigest
+{
+	int64		segment;
+	uint8		seal[IDEM_DIGEST_BYTES];
+	bool		seen;
+} KeptDigest;
+
+typedef struct Verification
+{
+	ReturnSetInfo *result;
+	IdemSealHead head;
+	KeptDigest *kept;			/* NULL: none */
+	int64		segment;		/* of the last seal */
+	uint8		stored[IDEM_DIGEST_BYTES];	/* what it says that it is */
+	uint8		computed[IDEM_DIGEST_BYTES];	/* and what it should be */
+	bool		is_signed;		/* some seal before has a key */
+	Bitmapset  *introduced;		/* key ids that have a seal of their own */
+	Bitmapset  *unknown;		/* that we do not have: told once */
+	int64		rows;			/* found in segments */
+} Verification;
+
+static void
+report(Verification *v, int64 segment, const char *problem, const char *detail)
+{
+	Datum		values[3];
+	bool		nulls[3] = {false};
+
+	values[0] = Int64GetDatum(segment);
+	values[1] = CStringGetTextDatum(problem);
+	values[2] = CStringGetTextDatum(detail);
+	tuplestore_putvalues(v->result->setResult, v->result->setDesc, values,
+						 nulls);
+}
+
+/* Bytes of a column against 32 of ours. */
+static bool
+is_digest(const IdemSeal *seal, IdemSealColumn column, const uint8 *digest)
+{
+	bytea	   *value;
+
+	if (seal->nulls[column])
+		return false;
+	value = DatumGetByteaPP(seal->values[column]);
+	return VARSIZE_ANY_EXHDR(value) == IDEM_DIGEST_BYTES &&
+		memcmp(VARDATA_ANY(value), digest, IDEM_DIGEST_BYTES) == 0;
+}
+
+/* Numbers without a gap, each with the seal before it. */
+static void
+check_link(Verification *v, const IdemSeal *seal, int64 segment)
+{
+	if (segment <= v->segment)
+		report(v, segment, "chain_broken", "its number is not the next one");
+	else if (segment != v->segment + 1)
+		report(v, v->segment + 1, "seal_missing",
+			   psprintf("seals " INT64_FORMAT " to " INT64_FORMAT " are not there",
+						v->segment + 1, segment - 1));
+	else if (!is_digest(seal, SEAL_PREVIOUS, v->stored) &&
+			 !is_digest(seal, SEAL_PREVIOUS, v->computed))
+		report(v, segment, "chain_broken",
+			   "it was made after another seal than the one before it");
+}
+
+static void
+check_signature(Verification *v, const IdemSeal *seal, int64 segment)
+{
+	int32		key_id;
+	bytea	   *secret;
+	bytea	   *mac;
+
+	if (seal->nulls[SEAL_KEY_ID])
+	{
+		if (v->is_signed)
+			report(v, segment, "signature_missing",
+				   "it has no HMAC, and seals before it have");
+		return;
+	}
+	v->is_signed = true;
+	key_id = DatumGetInt32(seal->values[SEAL_KEY_ID]);
+	secret = idem_store_secret_get(IDEM_PURPOSE_AUDIT, key_id);
+	if (secret == NULL)
+	{
+		if (key_id < 0 || !bms_is_member(key_id, v->unknown))
+			report(v, segment, "key_missing",
+				   psprintf("there is no audit secret with key id %d", key_id));
+		if (key_id >= 0)
+			v->unknown = bms_add_member(v->unknown, key_id);
+		return;
+	}
+	mac = idem_hmac(v->computed, IDEM_DIGEST_BYTES,
+					idem_hmac_key(secret, IDEM_HMAC_SEAL));
+	if (!is_digest(seal, SEAL_HMAC, (uint8 *) VARDATA_ANY(mac)))
+		report(v, segment, "signature_wrong",
+			   psprintf("its HMAC was not made with key id %d", key_id));
+	else if (DatumGetChar(seal->values[SEAL_KIND]) == IDEM_SEAL_KEY)
+		v->introduced = bms_add_member(v->introduced, key_id);
+}
+
+static void
+check_rows(Verification *v, const IdemSeal *seal, int64 segment)
+{
+	int64		sealed = DatumGetInt64(seal->values[SEAL_ROWS]);
+	IdemSealRange range;
+	IdemSealRows rows;
+
+	if (!idem_store_seal_range(seal, &range))
+		return;
+	idem_store_seal_hash(&range, PG_INT64_MAX, &rows);
+	v->rows += rows.count;
+	if (seal->was_pruned)
+	{
+		if (rows.count > 0)
+			report(v, segment, "rows_added",
+				   psprintf(INT64_FORMAT " rows are there of a segment that was pruned",
+							rows.count));
+	}
+	else if (rows.count != sealed)
+		report(v, segment, rows.count < sealed ? "rows_missing" : "rows_added",
+			   psprintf(INT64_FORMAT " rows were sealed, " INT64_FORMAT " are there",
+						sealed, rows.count));
+	else if (!is_digest(seal, SEAL_ROWS_SHA256, rows.sha256))
+		report(v, segment, "rows_changed",
+			   "there are as many rows as were sealed, but not the same");
+}
+
+static void
+copy_digest(const IdemSeal *seal, IdemSealColumn column, uint8 *digest)
+{
+	bytea	   *value = DatumGetByteaPP(seal->values[column]);
+
+	memset(digest, 0, IDEM_DIGEST_BYTES);
+	memcpy(digest, VARDATA_ANY(value),
+		   Min(VARSIZE_ANY_EXHDR(value), IDEM_DIGEST_BYTES));
+}
+
+static void
+check_seal(void *arg, const IdemSeal *seal)
+{
+	Verification *v = arg;
+	int64		segment = DatumGetInt64(seal->values[SEAL_SEGMENT]);
+
+	CHECK_FOR_INTERRUPTS();
+	check_link(v, seal, segment);
+	v->segment = Max(v->segment, segment);
+	copy_digest(seal, SEAL_SEAL, v->stored);
+	idem_store_seal_digest(seal, v->computed);
+	if (!is_digest(seal, SEAL_SEAL, v->computed))
+		report(v, segment, "seal_changed", "it is not what it was made as");
+	check_signature(v, seal, segment);
+	check_rows(v, seal, segment);
+	if (v->kept == NULL || v->kept->segment != segment)
+		return;
+	v->kept->seen = true;
+	if (memcmp(v->kept->seal, v->stored, IDEM_DIGEST_BYTES) != 0)
+		report(v, segment, "digest_differs",
+			   "the digest was made of another chain: this one was rewritten");
+}
+
+/* What can be told only when all seals were seen. */
+static void
+check_whole(Verification *v)
+{
+	int64		segment = v->segment;
+	int64		stray;
+	int32		key_id;
+
+	if (v->kept != NULL && !v->kept->seen && v->kept->segment > 0)
+		report(v, v->kept->segment, "digest_missing",
+			   psprintf("the chain ends with seal " INT64_FORMAT ": its tail was cut off",
+						v->segment));
+	if (idem_store_secret_newest(IDEM_PURPOSE_AUDIT, &key_id) != NULL &&
+		!bms_is_member(key_id, v->introduced))
+		report(v, segment, "key_unused",
+			   psprintf("key id %d is in no seal: the chain was rewritten", key_id));
+	if (idem_store_seal_set_back())
+		report(v, segment, "sequence_set_back",
+			   "ids that were given before are given again");
+	if (idem_store_seal_due(&v->head) == v->rows)
+		return;
+	if (idem_store_seal_stray(&v->head, &stray, &segment))
+		report(v, segment, "row_outside",
+			   psprintf("the row with id " INT64_FORMAT " is in no segment",
+						stray));
+}
+
+static KeptDigest *
+parse_digest(text *digest)
+{
+	KeptDigest *kept = palloc0(sizeof(KeptDigest));
+	char	   *string = text_to_cstring(digest);
+	char		hex[2 * IDEM_DIGEST_BYTES + 2];
+	long long	segment;
+	int			end = 0;
+
+	if (sscanf(string, "idem1:%19lld:%65[0-9a-f]%n", &segment, hex, &end) != 2 ||
+		string[end] != '\0' || strlen(hex) != 2 * IDEM_DIGEST_BYTES ||
+		string[strlen("idem1:")] < '0' || string[strlen("idem1:")] > '9')
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid value for argument \"%s\"", "digest"),
+				 errhint("Give what idem_audit_digest() returned.")));
+	kept->segment = segment;
+	hex_decode(hex, 2 * IDEM_DIGEST_BYTES, (char *) kept->seal);
+	return kept;
+}
+
+IDEM_FUNCTION(idem_audit_verify);
+
+/*
+ * idem_audit_verify(digest text)
+ *		RETURNS TABLE (segment bigint, problem text, detail text)
+ *		What is wrong with the log and its seals; no row when all is well.
+ *
+ * Reads the whole log.  Raises 22023 for what is no digest; 55000 when seals
+ * have an HMAC and pgcrypto is missing.  No locks but those of reading.
+ */
+Datum
+idem_audit_verify(PG_FUNCTION_ARGS)
+{
+	Verification v;
+	IdemSealAccess access;
+
+	memset(&v, 0, sizeof(v));
+	if (!PG_ARGISNULL(0))
+		v.kept = parse_digest(PG_GETARG_TEXT_PP(0));
+	InitMaterializedSRF(fcinfo, 0);
+	v.result = (ReturnSetInfo *) fcinfo->resultinfo;
+	idem_store_seal_begin(&access);
+	idem_store_seal_head(&v.head);
+	idem_store_seal_each(check_seal, &v);
+	check_whole(&v);
+	idem_store_seal_end(&access);
+	return (Datum) 0;
+}
+
+IDEM_FUNCTION(idem_audit_digest);
+
+/*
+ * idem_audit_digest() RETURNS text
+ *		The head of the chain: its number and its seal in hexadecimal.
+ */
+Datum
+idem_audit_digest(PG_FUNCTION_ARGS)
+{
+	IdemSealAccess access;
+	IdemSeal	head;
+	int64		segment = 0;
+	uint8		seal[IDEM_DIGEST_BYTES] = {0};
+	char		hex[2 * IDEM_DIGEST_BYTES + 1] = {0};
+
+	idem_store_seal_begin(&access);
+	if (idem_store_seal_newest(&head))
+	{
+		segment = DatumGetInt64(head.values[SEAL_SEGMENT]);
+		copy_digest(&head, SEAL_SEAL, seal);
+	}
+	idem_store_seal_end(&access);
+	hex_encode((char *) seal, IDEM_DIGEST_BYTES, hex);
+	PG_RETURN_TEXT_P(cstring_to_text(psprintf(DIGEST_FORMAT, segment, hex)));
+}

@@ -1,0 +1,343 @@
+/*-------------------------------------------------------------------------
+ *
+ * catalog.c
+ *	  The extension's own objects in this database.
+ *
+ * Owns a backend-local cache of their OIDs, and of the name of the schema.
+ * It is looked up anew after an invalidation of one of our relations (owner,
+ * DROP EXTENSION) or of any schema (RENAME).  Callbacks only set a flag; those
+ * of other rooms that watch relations are called from here.
+ * Needs a transaction; takes AccessShareLock on catalogs for the look-up.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "catalog/indexing.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_enum.h"
+#include "catalog/pg_extension.h"
+#include "catalog/pg_index.h"
+#include "catalog/pg_type.h"
+#include "commands/extension.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/rel.h"
+#include "utils/syscache.h"
+
+#include "base/catalog.h"
+#include "base/hmac.h"
+
+static const char *const outcome_labels[IDEM_NUM_OUTCOMES] = {
+	"claimed",
+	"completed",
+	"failed",
+	"replayed",
+	"duplicate",
+	"in_progress",
+	"mismatch",
+	"expired"
+};
+
+#define MAX_LOOKUPS 10
+#define MAX_WATCHERS 4
+
+static IdemCatalogWatcher watchers[MAX_WATCHERS];
+static int	nwatchers = 0;
+
+static IdemCatalog cached;
+static bool cached_valid = false;
+static uint64 generation = 0;	/* of what "cached" says */
+
+static void
+relation_changed(Datum arg, Oid relid)
+{
+	int			i;
+
+	for (i = 0; i < nwatchers; i++)
+		watchers[i] (relid);
+	if (relid == InvalidOid || relid == cached.keys ||
+		relid == cached.policies || relid == cached.limiters ||
+		relid == cached.audit_log || relid == cached.audit_seals ||
+		relid == cached.secrets)
+		cached_valid = false;
+}
+
+static void
+namespace_changed(Datum arg, int cacheid, uint32 hashvalue)
+{
+	cached_valid = false;
+}
+
+/*
+ * Whether the key table has its primary key, exactly (scope, key), valid and
+ * immediate: all that makes a key unique.  Read from the catalog and not from
+ * the relation cache, since nobody here may wait for a lock on the table.
+ */
+static bool
+has_primary_key(Oid keys)
+{
+	Relation	catalog = table_open(IndexRelationId, AccessShareLock);
+	bool		found = false;
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+
+	ScanKeyInit(&key, Anum_pg_index_indrelid, BTEqualStrategyNumber,
+				F_OIDEQ, ObjectIdGetDatum(keys));
+	scan = systable_beginscan(catalog, IndexIndrelidIndexId, true, NULL, 1,
+							  &key);
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		Form_pg_index index = (Form_pg_index) GETSTRUCT(tuple);
+
+		if (index->indisprimary && index->indisvalid && index->indisready &&
+			index->indimmediate && index->indnatts == 2 &&
+			index->indkey.values[0] == get_attnum(keys, "scope") &&
+			index->indkey.values[1] == get_attnum(keys, "key"))
+			found = true;
+	}
+	systable_endscan(scan);
+	table_close(catalog, AccessShareLock);
+	return found;
+}
+
+/*
+ * Schema and version of an extension; InvalidOid when it is gone.
+ * get_extension_schema() is not exported before 18.
+ */
+static Oid
+find_extension_schema(Oid extension, char **version)
+{
+	Relation	catalog = table_open(ExtensionRelationId, AccessShareLock);
+	Oid			schema = InvalidOid;
+	Datum		datum;
+	bool		isnull;
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+
+	ScanKeyInit(&key, Anum_pg_extension_oid, BTEqualStrategyNumber,
+				F_OIDEQ, ObjectIdGetDatum(extension));
+	scan = systable_beginscan(catalog, ExtensionOidIndexId, true, NULL, 1,
+							  &key);
+	tuple = systable_getnext(scan);
+	if (HeapTupleIsValid(tuple))
+	{
+		schema = ((Form_pg_extension) GETSTRUCT(tuple))->extnamespace;
+		datum = heap_getattr(tuple, Anum_pg_extension_extversion,
+							 RelationGetDescr(catalog), &isnull);
+		*version = TextDatumGetCString(datum);
+	}
+	systable_endscan(scan);
+	table_close(catalog, AccessShareLock);
+	return schema;
+}
+
+static Oid
+find_relation(Oid schema, const char *name)
+{
+	Oid			relid = get_relname_relid(name, schema);
+
+	if (!OidIsValid(relid))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("relation \"%s\" of extension \"idempotency\" is missing",
+						name),
+				 errhint("Drop and create the extension, or restore its objects from a backup.")));
+	return relid;
+}
+
+static Oid
+find_type(Oid schema, const char *name)
+{
+	Oid			type = GetSysCacheOid2(TYPENAMENSP, Anum_pg_type_oid,
+									   CStringGetDatum(name),
+									   ObjectIdGetDatum(schema));
+
+	if (!OidIsValid(type))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("type \"%s\" of extension \"idempotency\" is missing",
+						name),
+				 errhint("Drop and create the extension.")));
+	return type;
+}
+
+static void
+find_outcomes(Oid type, Oid *outcomes)
+{
+	int			i;
+
+	for (i = 0; i < IDEM_NUM_OUTCOMES; i++)
+	{
+		outcomes[i] = GetSysCacheOid2(ENUMTYPOIDNAME, Anum_pg_enum_oid,
+									  ObjectIdGetDatum(type),
+									  CStringGetDatum(outcome_labels[i]));
+		if (!OidIsValid(outcomes[i]))
+			elog(ERROR, "enum idem_outcome has no label \"%s\"",
+				 outcome_labels[i]);
+	}
+}
+
+static Oid
+find_owner(Oid relid)
+{
+	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
+	Oid			owner;
+
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for relation %u", relid);
+	owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
+	ReleaseSysCache(tuple);
+	return owner;
+}
+
+static void
+look_up(IdemCatalog *catalog)
+{
+	Oid			schema;
+	char	   *version;
+	char	   *name;
+
+	memset(catalog, 0, sizeof(*catalog));
+	schema = find_extension_schema(get_extension_oid("idempotency", false),
+								   &version);
+	name = get_namespace_name(schema);
+	if (name == NULL)
+		elog(ERROR, "cache lookup failed for schema %u", schema);
+	catalog->namespace = schema;
+	strlcpy(catalog->schema, quote_identifier(name), sizeof(catalog->schema));
+	catalog->keys = find_relation(schema, "idempotency_keys");
+	catalog->keys_unique = has_primary_key(catalog->keys);
+	catalog->policies = find_relation(schema, "idempotency_policies");
+	catalog->limiters = find_relation(schema, "idempotency_limiters");
+	catalog->audit_log = find_relation(schema, "idempotency_audit_log");
+	catalog->audit_default = find_relation(schema,
+										   "idempotency_audit_log_default");
+	catalog->audit_sequence = find_relation(schema,
+											"idempotency_audit_log_id_seq");
+	catalog->audit_seals = find_relation(schema, "idempotency_audit_seals");
+	catalog->audit_owner = find_owner(catalog->audit_log);
+	catalog->seals_owner = find_owner(catalog->audit_seals);
+	catalog->secrets = find_relation(schema, "idempotency_secrets");
+	catalog->secrets_pkey = find_relation(schema, "idempotency_secrets_pkey");
+	catalog->owner = find_owner(catalog->keys);
+	catalog->response_type = find_type(schema, "idem_response");
+	catalog->result_type = find_type(schema, "idem_result");
+	find_outcomes(find_type(schema, "idem_outcome"), catalog->outcomes);
+}
+
+/*
+ * idem_catalog
+ *		Our objects as they are now.  Raises 42704 or 42P01 when the extension
+ *		is not (wholly) there.  The result is good until the next look-up.
+ */
+const IdemCatalog *
+idem_catalog(void)
+{
+	int			tries = 0;
+
+	while (!cached_valid && tries++ < MAX_LOOKUPS)
+	{
+		IdemCatalog found;
+
+		/*
+		 * An invalidation during the look-up makes it be repeated; not for
+		 * ever, since debug_discard_caches invalidates all the time.
+		 */
+		cached_valid = true;
+		PG_TRY();
+		{
+			look_up(&found);
+		}
+		PG_CATCH();
+		{
+			cached_valid = false;
+			PG_RE_THROW();
+		}
+		PG_END_TRY();
+		if (memcmp(&found, &cached, sizeof(found)) != 0)
+		{
+			cached = found;
+			generation++;
+		}
+	}
+	return &cached;
+}
+
+/*
+ * idem_catalog_generation
+ *		Changes whenever idem_catalog() has something else to say.
+ */
+uint64
+idem_catalog_generation(void)
+{
+	(void) idem_catalog();
+	return generation;
+}
+
+/*
+ * idem_catalog_require_version
+ *		Refuse an extension whose objects are not those of this library; 55000,
+ *		and 42704 when there is none.
+ */
+void
+idem_catalog_require_version(void)
+{
+	char	   *version = "";
+
+	(void) find_extension_schema(get_extension_oid("idempotency", false),
+								 &version);
+	if (strcmp(version, IDEM_VERSION) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("version \"%s\" of extension \"idempotency\" is not that of the library, \"%s\"",
+						version, IDEM_VERSION),
+				 errhint("ALTER EXTENSION idempotency UPDATE, or install the library of that version.")));
+}
+
+/*
+ * idem_catalog_hmac
+ *		pgcrypto's own hmac(data bytea, key bytea, type text), wherever it
+ *		lives.  InvalidOid when there is none.
+ */
+Oid
+idem_catalog_hmac(void)
+{
+	Oid			hmac;
+
+	(void) idem_hmac_state(&hmac);
+	return hmac;
+}
+
+/*
+ * idem_catalog_watch
+ *		Have a room told of every change of a relation; once in a process.
+ */
+void
+idem_catalog_watch(IdemCatalogWatcher watcher)
+{
+	if (nwatchers == MAX_WATCHERS)
+		elog(ERROR, "too many rooms watch relations");
+	watchers[nwatchers++] = watcher;
+}
+
+/*
+ * idem_catalog_init
+ *		Register the callbacks; once in a process.
+ *
+ * One relation cache callback serves all rooms: a backend has ten slots for
+ * the server and all its extensions, and FATAL is what the eleventh gets.
+ */
+void
+idem_catalog_init(void)
+{
+	CacheRegisterRelcacheCallback(relation_changed, (Datum) 0);
+	CacheRegisterSyscacheCallback(NAMESPACEOID, namespace_changed, (Datum) 0);
+}

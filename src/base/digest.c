@@ -1,0 +1,116 @@
+/*-------------------------------------------------------------------------
+ *
+ * digest.c
+ *	  SHA-256 by the server's own code, and the names for logs made of it.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "common/cryptohash.h"
+#include "common/sha2.h"
+#include "utils/builtins.h"
+
+#include "base/compat.h"
+#include "base/digest.h"
+
+#define LOG_ID_BYTES 8
+
+static void
+check_result(IdemDigest *digest, int result)
+{
+	if (result < 0)
+		elog(ERROR, "could not compute SHA-256: %s",
+			 pg_cryptohash_error(digest));
+}
+
+/*
+ * idem_digest_begin, idem_digest_add, idem_digest_end
+ *		SHA-256, piece by piece; the end frees it.
+ */
+IdemDigest *
+idem_digest_begin(void)
+{
+	IdemDigest *digest = pg_cryptohash_create(PG_SHA256);
+
+	check_result(digest, pg_cryptohash_init(digest));
+	return digest;
+}
+
+void
+idem_digest_add(IdemDigest *digest, const void *data, size_t len)
+{
+	check_result(digest, pg_cryptohash_update(digest, data, len));
+}
+
+void
+idem_digest_end(IdemDigest *digest, uint8 *result)
+{
+	check_result(digest, pg_cryptohash_final(digest, result,
+											 IDEM_DIGEST_BYTES));
+	pg_cryptohash_free(digest);
+}
+
+/*
+ * idem_digest_parts
+ *		SHA-256 of the parts, one after the other, into 32 bytes.
+ */
+void
+idem_digest_parts(const IdemBytes *parts, int nparts, uint8 *result)
+{
+	IdemDigest *digest = idem_digest_begin();
+	int			i;
+
+	for (i = 0; i < nparts; i++)
+		idem_digest_add(digest, parts[i].data, parts[i].len);
+	idem_digest_end(digest, result);
+}
+
+/*
+ * idem_digest_bytea
+ *		SHA-256 of some bytes as a bytea.
+ */
+bytea *
+idem_digest_bytea(const void *data, size_t len)
+{
+	bytea	   *result = palloc(VARHDRSZ + PG_SHA256_DIGEST_LENGTH);
+	IdemBytes	part;
+
+	part.data = data;
+	part.len = len;
+	idem_digest_parts(&part, 1, (uint8 *) VARDATA(result));
+	SET_VARSIZE(result, VARHDRSZ + PG_SHA256_DIGEST_LENGTH);
+	return result;
+}
+
+/*
+ * idem_digest_short
+ *		The first 16 hex digits of a SHA-256.
+ */
+char *
+idem_digest_short(const void *digest)
+{
+	char	   *id = palloc(2 * LOG_ID_BYTES + 1);
+
+	hex_encode(digest, LOG_ID_BYTES, id);
+	id[2 * LOG_ID_BYTES] = '\0';
+	return id;
+}
+
+/*
+ * idem_digest_log_id
+ *		What a message may say in place of a scope or a key: the first 16 hex
+ *		digits of its SHA-256.  A pseudonym, no secret: who guesses the key can
+ *		tell that it is this one.
+ */
+char *
+idem_digest_log_id(const text *name)
+{
+	uint8		digest[PG_SHA256_DIGEST_LENGTH];
+	IdemBytes	part;
+
+	part.data = VARDATA_ANY(name);
+	part.len = VARSIZE_ANY_EXHDR(name);
+	idem_digest_parts(&part, 1, digest);
+	return idem_digest_short(digest);
+}

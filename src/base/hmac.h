@@ -1,0 +1,24 @@
+/*-------------------------------------------------------------------------
+ *
+ * hmac.h
+ *	  HMACs with keys that are derived from the secrets.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef IDEM_HMAC_H
+#define IDEM_HMAC_H
+
+#include "base/foreign.h"
+
+#define IDEM_PURPOSE_CONTEXT "context"
+#define IDEM_PURPOSE_AUDIT	"audit"
+
+/* What a derived key is the HMAC of: each use has its own. */
+#define IDEM_HMAC_CONTEXT	"idempotency 1 context"
+#define IDEM_HMAC_SEAL		"idempotency 1 audit seal"
+
+extern IdemForeignState idem_hmac_state(Oid *hmac);
+extern bytea *idem_hmac(const void *data, int len, bytea *key);
+extern bytea *idem_hmac_key(bytea *secret, const char *use);
+
+#endif							/* IDEM_HMAC_H */

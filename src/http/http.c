@@ -1,0 +1,338 @@
+/*-------------------------------------------------------------------------
+ *
+ * http.c
+ *	  Refusals and headers as HTTP has them.
+ *
+ * Owns the problems (RFC 9457) and what their types, titles and advice are.
+ * A refusal is whatever has an error_code and an http_status, so that a row
+ * that an application makes itself, such as that of a rate limit, is answered
+ * in the same shape.  Nothing here shows a key or a scope.
+ *
+ * Touches no table.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "utils/builtins.h"
+#include "utils/datetime.h"
+#include "utils/json.h"
+#include "utils/timestamp.h"
+
+#include "base/args.h"
+#include "base/compat.h"
+#include "base/json_pairs.h"
+#include "http/http.h"
+#include "key/headers.h"
+
+typedef struct Problem
+{
+	const char *code;
+	const char *type;
+	const char *title;
+	const char *detail;
+} Problem;
+
+static const Problem problems[] = {
+	{
+		"idempotency_key_in_progress",
+		"urn:idempotency:key-in-progress",
+		"Request in progress",
+		"A request with this Idempotency-Key is being processed. Send the same request again, not before the time in Retry-After."
+	},
+	{
+		"idempotency_key_reused",
+		"urn:idempotency:key-reused",
+		"Idempotency-Key reused",
+		"This Idempotency-Key came with another request before. Send that request unchanged, or use a new key for a new request."
+	},
+	{
+		"idempotency_key_expired",
+		"urn:idempotency:key-expired",
+		"Idempotency-Key expired",
+		"The request with this Idempotency-Key is too old to be repeated and was not processed again. Find out what became of it, and use a new key for a new request."
+	},
+	{
+		"idempotency_key_duplicate",
+		"urn:idempotency:key-duplicate",
+		"Duplicate request",
+		"The request with this Idempotency-Key has already been processed. Do not repeat it; use a new key for a new request."
+	},
+	{
+		"idempotency_key_missing",
+		"urn:idempotency:key-missing",
+		"Idempotency-Key missing",
+		"This operation needs the header Idempotency-Key. Send a key that is new for each operation, such as a UUID, and the same key with each repeat."
+	},
+	{
+		"idempotency_key_invalid",
+		"urn:idempotency:key-invalid",
+		"Idempotency-Key invalid",
+		"The header Idempotency-Key is malformed, or its key is too long or not of the format that is wanted here. Send one key as a quoted string, such as a UUID."
+	},
+	{
+		"idempotency_answer_unreadable",
+		"urn:idempotency:answer-unreadable",
+		"Answer not available here",
+		"The request with this Idempotency-Key was processed, and its answer is stored, but not as JSON. It was not processed again."
+	},
+	{
+		"principal_missing",
+		"urn:idempotency:principal-missing",
+		"Authentication required",
+		"It is not known who sends this request. Authenticate, and send it again with the same Idempotency-Key."
+	},
+	{
+		"rate_limited",
+		"urn:idempotency:rate-limited",
+		"Too many requests",
+		"Too many requests were sent, and this one was not processed. Send it again, not before the time in Retry-After if there is one."
+	}
+};
+
+/* RFC 9110, 15.5 and 15.6, with RFC 6585 and RFC 7725. */
+static const struct
+{
+	int			status;
+	const char *phrase;
+}			phrases[] = {
+	{400, "Bad Request"},
+	{401, "Unauthorized"},
+	{402, "Payment Required"},
+	{403, "Forbidden"},
+	{404, "Not Found"},
+	{405, "Method Not Allowed"},
+	{406, "Not Acceptable"},
+	{407, "Proxy Authentication Required"},
+	{408, "Request Timeout"},
+	{409, "Conflict"},
+	{410, "Gone"},
+	{411, "Length Required"},
+	{412, "Precondition Failed"},
+	{413, "Content Too Large"},
+	{414, "URI Too Long"},
+	{415, "Unsupported Media Type"},
+	{416, "Range Not Satisfiable"},
+	{417, "Expectation Failed"},
+	{421, "Misdirected Request"},
+	{422, "Unprocessable Content"},
+	{423, "Locked"},
+	{424, "Failed Dependency"},
+	{425, "Too Early"},
+	{426, "Upgrade Required"},
+	{428, "Precondition Required"},
+	{429, "Too Many Requests"},
+	{431, "Request Header Fields Too Large"},
+	{451, "Unavailable For Legal Reasons"},
+	{500, "Internal Server Error"},
+	{501, "Not Implemented"},
+	{502, "Bad Gateway"},
+	{503, "Service Unavailable"},
+	{504, "Gateway Timeout"},
+	{505, "HTTP Version Not Supported"},
+	{507, "Insufficient Storage"},
+	{511, "Network Authentication Required"}
+};
+
+/*
+ * idem_http_is_refusal
+ *		Whether a result is answered with a problem.
+ */
+bool
+idem_http_is_refusal(const IdemResultHttp *result)
+{
+	return result->error_code != NULL && result->status != 0;
+}
+
+/* RFC 9457, 4.2.1: about:blank has the status's own phrase as its title. */
+static const char *
+find_phrase(int status)
+{
+	int			i;
+
+	for (i = 0; i < lengthof(phrases); i++)
+		if (phrases[i].status == status)
+			return phrases[i].phrase;
+	return status < 500 ? "Bad Request" : "Internal Server Error";
+}
+
+static Problem
+find_problem(const char *code, int status)
+{
+	Problem		other = {code, "about:blank", find_phrase(status),
+	"The request was refused. The member \"code\" says why."};
+	int			i;
+
+	for (i = 0; i < lengthof(problems); i++)
+		if (strcmp(problems[i].code, code) == 0)
+			return problems[i];
+	return other;
+}
+
+/*
+ * Append a time as RFC 3339 in UTC, ending in Z; false where that has no
+ * form for it: infinity, and years of other than four digits.
+ */
+static bool
+append_time(StringInfo out, TimestampTz time)
+{
+	char text[	MAXDATELEN + 1];
+
+	/* A timestamptz counts in UTC, and a timestamp is shown as it counts. */
+	JsonEncodeDateTime(text, TimestampTzGetDatum(time), TIMESTAMPOID, NULL);
+	if (text[4] != '-' || text[strlen(text) - 1] == 'C')	/* or BC */
+		return false;
+	appendStringInfo(out, "%sZ", text);
+	return true;
+}
+
+static void
+put_member(StringInfo json, const char *name, const char *value)
+{
+	appendStringInfo(json, "%s\"%s\": ", json->len > 1 ? ", " : "", name);
+	escape_json(json, value);
+}
+
+/*
+ * idem_http_write_problem
+ *		Problem details of a refusal, as JSON; 22023 for a status that is no
+ *		error.
+ */
+text *
+idem_http_write_problem(const char *code, int status)
+{
+	StringInfoData json;
+	StringInfoData now;
+	Problem		problem;
+
+	if (status < 400 || status > IDEM_MAX_STATUS)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("the HTTP status of a refusal is out of range"),
+				 errhint("Set \"http_status\" to a code from 400 to %d.",
+						 IDEM_MAX_STATUS)));
+	problem = find_problem(code, status);
+	initStringInfo(&now);
+	append_time(&now, GetCurrentTimestamp());
+	initStringInfo(&json);
+	appendStringInfoChar(&json, '{');
+	put_member(&json, "type", problem.type);
+	put_member(&json, "title", problem.title);
+	appendStringInfo(&json, ", \"status\": %d", status);
+	put_member(&json, "detail", problem.detail);
+	put_member(&json, "code", code);
+	put_member(&json, "time", now.data);
+	appendStringInfoChar(&json, '}');
+	return cstring_to_text_with_len(json.data, json.len);
+}
+
+/*
+ * idem_http_begin_headers, idem_http_add_header, idem_http_end_headers
+ *		Write headers, in their order.
+ */
+void
+idem_http_begin_headers(IdemHttpHeaders *headers)
+{
+	headers->has_type = false;
+	initStringInfo(&headers->json);
+	appendStringInfoChar(&headers->json, '[');
+}
+
+void
+idem_http_add_header(IdemHttpHeaders *headers, const char *name,
+					 const char *value)
+{
+	StringInfo	json = &headers->json;
+
+	appendStringInfoString(json, json->len > 1 ? ", {" : "{");
+	escape_json(json, name);
+	appendStringInfoString(json, ": ");
+	escape_json(json, value);
+	appendStringInfoChar(json, '}');
+	headers->has_type |= pg_strcasecmp(name, IDEM_HTTP_CONTENT_TYPE) == 0;
+}
+
+char *
+idem_http_end_headers(IdemHttpHeaders *headers)
+{
+	appendStringInfoChar(&headers->json, ']');
+	return headers->json.data;
+}
+
+/* RFC 9110, 10.2.3: whole seconds, not too early, and never at once. */
+static void
+add_retry_after(IdemHttpHeaders *headers, const Interval *retry_after)
+{
+	int64		usec = idem_args_usec("retry_after",
+									  IntervalPGetDatum(retry_after));
+	int64		seconds = usec / USECS_PER_SEC + (usec % USECS_PER_SEC != 0);
+
+	idem_http_add_header(headers, "Retry-After",
+						 psprintf(INT64_FORMAT, Max(seconds, 1)));
+}
+
+/*
+ * idem_http_add_result
+ *		What idem_http_headers() gives.
+ */
+void
+idem_http_add_result(IdemHttpHeaders *headers, const IdemResultHttp *result)
+{
+	StringInfoData expires;
+	ListCell   *cell;
+
+	if (result->headers != NULL)
+		foreach(cell, idem_headers_to_send(result->headers))
+		{
+			IdemPair   *pair = lfirst(cell);
+
+			idem_http_add_header(headers, pair->name, pair->value);
+		}
+	if (result->replayed)
+		idem_http_add_header(headers, "Idempotency-Replayed", "true");
+	initStringInfo(&expires);
+	if (append_time(&expires, result->expires_at))
+		idem_http_add_header(headers, "Idempotency-Expires", expires.data);
+	if (idem_http_is_refusal(result) && result->retry_after != NULL)
+		add_retry_after(headers, result->retry_after);
+}
+
+IDEM_FUNCTION(idem_http_problem);
+
+/*
+ * idem_http_problem(result idem_result) RETURNS json
+ *		Problem details (RFC 9457) of a refusal, null for what is none: for a
+ *		result without error_code or http_status.  22023 for a status that is
+ *		no error.
+ */
+Datum
+idem_http_problem(PG_FUNCTION_ARGS)
+{
+	IdemResultHttp result;
+
+	idem_result_read(PG_GETARG_HEAPTUPLEHEADER(0), &result);
+	if (!idem_http_is_refusal(&result))
+		PG_RETURN_NULL();
+	PG_RETURN_TEXT_P(idem_http_write_problem(text_to_cstring(result.error_code),
+											 result.status));
+}
+
+IDEM_FUNCTION(idem_http_headers);
+
+/*
+ * idem_http_headers(result idem_result) RETURNS json
+ *		The headers of an answer, as an array of single-key objects.  Raises
+ *		nothing for what was stored.
+ */
+Datum
+idem_http_headers(PG_FUNCTION_ARGS)
+{
+	IdemResultHttp result;
+	IdemHttpHeaders headers;
+
+	idem_result_read(PG_GETARG_HEAPTUPLEHEADER(0), &result);
+	idem_http_begin_headers(&headers);
+	idem_http_add_result(&headers, &result);
+	PG_RETURN_TEXT_P(cstring_to_text(idem_http_end_headers(&headers)));
+}

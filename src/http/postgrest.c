@@ -1,0 +1,347 @@
+/*-------------------------------------------------------------------------
+ *
+ * postgrest.c
+ *	  idem_run for an API function of PostgREST.
+ *
+ * Reads the request from the settings of PostgREST's transaction and leaves
+ * status and headers in two others, all transaction-local.  What is wrong
+ * with the request is answered, not raised, and found out before idem_run is
+ * called, so that no subtransaction is needed: an error would roll back what
+ * the API function did before, and what idem_run stored.  What is wrong with
+ * the API function is raised.
+ *
+ * Whoever may call this chooses principal and handler; so it is for API
+ * functions that are SECURITY DEFINER, never for clients.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "catalog/pg_proc.h"
+#include "catalog/pg_type.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/syscache.h"
+
+#include "base/args.h"
+#include "base/compat.h"
+#include "base/json_pairs.h"
+#include "http/http.h"
+#include "key/headers.h"
+#include "key/name.h"
+#include "key/run.h"
+#include "key/xact.h"
+
+#define KEY_HEADER "idempotency-key"
+#define MEDIA_TYPE_JSON "application/json"	/* what PostgREST says itself */
+#define MEDIA_TYPE_PROBLEM "application/problem+json"
+
+/* Arguments of idem_http_run. */
+typedef enum HttpRunArg
+{
+	ARG_HANDLER,
+	ARG_REQUEST,
+	ARG_POLICY,
+	ARG_PRINCIPAL
+} HttpRunArg;
+
+/* Why a request is refused before its key is looked at. */
+typedef enum KeyFault
+{
+	KEY_FOUND,
+	KEY_MISSING,
+	KEY_INVALID
+} KeyFault;
+
+/* What PostgREST says of the request. */
+typedef struct HttpRequest
+{
+	text	   *method;
+	text	   *path;
+	List	   *headers;		/* of IdemPair */
+} HttpRequest;
+
+/* A setting, or NULL: once set in a session it is empty, no more missing. */
+static char *
+get_setting(const char *name)
+{
+	const char *value = GetConfigOption(name, true, false);
+
+	return value == NULL || *value == '\0' ? NULL : pstrdup(value);
+}
+
+/* As set_config(name, value, true). */
+static void
+set_setting(const char *name, const char *value)
+{
+	(void) set_config_option(name, value, PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_LOCAL, true, 0, false);
+}
+
+/* 55000 outside of PostgREST. */
+static void
+read_request(HttpRequest *request)
+{
+	char	   *method = get_setting("request.method");
+	char	   *path = get_setting("request.path");
+	char	   *headers = get_setting("request.headers");
+
+	if (method == NULL || path == NULL || headers == NULL ||
+		!idem_pairs_read(headers, strlen(headers), &request->headers))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("this is not a request of PostgREST"),
+				 errdetail("The settings \"request.method\", \"request.path\" and \"request.headers\" are needed, the last as JSON."),
+				 errhint("Call idem_http_run() in a function that PostgREST calls, and idem_run() elsewhere.")));
+	request->method = cstring_to_text(method);
+	request->path = cstring_to_text(path);
+}
+
+/*
+ * 22023 for a handler whose answers are no JSON.  All that is wrong with it
+ * beyond that idem_run says.
+ */
+static void
+check_handler(Oid handler)
+{
+	HeapTuple	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(handler));
+	Oid			result = InvalidOid;
+
+	if (HeapTupleIsValid(tuple))
+	{
+		result = ((Form_pg_proc) GETSTRUCT(tuple))->prorettype;
+		ReleaseSysCache(tuple);
+	}
+	if (result == TEXTOID || result == BYTEAOID)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("the handler does not return JSON"),
+				 errhint("Let it return json, jsonb or idem_response, or call idem_run().")));
+}
+
+/*
+ * Who sends the request, or NULL.  An empty text is nobody.  Nor is a claim
+ * "sub" that is not a string (RFC 7519): 42 and "42" would be one principal.
+ */
+static text *
+find_principal(FunctionCallInfo fcinfo)
+{
+	text	   *principal = NULL;
+
+	if (!PG_ARGISNULL(ARG_PRINCIPAL))
+		principal = PG_GETARG_TEXT_PP(ARG_PRINCIPAL);
+	else
+	{
+		char	   *claims = get_setting("request.jwt.claims");
+		List	   *pairs;
+		ListCell   *cell;
+
+		if (claims == NULL || *claims != '{' ||
+			!idem_pairs_read(claims, strlen(claims), &pairs))
+			return NULL;
+		foreach(cell, pairs)
+		{
+			IdemPair   *pair = lfirst(cell);
+
+			if (strcmp(pair->name, "sub") == 0)
+				principal = !pair->is_string || pair->in_list ? NULL :
+					cstring_to_text(pair->value);
+		}
+	}
+	return principal == NULL || VARSIZE_ANY_EXHDR(principal) == 0 ? NULL :
+		principal;
+}
+
+/* The key as the policy wants it.  Two keys are not one key. */
+static KeyFault
+find_key(const HttpRequest *request, const IdemPolicy *policy, text **key)
+{
+	const char *header = NULL;
+	ListCell   *cell;
+
+	foreach(cell, request->headers)
+	{
+		IdemPair   *pair = lfirst(cell);
+
+		if (pg_strcasecmp(pair->name, KEY_HEADER) != 0)
+			continue;
+		if (!pair->is_string || pair->in_list || header != NULL)
+			return KEY_INVALID;
+		header = pair->value;
+	}
+	if (header == NULL)
+		return KEY_MISSING;
+	*key = idem_text_header_key(header, strlen(header));
+	if (*key != NULL)
+		*key = idem_args_formatted_key(*key, policy);
+	return *key == NULL ? KEY_INVALID : KEY_FOUND;
+}
+
+/* idem_scope(principal, method, path); 22023. */
+static Datum
+make_scope(text *principal, const HttpRequest *request)
+{
+	Datum		components[3];
+	ArrayType  *array;
+
+	components[0] = PointerGetDatum(principal);
+	components[1] = PointerGetDatum(request->method);
+	components[2] = PointerGetDatum(request->path);
+	array = construct_array(components, lengthof(components), TEXTOID, -1,
+							false, TYPALIGN_INT);
+	return DirectFunctionCall1(idem_scope, PointerGetDatum(array));
+}
+
+static void
+put_argument(FunctionCallInfo call, IdemRunArg argument, Datum value)
+{
+	call->args[argument].value = value;
+	call->args[argument].isnull = false;
+}
+
+static HeapTupleHeader
+run(FunctionCallInfo fcinfo, Datum scope, text *key)
+{
+	LOCAL_FCINFO(call, IDEM_RUN_ARGS);
+	int			i;
+
+	InitFunctionCallInfoData(*call, NULL, IDEM_RUN_ARGS, InvalidOid, NULL,
+							 NULL);
+	for (i = 0; i < IDEM_RUN_ARGS; i++)
+	{
+		call->args[i].value = (Datum) 0;
+		call->args[i].isnull = true;
+	}
+	put_argument(call, IDEM_RUN_HANDLER, PG_GETARG_DATUM(ARG_HANDLER));
+	put_argument(call, IDEM_RUN_SCOPE, scope);
+	put_argument(call, IDEM_RUN_KEY, PointerGetDatum(key));
+	put_argument(call, IDEM_RUN_REQUEST, PG_GETARG_DATUM(ARG_REQUEST));
+	put_argument(call, IDEM_RUN_POLICY, PG_GETARG_DATUM(ARG_POLICY));
+	put_argument(call, IDEM_RUN_ON_ERROR, CStringGetTextDatum("raise"));
+	return DatumGetHeapTupleHeader(idem_run(call));
+}
+
+/* Tell PostgREST the status and the headers. */
+static void
+leave(int status, IdemHttpHeaders *headers)
+{
+	set_setting("response.status", psprintf("%d", status));
+	set_setting("response.headers", idem_http_end_headers(headers));
+}
+
+static text *
+answer_problem(const char *code, int status, IdemHttpHeaders *headers)
+{
+	idem_http_add_header(headers, IDEM_HTTP_CONTENT_TYPE, MEDIA_TYPE_PROBLEM);
+	leave(status, headers);
+	return idem_http_write_problem(code, status);
+}
+
+/* The answer to a request that comes with no principal or no good key. */
+static text *
+answer_bad_request(const char *code, int status)
+{
+	IdemHttpHeaders headers;
+
+	idem_http_begin_headers(&headers);
+	if (status == 401)
+		idem_http_add_header(&headers, "WWW-Authenticate", "Bearer");
+	return answer_problem(code, status, &headers);
+}
+
+/*
+ * The answer of idem_run; NULL: without a body, or with an empty one.  A body
+ * that is no JSON cannot be an answer: 22023, and the handler's work is undone
+ * with it; of a replay, which other means than ours have stored, that is said.
+ */
+static text *
+answer_result(const IdemResultHttp *result)
+{
+	IdemHttpHeaders headers;
+	text	   *body = NULL;
+	bool		has_body;
+
+	idem_http_begin_headers(&headers);
+	idem_http_add_result(&headers, result);
+	if (idem_http_is_refusal(result))
+		return answer_problem(text_to_cstring(result->error_code),
+							  result->status, &headers);
+	has_body = result->body != NULL && VARSIZE_ANY_EXHDR(result->body) > 0;
+	if (has_body)
+		body = idem_result_json(result->body);
+	if (has_body && body == NULL && result->replayed)
+		return answer_problem("idempotency_answer_unreadable", 500, &headers);
+	if (has_body && body == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("the answer is not JSON"),
+				 errhint("Make it with idem_respond(), or call idem_run().")));
+	if (result->content_type != NULL && !headers.has_type &&
+		idem_headers_is_media_type(result->content_type))
+	{
+		char	   *type = text_to_cstring(result->content_type);
+
+		if (strcmp(type, MEDIA_TYPE_JSON) != 0)
+			idem_http_add_header(&headers, IDEM_HTTP_CONTENT_TYPE, type);
+	}
+	/* idem_dedupe marks a key as done without an answer */
+	leave(result->status == 0 ? 200 : result->status, &headers);
+	return body;
+}
+
+static text *
+answer_request(FunctionCallInfo fcinfo, const HttpRequest *request)
+{
+	text	   *principal = find_principal(fcinfo);
+	text	   *key;
+	IdemPolicy	policy;
+	IdemResultHttp result;
+
+	idem_policy_get(text_to_cstring(idem_args_text(fcinfo, ARG_POLICY, "policy")),
+					&policy);
+	if (principal == NULL)
+		return answer_bad_request("principal_missing", 401);
+	switch (find_key(request, &policy, &key))
+	{
+		case KEY_MISSING:
+			return answer_bad_request("idempotency_key_missing", 400);
+		case KEY_INVALID:
+			return answer_bad_request("idempotency_key_invalid", 400);
+		case KEY_FOUND:
+			break;
+	}
+	idem_result_read(run(fcinfo, make_scope(principal, request), key), &result);
+	return answer_result(&result);
+}
+
+IDEM_FUNCTION(idem_http_run);
+
+/*
+ * idem_http_run(handler regprocedure, request jsonb, policy text,
+ *				 principal text) RETURNS json
+ *		idem_run under the key of PostgREST's request, in the scope of
+ *		principal, method and path; sets response.status and response.headers,
+ *		returns the body or the problem.
+ *
+ * Raises what idem_run raises, 55000 outside of PostgREST, and 22023 for a
+ * handler, an answer or a principal that cannot be used here.
+ */
+Datum
+idem_http_run(PG_FUNCTION_ARGS)
+{
+	HttpRequest request;
+	text	   *answer;
+
+	idem_xact_require_writable();
+	idem_args_require(fcinfo, ARG_HANDLER, "handler");
+	idem_args_require(fcinfo, ARG_REQUEST, "request");	/* else no fingerprint */
+	idem_args_require(fcinfo, ARG_POLICY, "policy");
+	check_handler(PG_GETARG_OID(ARG_HANDLER));
+	read_request(&request);
+	answer = answer_request(fcinfo, &request);
+	if (answer == NULL)
+		PG_RETURN_NULL();
+	PG_RETURN_TEXT_P(answer);
+}

@@ -1,0 +1,567 @@
+/*-------------------------------------------------------------------------
+ *
+ * claim.c
+ *	  Claiming a key: from what is asked to what is decided.
+ *
+ * Owns the loop around the decision table.  A row that exists is decided
+ * upon by a plain read where the outcome lets nobody work, and under FOR
+ * UPDATE where it does: a new claim, and the repetition of one's own.  Who may
+ * run when:
+ *
+ *	- Two claimers of a new key: the first has the key lock or, in the direct
+ *	  way, an uncommitted row; the second finds that and waits or answers
+ *	  in_progress without writing anything.
+ *	- A rival without a key lock (idem_dedupe) inserts between our read and our
+ *	  insert: that says so, and the loop reads again with a new snapshot, which
+ *	  sees the row if its writer has committed.
+ *	- The sweep removes the row between our read and our lock: the claim is
+ *	  fresh.
+ *	- The holder finishes between our read and our lock: its repeated claim is
+ *	  decided on again, and is a replay.
+ *	- REPEATABLE READ and above: what the snapshot cannot see is 40001, in the
+ *	  insert or in the locking read, or while we wait; nothing here catches it.
+ *
+ * Specs: claim-two, claim-sweep, claim-takeover, claim-isolation, claim-same,
+ * claim-wait.
+ *
+ * Every turn of the loop waits, or has seen a row come or go; turns of the
+ * second kind are bounded, then 40001.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/transam.h"
+#include "access/xact.h"
+#include "miscadmin.h"
+#include "storage/latch.h"
+#include "utils/builtins.h"
+#include "utils/wait_event.h"
+
+#include "audit/log.h"
+#include "audit/refusal_queue.h"
+#include "base/args.h"
+#include "base/digest.h"
+#include "base/shmem.h"
+#include "key/claim.h"
+#include "key/fingerprint.h"
+#include "key/owner.h"
+#include "key/result.h"
+#include "key/xact.h"
+#include "store/store.h"
+
+#define MAX_DELAY_MS 50
+
+/* Arguments of idem_claim and idem_require. */
+typedef enum ClaimArg
+{
+	ARG_SCOPE,
+	ARG_KEY,
+	ARG_REQUEST,
+	ARG_FINGERPRINT,
+	ARG_POLICY,
+	ARG_CONTEXT,
+	ARG_OWNER,
+	ARG_WAIT,
+	ARG_LEASE,
+	ARG_TTL
+} ClaimArg;
+
+/*
+ * idem_claim_too_many_tries
+ *		The row came and went at every look; 40001.
+ */
+void
+idem_claim_too_many_tries(const IdemKey *id)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+			 errmsg("could not decide on key %s in scope %s: its row kept changing",
+					idem_digest_log_id(id->key),
+					idem_digest_log_id(id->scope)),
+			 errhint("Repeat the whole transaction with the same key; if it happens again and again, see idem_health().")));
+}
+
+/*
+ * idem_claim_begin
+ *		Set up a claim in a scope under a policy; the key is left to set.
+ */
+void
+idem_claim_begin(IdemClaim *claim, text *scope, const text *policy)
+{
+	memset(claim, 0, sizeof(*claim));
+	idem_policy_get(text_to_cstring(policy), &claim->policy);
+	claim->id.scope = scope;
+	claim->wait = claim->policy.wait;
+	claim->lease = -1;
+	claim->ttl = -1;
+	INSTR_TIME_SET_CURRENT(claim->started);
+}
+
+static IdemBytes
+bytes_of(const bytea *value)
+{
+	IdemBytes	bytes = {NULL, 0};
+
+	if (value != NULL)
+	{
+		bytes.data = VARDATA_ANY(value);
+		bytes.len = VARSIZE_ANY_EXHDR(value);
+	}
+	return bytes;
+}
+
+static IdemBytes
+owner_bytes(bool has_owner, const pg_uuid_t *owner)
+{
+	IdemBytes	bytes = {NULL, 0};
+
+	if (has_owner)
+	{
+		bytes.data = owner->data;
+		bytes.len = UUID_LEN;
+	}
+	return bytes;
+}
+
+/* Decide on what was read, and set row_policy. */
+static void
+decide(IdemClaim *claim)
+{
+	const IdemRow *row = &claim->row;
+	IdemFound	found;
+	IdemAsked	asked;
+
+	memset(&found, 0, sizeof(found));
+	found.exists = claim->found;
+	if (claim->found)
+	{
+		idem_policy_get_stored(row->policy, &claim->row_policy);
+		found.state = row->state;
+		found.own = idem_xact_owns(row);
+		found.permitted = idem_role_permits(row->claimed_by);
+		found.attempt = row->attempt;
+		found.fingerprint = bytes_of(row->fingerprint);
+		found.context = bytes_of(row->context);
+		found.owner = owner_bytes(row->has_owner, &row->owner);
+		found.lease_until = row->lease_until;
+		found.expires_at = row->expires_at;
+		found.purge_at = row->purge_at;
+		found.reject_repeat = claim->row_policy.reject_repeat;
+		found.reject_expired = claim->row_policy.reject_expired;
+		found.tombstone = claim->row_policy.tombstone;
+	}
+	asked.fingerprint = bytes_of(claim->fingerprint);
+	asked.context = bytes_of(claim->context);
+	asked.owner = owner_bytes(claim->has_owner, &claim->owner);
+	claim->now = asked.now = idem_xact_now();
+	claim->decision = idem_state_decide(&found, &asked);
+}
+
+/* In progress with a row that we cannot or need not see. */
+static void
+decide_unseen(IdemClaim *claim)
+{
+	claim->found = false;
+	claim->now = idem_xact_now();
+	claim->decision.verdict = IDEM_ANSWER;
+	claim->decision.outcome = IDEM_OUTCOME_IN_PROGRESS;
+}
+
+/*
+ * Sleep a little before the next look; false when the time to wait is over.
+ * Sleeping and not waiting for the rival's lock, since the wait must end at
+ * its own time without an error and without a timer of the caller's.
+ */
+static bool
+wait_a_little(IdemClaim *claim, long *delay)
+{
+	instr_time	now;
+	int64		left;
+	long		sleep;
+
+	INSTR_TIME_SET_CURRENT(now);
+	INSTR_TIME_SUBTRACT(now, claim->started);
+	left = claim->wait - (int64) INSTR_TIME_GET_MICROSEC(now);
+	if (left <= 0)
+		return false;
+	sleep = Min(*delay, (left + 999) / 1000);
+	claim->waited = true;
+	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+					 sleep, PG_WAIT_EXTENSION);
+	ResetLatch(MyLatch);
+	CHECK_FOR_INTERRUPTS();
+	*delay = Min(*delay * 2, MAX_DELAY_MS);
+	return true;
+}
+
+static void
+count_wait(const IdemClaim *claim)
+{
+	instr_time	now;
+
+	INSTR_TIME_SET_CURRENT(now);
+	INSTR_TIME_SUBTRACT(now, claim->started);
+	idem_shmem_count(claim->policy.counters, IDEM_COUNT_WAITS, 1);
+	idem_shmem_count(claim->policy.counters, IDEM_COUNT_WAIT_USEC,
+					 INSTR_TIME_GET_MICROSEC(now));
+}
+
+/*
+ * idem_claim_count
+ *		Count the outcome of a claim; of one that was granted, of its finish,
+ *		too.  For the audit log, note a refusal.
+ */
+void
+idem_claim_count(const IdemClaim *claim, IdemOutcome outcome)
+{
+	bool		granted = idem_claim_granted(claim);
+	int			counters = granted || claim->found ?
+	claim->row_policy.counters : claim->policy.counters;
+
+	if (granted)
+		idem_shmem_count(counters, IDEM_COUNT_CLAIMED, 1);
+	if (granted && claim->decision.taken_over)
+		idem_shmem_count(counters, IDEM_COUNT_TAKEN_OVER, 1);
+	if (outcome != IDEM_OUTCOME_CLAIMED)
+		idem_shmem_count(counters, (IdemCounter) outcome, 1);
+	if (claim->row_policy.audit)
+		idem_refusals_note_outcome(outcome, &claim->id, &claim->row_policy);
+}
+
+/*
+ * idem_claim_granted
+ *		Whether the decision is to write a claim.
+ */
+bool
+idem_claim_granted(const IdemClaim *claim)
+{
+	return claim->decision.verdict == IDEM_CLAIM_FRESH ||
+		claim->decision.verdict == IDEM_CLAIM_AGAIN;
+}
+
+/* Whether the decision rests on nothing but the row's latest version. */
+static bool
+must_take(const IdemClaim *claim)
+{
+	return idem_claim_granted(claim) ||
+		claim->decision.verdict == IDEM_CLAIM_SAME;
+}
+
+/*
+ * Make the key ours to write, as it was decided, and decide again on a row
+ * that is locked now, or gone.
+ */
+static IdemStoreTaken
+take(IdemClaim *claim, bool check_new)
+{
+	IdemStoreTaken taken = idem_store_take(&claim->grip, &claim->id,
+										   claim->found, check_new,
+										   &claim->row);
+
+	if (taken == IDEM_STORE_BUSY || taken == IDEM_STORE_CHANGED)
+		return taken;
+	if (claim->found || taken == IDEM_STORE_ROW)
+	{
+		claim->found = taken == IDEM_STORE_ROW;
+		decide(claim);
+	}
+	if (must_take(claim))
+		return taken;
+	idem_store_drop(&claim->grip);
+	return claim->decision.verdict == IDEM_WAIT ? IDEM_STORE_CHANGED : taken;
+}
+
+/*
+ * The snapshot of a transaction shows the same row for ever: whoever waits for
+ * it to change is told so by 40001.  Spec: claim-same.
+ */
+static void
+require_current(const IdemClaim *claim)
+{
+	if (claim->wait > 0 && claim->found && IsolationUsesXactSnapshot())
+		idem_store_require_current(&claim->id, &claim->row);
+}
+
+/*
+ * idem_claim_decide
+ *		Find out what the caller gets, waiting as long as it wants to.
+ *
+ * When the claim is granted, or is the caller's own, its row is locked, or
+ * nobody else may insert one.
+ * With check_new it is certain that there was no row; without, the insertion
+ * may tell otherwise, which is cheaper.  Raises 42501, 40001.
+ */
+void
+idem_claim_decide(IdemClaim *claim, bool check_new)
+{
+	long		delay = 1;
+	int			tries = 0;
+
+	for (;;)
+	{
+		IdemStoreTaken taken;
+
+		if (idem_xact_is_running(&claim->id))
+		{
+			decide_unseen(claim);
+			break;
+		}
+		claim->found = idem_store_look(&claim->grip, &claim->id, check_new,
+									   &claim->row);
+		decide(claim);
+		if (claim->decision.verdict == IDEM_WAIT)
+		{
+			require_current(claim);
+			if (wait_a_little(claim, &delay))
+				continue;
+			break;
+		}
+		if (!must_take(claim))
+			break;
+		taken = take(claim, check_new);
+		if (taken == IDEM_STORE_BUSY)
+		{
+			if (wait_a_little(claim, &delay))
+				continue;
+			decide_unseen(claim);
+			break;
+		}
+		if (taken != IDEM_STORE_CHANGED)
+			break;
+		if (++tries == IDEM_MAX_TRIES)
+			idem_claim_too_many_tries(&claim->id);
+	}
+	if (claim->waited)
+		count_wait(claim);
+	if (claim->decision.verdict == IDEM_FORBIDDEN)
+		idem_role_refuse(&claim->id, &claim->row_policy);
+}
+
+/*
+ * idem_claim_check_cap
+ *		Whether the scope has room for that many more live keys; ID009.
+ *
+ * Soft under concurrency: rivals that have not committed are not counted.
+ * Reads max_live_keys live rows of the scope at most, and what has expired and
+ * is not yet swept on the way; for new keys only.
+ */
+void
+idem_claim_check_cap(const IdemClaim *claim, int more)
+{
+	int64		limit = claim->policy.max_live_keys;
+
+	if (limit > 0 && limit <
+		idem_store_count_live(claim->id.scope, claim->now, limit + 1) + more)
+		ereport(ERROR,
+				(errcode(ERRCODE_IDEM_TOO_MANY_KEYS),
+				 errmsg("scope %s holds as many live keys as policy \"%s\" allows",
+						idem_digest_log_id(claim->id.scope),
+						NameStr(claim->policy.name)),
+				 errhint("Wait until keys expire, or raise \"max_live_keys\" of the policy.")));
+}
+
+/*
+ * idem_claim_fill
+ *		Make the row of a claim that was granted; raises 42501.
+ */
+void
+idem_claim_fill(IdemClaim *claim)
+{
+	IdemRow    *row = &claim->row;
+	IdemRow		last = *row;
+	const IdemPolicy *policy;
+
+	memset(row, 0, sizeof(*row));
+	if (claim->decision.verdict == IDEM_CLAIM_FRESH)
+	{
+		claim->row_policy = claim->policy;
+		row->policy = cstring_to_text(NameStr(claim->policy.name));
+		row->claimed_by = idem_role_owner(&claim->policy, &claim->id);
+		row->fingerprint = claim->fingerprint;
+		row->context = claim->context;
+		row->created_at = claim->now;
+		row->ttl = claim->ttl;
+	}
+	else
+	{
+		row->policy = last.policy;
+		row->claimed_by = last.claimed_by;
+		row->fingerprint = last.fingerprint;
+		row->context = last.context;
+		row->created_at = last.created_at;
+		row->ttl = claim->ttl >= 0 ? claim->ttl : last.ttl;
+		row->recovery_point = last.recovery_point;
+		row->checkpoint = last.checkpoint;
+	}
+	policy = &claim->row_policy;
+	row->state = IDEM_STATE_IN_PROGRESS;
+	row->attempt = claim->decision.attempt;
+	row->token = idem_xact_token(claim->now, claim->found ? last.token : 0);
+	row->claim_xid = U64FromFullTransactionId(GetTopFullTransactionId());
+	row->finished_at = DT_NOBEGIN;
+	row->lease_until = idem_state_add(claim->now, claim->lease >= 0 ?
+									  claim->lease : policy->lease);
+	row->expires_at = idem_policy_expiry(policy, row, false, row->lease_until);
+	row->purge_at = idem_policy_purge_bound(policy, row);
+	row->has_owner = claim->has_owner;
+	row->owner = claim->owner;
+	row->body_size = -1;
+}
+
+/*
+ * idem_claim_start
+ *		The same for a single key, which may be one too many; ID009.
+ */
+void
+idem_claim_start(IdemClaim *claim)
+{
+	if (claim->decision.verdict == IDEM_CLAIM_FRESH)
+		idem_claim_check_cap(claim, 1);
+	idem_claim_fill(claim);
+}
+
+/*
+ * idem_claim_result
+ *		The idem_result of a decided claim.
+ */
+Datum
+idem_claim_result(const IdemClaim *claim, IdemOutcome outcome)
+{
+	bool		seen = claim->found || idem_claim_granted(claim);
+
+	return idem_result_form(outcome, seen ? &claim->row : NULL,
+							claim->row_policy.mismatch_status, claim->now);
+}
+
+/*
+ * idem_claim_require_fingerprint
+ *		Refuse a claim without one under a policy that wants one; 22023.
+ */
+void
+idem_claim_require_fingerprint(const IdemClaim *claim)
+{
+	if (claim->policy.require_fingerprint && claim->fingerprint == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("policy \"%s\" requires a fingerprint",
+						NameStr(claim->policy.name)),
+				 errhint("Give the request, or the fingerprint of it.")));
+}
+
+/* fingerprint, or that of request, but not both; 22004, 22023. */
+static void
+read_fingerprint(FunctionCallInfo fcinfo, IdemClaim *claim)
+{
+	claim->fingerprint = idem_args_digest(fcinfo, ARG_FINGERPRINT, "fingerprint");
+	if (!PG_ARGISNULL(ARG_REQUEST))
+	{
+		if (claim->fingerprint != NULL)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("arguments \"request\" and \"fingerprint\" exclude each other"),
+					 errhint("Give the request, or the fingerprint that you computed of it.")));
+		claim->fingerprint =
+			idem_fingerprint_of(PG_GETARG_JSONB_P(ARG_REQUEST));
+	}
+	idem_claim_require_fingerprint(claim);
+}
+
+/* The arguments that both functions share. */
+static void
+read_arguments(FunctionCallInfo fcinfo, IdemClaim *claim)
+{
+	idem_xact_require_writable();
+	idem_claim_begin(claim, idem_args_scope(fcinfo, ARG_SCOPE),
+					 idem_args_text(fcinfo, ARG_POLICY, "policy"));
+	claim->id.key = idem_args_format_key(idem_args_key(fcinfo, ARG_KEY),
+										 &claim->policy);
+	read_fingerprint(fcinfo, claim);
+	claim->context = idem_args_digest(fcinfo, ARG_CONTEXT, "context");
+	claim->has_owner = !PG_ARGISNULL(ARG_OWNER);
+	if (claim->has_owner)
+		claim->owner = *PG_GETARG_UUID_P(ARG_OWNER);
+	if (!PG_ARGISNULL(ARG_WAIT))
+		claim->wait = idem_policy_wait_usec("wait",
+											idem_args_usec("wait", PG_GETARG_DATUM(ARG_WAIT)));
+	if (!PG_ARGISNULL(ARG_LEASE))
+		claim->lease = idem_policy_lease_usec("lease",
+											  idem_args_usec("lease", PG_GETARG_DATUM(ARG_LEASE)));
+	if (!PG_ARGISNULL(ARG_TTL))
+		claim->ttl = idem_policy_ttl_usec("ttl",
+										  idem_args_usec("ttl", PG_GETARG_DATUM(ARG_TTL)));
+}
+
+/* Write the row; false when a rival without the key lock was first. */
+static bool
+write_claim(IdemClaim *claim)
+{
+	if (!claim->found)
+		return idem_store_insert(&claim->grip, &claim->id, &claim->row);
+	idem_store_update(&claim->id, &claim->row);
+	return true;
+}
+
+/* Decide, and write the claim if it is granted; returns the outcome. */
+static IdemOutcome
+make_claim(IdemClaim *claim)
+{
+	int			tries;
+
+	for (tries = 0; tries < IDEM_MAX_TRIES; tries++)
+	{
+		/* what is counted against a cap must be known to be new */
+		idem_claim_decide(claim, claim->policy.max_live_keys > 0);
+		if (!idem_claim_granted(claim))
+			return claim->decision.outcome;
+		idem_claim_start(claim);
+		if (write_claim(claim))
+		{
+			idem_xact_opened();
+			if (claim->row_policy.audit)
+				idem_audit_transition(claim->decision.taken_over ? "taken_over" : "claimed",
+									  &claim->id, &claim->row);
+			return IDEM_OUTCOME_CLAIMED;
+		}
+		idem_store_drop(&claim->grip);
+	}
+	idem_claim_too_many_tries(&claim->id);
+}
+
+/*
+ * idem_claim_call
+ *		A call with the arguments of idem_claim: claim, or find out what became of
+ *		the key, and count it.  Returns the outcome.
+ */
+IdemOutcome
+idem_claim_call(FunctionCallInfo fcinfo, IdemClaim *claim)
+{
+	IdemOutcome outcome;
+
+	read_arguments(fcinfo, claim);
+	outcome = make_claim(claim);
+	idem_claim_count(claim, outcome);
+	return outcome;
+}
+
+IDEM_FUNCTION(idem_claim);
+
+/*
+ * idem_claim(scope, key, request, fingerprint, policy, context, owner, wait,
+ *			  lease, ttl) RETURNS idem_result
+ *		Claim a key, or say what became of it; design section 3.
+ *
+ * Intervals are microseconds with a day of 24 hours.  Raises 22004, 22023,
+ * 25006, 40001, 42501, 42704, ID009, ID012, XX001.  A claim that is granted
+ * holds the key lock and the row to the end of the transaction, and so does the
+ * repetition of one's own; any other outcome holds nothing, unless the row
+ * changed under our eyes and is locked for it.
+ */
+Datum
+idem_claim(PG_FUNCTION_ARGS)
+{
+	IdemClaim	claim;
+	IdemOutcome outcome = idem_claim_call(fcinfo, &claim);
+
+	return idem_claim_result(&claim, outcome);
+}

@@ -1,0 +1,474 @@
+/*-------------------------------------------------------------------------
+ *
+ * dedupe.c
+ *	  The inbox of a message consumer: many keys in one call.
+ *
+ * Takes no key lock.  Keys are settled in one global order, that of their
+ * bytes, each before the next: runs of new ones are inserted by one statement
+ * in that order, and one whose time is over is claimed afresh when it comes to
+ * it.  A call never waits for a key below one that it has written, so two
+ * calls cannot wait for one another; a key that would need it, since a rival
+ * wrote it and its row was gone again before we looked, is 40001.
+ * Specs: dedupe-order, dedupe-sweep, dedupe-late.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "fmgr.h"
+#include "funcapi.h"
+#include "utils/array.h"
+#include "utils/timestamp.h"
+
+#include "audit/log.h"
+#include "base/args.h"
+#include "base/shmem.h"
+#include "key/claim.h"
+#include "key/owner.h"
+#include "key/response.h"
+#include "key/xact.h"
+#include "store/store.h"
+
+typedef enum DedupeState
+{
+	DEDUPE_NEW,					/* has no row, as far as we have seen */
+	DEDUPE_FREE,				/* has a row whose time is over */
+	DEDUPE_SETTLED				/* decided */
+} DedupeState;
+
+/* A key of the call; of equal ones only the first is worked on. */
+typedef struct DedupeKey
+{
+	text	   *key;			/* as it is stored */
+	text	   *given;			/* as the caller spells it */
+	int			ord;			/* place in the array, from 0 */
+	DedupeState state;
+	bool		first;
+} DedupeKey;
+
+typedef struct IdemDedupe
+{
+	IdemClaim	claim;			/* its row is the one to write for each key */
+	DedupeKey  *keys;			/* sorted by bytes, then by place */
+	int			nkeys;
+} IdemDedupe;
+
+static int
+compare_text(const text *a, const text *b)
+{
+	int			alen = VARSIZE_ANY_EXHDR(a);
+	int			blen = VARSIZE_ANY_EXHDR(b);
+	int			order = memcmp(VARDATA_ANY(a), VARDATA_ANY(b), Min(alen, blen));
+
+	return order != 0 ? order : alen - blen;
+}
+
+static int
+compare_keys(const void *a, const void *b)
+{
+	const DedupeKey *x = a;
+	const DedupeKey *y = b;
+	int			order = compare_text(x->key, y->key);
+
+	return order != 0 ? order : x->ord - y->ord;
+}
+
+static IdemKey
+id_of(const IdemDedupe *dedupe, const DedupeKey *key)
+{
+	IdemKey		id;
+
+	id.scope = dedupe->claim.id.scope;
+	id.key = key->key;
+	return id;
+}
+
+/*
+ * The keys of the call, sorted; ID012.  A repeated one is settled from the
+ * start, as is the key of an idem_run in whose handler we are.
+ */
+static void
+read_keys(IdemDedupe *dedupe, ArrayType *array)
+{
+	Datum	   *values;
+	bool	   *nulls;
+	int			i;
+
+	deconstruct_array(array, TEXTOID, -1, false, TYPALIGN_INT,
+					  &values, &nulls, &dedupe->nkeys);
+	dedupe->keys = palloc(sizeof(DedupeKey) * Max(dedupe->nkeys, 1));
+	for (i = 0; i < dedupe->nkeys; i++)
+	{
+		DedupeKey  *key = &dedupe->keys[i];
+
+		key->given = nulls[i] ? NULL : DatumGetTextPP(values[i]);
+		key->key = idem_args_format_key(key->given, &dedupe->claim.policy);
+		key->ord = i;
+		key->first = false;
+	}
+	qsort(dedupe->keys, dedupe->nkeys, sizeof(DedupeKey), compare_keys);
+	for (i = 0; i < dedupe->nkeys; i++)
+	{
+		DedupeKey  *key = &dedupe->keys[i];
+		IdemKey		id = id_of(dedupe, key);
+		bool		repeated = i > 0 &&
+		compare_text(key->key, dedupe->keys[i - 1].key) == 0;
+
+		key->state = repeated || idem_xact_is_running(&id) ?
+			DEDUPE_SETTLED : DEDUPE_NEW;
+	}
+}
+
+/*
+ * The new ones of some keys, in order, as an array; how many.  To look at:
+ * only those that must be read before they are inserted.
+ */
+static int
+new_keys(const IdemDedupe *dedupe, const DedupeKey *keys, int nkeys,
+		 bool to_look_at, ArrayType **array)
+{
+	Datum	   *values = palloc(sizeof(Datum) * Max(nkeys, 1));
+	int			count = 0;
+	int			i;
+
+	for (i = 0; i < nkeys; i++)
+	{
+		IdemKey		id = id_of(dedupe, &keys[i]);
+
+		if (keys[i].state == DEDUPE_NEW &&
+			!(to_look_at && idem_store_is_new(&id)))
+			values[count++] = PointerGetDatum(keys[i].key);
+	}
+	*array = construct_array(values, count, TEXTOID, -1, false, TYPALIGN_INT);
+	pfree(values);
+	return count;
+}
+
+static DedupeKey *
+find_key(const IdemDedupe *dedupe, text *key)
+{
+	int			low = 0;
+	int			high = dedupe->nkeys - 1;
+
+	/* the lowest of equal ones, which is the one that is worked on */
+	while (low < high)
+	{
+		int			middle = low + (high - low) / 2;
+
+		if (compare_text(dedupe->keys[middle].key, key) < 0)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	if (low > high || compare_text(dedupe->keys[low].key, key) != 0)
+		elog(ERROR, "idem_dedupe read a key that it did not ask for");
+	return &dedupe->keys[low];
+}
+
+/* Settle a key: first, with the row that was written, or not, with NULL. */
+static void
+settle(IdemDedupe *dedupe, DedupeKey *key, const IdemRow *row)
+{
+	key->state = DEDUPE_SETTLED;
+	key->first = row != NULL;
+	if (row != NULL && dedupe->claim.row_policy.audit)
+	{
+		IdemKey		id = id_of(dedupe, key);
+
+		idem_audit_transition("completed", &id, row);
+	}
+}
+
+static void
+raise_kept_changing(const IdemDedupe *dedupe, const DedupeKey *key)
+{
+	IdemKey		id = id_of(dedupe, key);
+
+	idem_claim_too_many_tries(&id);
+}
+
+/*
+ * The attempt that a key with a row would have; 0 when it is not free, that is
+ * neither released nor expired for good.
+ */
+static int32
+free_attempt(IdemState state, int32 attempt, TimestampTz expires_at,
+			 TimestampTz purge_at, const text *policy_name)
+{
+	IdemPolicy	policy;
+	IdemFound	found;
+	IdemAsked	asked;
+	IdemDecision decision;
+
+	idem_policy_get_stored(policy_name, &policy);
+	memset(&found, 0, sizeof(found));
+	memset(&asked, 0, sizeof(asked));
+	found.exists = true;
+	found.state = state;
+	found.attempt = attempt;
+	found.lease_until = DT_NOEND;	/* an ended lease frees no message */
+	found.expires_at = expires_at;
+	found.purge_at = purge_at;
+	found.reject_expired = policy.reject_expired;
+	found.tombstone = policy.tombstone;
+	asked.now = idem_xact_now();
+	decision = idem_state_decide(&found, &asked);
+	return decision.verdict == IDEM_CLAIM_FRESH ? decision.attempt : 0;
+}
+
+/* Refuse a key whose row is another role's; 42501. */
+static void
+require_role(const IdemDedupe *dedupe, const DedupeKey *key,
+			 const text *claimed_by, const text *policy_name)
+{
+	IdemKey		id = id_of(dedupe, key);
+	IdemPolicy	policy;
+
+	if (idem_role_permits(claimed_by))
+		return;
+	idem_policy_get_stored(policy_name, &policy);
+	idem_role_refuse(&id, &policy);
+}
+
+/* Look at the rows of the new ones of some keys: those are not new. */
+static void
+look(IdemDedupe *dedupe, const DedupeKey *keys, int nkeys)
+{
+	ArrayType  *array;
+	int			count = new_keys(dedupe, keys, nkeys, true, &array);
+	IdemStoreBrief *found = palloc(sizeof(IdemStoreBrief) * Max(count, 1));
+	int			i;
+
+	if (count > 0)
+		count = idem_store_read_many(dedupe->claim.id.scope, array, found);
+	for (i = 0; i < count; i++)
+	{
+		const IdemStoreBrief *brief = &found[i];
+		DedupeKey  *key = find_key(dedupe, brief->key);
+
+		if (free_attempt(brief->state, 0, brief->expires_at, brief->purge_at,
+						 brief->policy) > 0)
+		{
+			key->state = DEDUPE_FREE;
+			continue;
+		}
+		require_role(dedupe, key, brief->claimed_by, brief->policy);
+		settle(dedupe, key, NULL);
+	}
+	pfree(found);
+}
+
+/* Insert the new ones of some keys; the others of them stay as they are. */
+static void
+insert_new(IdemDedupe *dedupe, const DedupeKey *keys, int nkeys)
+{
+	ArrayType  *array;
+	int			count = new_keys(dedupe, keys, nkeys, false, &array);
+	text	  **inserted = palloc(sizeof(text *) * count);
+	int			i;
+
+	count = idem_store_insert_many(dedupe->claim.id.scope, array,
+								   &dedupe->claim.row, inserted);
+	if (count > 0)
+		idem_claim_check_cap(&dedupe->claim, 0);
+	for (i = 0; i < count; i++)
+		settle(dedupe, find_key(dedupe, inserted[i]), &dedupe->claim.row);
+	pfree(inserted);
+}
+
+/* Settle a key whose row is locked: it may be taken meanwhile. */
+static void
+settle_row(IdemDedupe *dedupe, DedupeKey *key, const IdemRow *old)
+{
+	IdemKey		id = id_of(dedupe, key);
+	IdemRow		row = dedupe->claim.row;
+
+	row.attempt = free_attempt(old->state, old->attempt, old->expires_at,
+							   old->purge_at, old->policy);
+	if (row.attempt == 0)
+	{
+		require_role(dedupe, key, old->claimed_by, old->policy);
+		settle(dedupe, key, NULL);
+		return;
+	}
+	row.token = idem_xact_token(dedupe->claim.now, old->token);
+	idem_store_update(&id, &row);
+	idem_claim_check_cap(&dedupe->claim, 0);
+	settle(dedupe, key, &row);
+}
+
+/*
+ * Settle a key that is out of order: higher ones have been written.  So it
+ * must not be waited for.
+ */
+static void
+settle_late(IdemDedupe *dedupe, DedupeKey *key)
+{
+	IdemKey		id = id_of(dedupe, key);
+	IdemStoreTaken taken;
+	IdemRow		old;
+	int			tries;
+
+	for (tries = 0; tries < IDEM_MAX_TRIES; tries++)
+	{
+		taken = idem_store_try_lock(&id, &old);
+		if (taken == IDEM_STORE_ROW)
+		{
+			settle_row(dedupe, key, &old);
+			return;
+		}
+		if (taken == IDEM_STORE_BUSY)
+			break;
+		if (idem_store_try_insert(&id, &dedupe->claim.row))
+		{
+			idem_claim_check_cap(&dedupe->claim, 0);
+			settle(dedupe, key, &dedupe->claim.row);
+			return;
+		}
+	}
+	raise_kept_changing(dedupe, key);
+}
+
+/*
+ * Settle a run of new keys.  Those that a rival was faster with have a row
+ * now, or had one, that expired, was released, forgotten or swept before we
+ * looked.
+ */
+static void
+settle_new(IdemDedupe *dedupe, DedupeKey *keys, int nkeys)
+{
+	int			i;
+
+	insert_new(dedupe, keys, nkeys);
+	look(dedupe, keys, nkeys);
+	for (i = 0; i < nkeys; i++)
+		if (keys[i].state != DEDUPE_SETTLED)
+			settle_late(dedupe, &keys[i]);
+}
+
+/* Settle a key whose row seemed to be free: it may be taken, or swept. */
+static void
+settle_free(IdemDedupe *dedupe, DedupeKey *key)
+{
+	IdemKey		id = id_of(dedupe, key);
+	int			tries;
+
+	for (tries = 0; tries < IDEM_MAX_TRIES; tries++)
+	{
+		IdemRow		old;
+
+		if (idem_store_lock(&id, &old))
+		{
+			settle_row(dedupe, key, &old);
+			return;
+		}
+		key->state = DEDUPE_NEW;
+		insert_new(dedupe, key, 1);
+		if (key->state == DEDUPE_SETTLED)
+			return;
+	}
+	raise_kept_changing(dedupe, key);
+}
+
+static void
+settle_all(IdemDedupe *dedupe)
+{
+	DedupeKey  *keys = dedupe->keys;
+	int			i = 0;
+
+	look(dedupe, keys, dedupe->nkeys);
+	while (i < dedupe->nkeys)
+	{
+		int			begin = i;
+		bool		any = false;
+
+		/* a run of new keys ends before the next one that is free */
+		for (; i < dedupe->nkeys && keys[i].state != DEDUPE_FREE; i++)
+			any = any || keys[i].state == DEDUPE_NEW;
+		if (any)
+			settle_new(dedupe, &keys[begin], i - begin);
+		if (i < dedupe->nkeys)
+			settle_free(dedupe, &keys[i++]);
+	}
+}
+
+/* The row that every first key gets: done, with no answer. */
+static void
+make_row(IdemDedupe *dedupe)
+{
+	IdemClaim  *claim = &dedupe->claim;
+	IdemAnswer	answer;
+
+	claim->now = idem_xact_now();
+	claim->decision.verdict = IDEM_CLAIM_FRESH;
+	claim->decision.attempt = 1;
+	idem_claim_fill(claim);
+	claim->row.lease_until = claim->now;
+	claim->row.purge_at = claim->now;
+	idem_answer_init(&answer, 200);
+	idem_answer_store(&answer, &claim->row);
+	idem_answer_finish(&claim->row_policy, &claim->row, IDEM_STATE_COMPLETED,
+					   claim->now);
+}
+
+static int
+compare_places(const void *a, const void *b)
+{
+	return ((const DedupeKey *) a)->ord - ((const DedupeKey *) b)->ord;
+}
+
+static void
+put_result(FunctionCallInfo fcinfo, IdemDedupe *dedupe)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	int			counters = dedupe->claim.policy.counters;
+	int			nfirst = 0;
+	int			i;
+
+	InitMaterializedSRF(fcinfo, 0);
+	qsort(dedupe->keys, dedupe->nkeys, sizeof(DedupeKey), compare_places);
+	for (i = 0; i < dedupe->nkeys; i++)
+	{
+		Datum		values[3];
+		bool		nulls[3] = {0};
+
+		values[0] = Int64GetDatum((int64) i + 1);
+		values[1] = PointerGetDatum(dedupe->keys[i].given);
+		values[2] = BoolGetDatum(dedupe->keys[i].first);
+		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+		nfirst += dedupe->keys[i].first;
+	}
+	idem_shmem_count(counters, IDEM_COUNT_CLAIMED, nfirst);
+	idem_shmem_count(counters, IDEM_COUNT_COMPLETED, nfirst);
+	idem_shmem_count(counters, IDEM_COUNT_DUPLICATE, dedupe->nkeys - nfirst);
+}
+
+IDEM_FUNCTION(idem_dedupe);
+
+/*
+ * idem_dedupe(scope text, keys text[], policy text)
+ *		RETURNS TABLE (ord bigint, key text, first boolean)
+ *		Mark keys as done and say which of them came for the first time.
+ *
+ * Gives each key as the caller spells it, which may join it to a message.
+ * Raises 22004, 22023, 25006, 40001, 40P01 (with other calls in the same
+ * transaction), 42501, 42704, ID009, ID012, XX001.  Holds the rows that it
+ * wrote.
+ */
+Datum
+idem_dedupe(PG_FUNCTION_ARGS)
+{
+	IdemDedupe	dedupe;
+
+	idem_xact_require_writable();
+	memset(&dedupe, 0, sizeof(dedupe));
+	idem_claim_begin(&dedupe.claim, idem_args_scope(fcinfo, 0),
+					 idem_args_text(fcinfo, 2, "policy"));
+	idem_args_require(fcinfo, 1, "keys");
+	read_keys(&dedupe, PG_GETARG_ARRAYTYPE_P(1));
+	make_row(&dedupe);
+	settle_all(&dedupe);
+	put_result(fcinfo, &dedupe);
+	return (Datum) 0;
+}

@@ -1,0 +1,470 @@
+/*-------------------------------------------------------------------------
+ *
+ * finish.c
+ *	  What the holder of a claim does with it, and the operator with any key.
+ *
+ * Every function but idem_lookup takes the row FOR UPDATE and waits for it:
+ * nothing is decided on a row that may still change.  A finished one does
+ * not: repeating its finish takes no lock.  The
+ * token is compared before anything else is, so that a holder whose lease was
+ * taken over can neither finish nor learn.
+ *
+ * Specs: claim-takeover, finish-savepoint, finish-prepared.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "fmgr.h"
+#include "utils/timestamp.h"
+
+#include "audit/log.h"
+#include "audit/refusal_queue.h"
+#include "base/args.h"
+#include "base/digest.h"
+#include "base/shmem.h"
+#include "key/claim.h"
+#include "key/decide.h"
+#include "key/owner.h"
+#include "key/response.h"
+#include "key/result.h"
+#include "key/xact.h"
+#include "store/store.h"
+
+#define NO_TOKEN (-1)
+
+/* Arguments of idem_complete and idem_fail. */
+typedef enum FinishArg
+{
+	ARG_SCOPE,
+	ARG_KEY,
+	ARG_RESPONSE,
+	ARG_STATUS_CODE,
+	ARG_HEADERS,
+	ARG_CONTENT_TYPE,
+	ARG_TOKEN,
+	ARG_RETRYABLE
+} FinishArg;
+
+/* A key being worked on: its row, locked, and the policy of that. */
+typedef struct IdemHeld
+{
+	IdemKey		id;
+	IdemRow		row;
+	IdemPolicy	policy;
+	bool		own;			/* claimed by this very transaction */
+} IdemHeld;
+
+/* Find a row by scope and key, as the arguments 0 and 1 give them. */
+static bool
+find(FunctionCallInfo fcinfo, IdemHeld *held,
+	 bool (*read) (const IdemKey *, IdemRow *))
+{
+	held->id.scope = idem_args_scope(fcinfo, ARG_SCOPE);
+	held->id.key = idem_args_key(fcinfo, ARG_KEY);
+	if (!read(&held->id, &held->row))
+		return false;
+	idem_policy_get_stored(held->row.policy, &held->policy);
+	return true;
+}
+
+/*
+ * Find a row and lock it; 42501.  False when there is none.  The key of a
+ * running idem_run has none: what may be found there is what it replaces.
+ */
+static bool
+hold(FunctionCallInfo fcinfo, IdemHeld *held)
+{
+	idem_xact_require_writable();
+	if (!find(fcinfo, held, idem_store_hold) ||
+		idem_xact_is_running(&held->id))
+		return false;
+	idem_role_require(&held->id, held->row.claimed_by, &held->policy);
+	held->own = idem_xact_owns(&held->row);
+	return true;
+}
+
+/*
+ * The same for a finish, which may be a repetition: a finished row never
+ * changes, so it is compared as it is read, and nothing is written.  Looked
+ * for only while the transaction has no id, as when it has done nothing else;
+ * afterwards a lock costs less than a look.
+ */
+static bool
+hold_or_read_finished(FunctionCallInfo fcinfo, IdemHeld *held)
+{
+	idem_xact_require_writable();
+	if (TransactionIdIsValid(GetTopTransactionIdIfAny()) ||
+		!find(fcinfo, held, idem_store_read) ||
+		!idem_state_finished(held->row.state))
+		return hold(fcinfo, held);
+	idem_role_require(&held->id, held->row.claimed_by, &held->policy);
+	held->own = false;
+	return true;
+}
+
+static void
+raise_no_claim(const IdemHeld *held)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_IDEM_NO_CLAIM),
+			 errmsg("no claim in progress for key %s in scope %s",
+					idem_digest_log_id(held->id.key),
+					idem_digest_log_id(held->id.scope)),
+			 errhint("Claim the key first; a rolled-back transaction or savepoint takes its claim with it.")));
+}
+
+/* The token of the call, or NO_TOKEN; no token of ours is below zero. */
+static int64
+read_token(FunctionCallInfo fcinfo, int argno)
+{
+	return PG_ARGISNULL(argno) ? NO_TOKEN : Max(PG_GETARG_INT64(argno), 0);
+}
+
+/* The caller must be the holder; ID002. */
+static void
+require_token(const IdemHeld *held, int64 token)
+{
+	if (token == NO_TOKEN ? held->own : token == held->row.token)
+		return;
+	idem_shmem_count(held->policy.counters, IDEM_COUNT_LOST, 1);
+	idem_refusals_note(IDEM_REFUSAL_LOST, &held->id, &held->policy);
+	ereport(ERROR,
+			(errcode(ERRCODE_IDEM_CLAIM_LOST),
+			 errmsg("the claim on key %s in scope %s is not the caller's",
+					idem_digest_log_id(held->id.key),
+					idem_digest_log_id(held->id.scope)),
+			 token == NO_TOKEN ?
+			 errhint("Give the token of the claim, or finish in the transaction that made it: with autocommit, each statement is a transaction of its own.") :
+			 errhint("The token is stale: the lease ended and another caller has taken the key over.")));
+}
+
+/* The row must be a claim in progress and the caller's; ID001, ID002. */
+static void
+require_claim(FunctionCallInfo fcinfo, IdemHeld *held, int64 token)
+{
+	if (!hold(fcinfo, held) || held->row.state == IDEM_STATE_RELEASED)
+		raise_no_claim(held);
+	require_token(held, token);
+	if (held->row.state != IDEM_STATE_IN_PROGRESS)
+		raise_no_claim(held);
+}
+
+static void
+write_claim(const IdemHeld *held, const char *action)
+{
+	idem_store_update(&held->id, &held->row);
+	if (held->own && held->row.state != IDEM_STATE_IN_PROGRESS)
+		idem_xact_closed();
+	if (action != NULL && held->policy.audit)
+		idem_audit_transition(action, &held->id, &held->row);
+}
+
+/* The answer in the arguments; 22004, 22023, 22P02, ID008. */
+static void
+read_answer(FunctionCallInfo fcinfo, Oid type, IdemAnswer *answer)
+{
+	idem_args_require(fcinfo, ARG_STATUS_CODE, "status_code");
+	idem_answer_init(answer, PG_GETARG_INT32(ARG_STATUS_CODE));
+	if (!PG_ARGISNULL(ARG_HEADERS))
+		idem_answer_set_headers(answer, PG_GETARG_DATUM(ARG_HEADERS));
+	if (PG_ARGISNULL(ARG_RESPONSE))
+		return;
+	if (!PG_ARGISNULL(ARG_CONTENT_TYPE))
+		idem_answer_set_content_type(answer,
+									 PG_GETARG_TEXT_PP(ARG_CONTENT_TYPE));
+	idem_answer_set_body(answer, PG_GETARG_DATUM(ARG_RESPONSE), type);
+}
+
+/*
+ * A status that the policy does not keep makes a completion a retryable
+ * failure.  In the claiming transaction that would commit the work and free
+ * its key: ID010.
+ */
+static IdemState
+completed_state(const IdemHeld *held, int status)
+{
+	if (!idem_policy_releases(&held->policy, status))
+		return IDEM_STATE_COMPLETED;
+	if (held->own)
+		ereport(ERROR,
+				(errcode(ERRCODE_IDEM_WOULD_FREE),
+				 errmsg("status %d would free key %s in scope %s and keep the work of this transaction",
+						status, idem_digest_log_id(held->id.key),
+						idem_digest_log_id(held->id.scope)),
+				 errhint("Roll the transaction back, or undo the work and call idem_fail().")));
+	return IDEM_STATE_RETRYABLE;
+}
+
+/* When the row expires; null for never, as idem_result has it. */
+static Datum
+return_expiry(FunctionCallInfo fcinfo, const IdemRow *row)
+{
+	if (TIMESTAMP_IS_NOEND(row->expires_at))
+		PG_RETURN_NULL();
+	PG_RETURN_TIMESTAMPTZ(row->expires_at);
+}
+
+/* Store an answer; the state is COMPLETED or one of the failed ones. */
+static Datum
+finish(FunctionCallInfo fcinfo, Oid type, IdemState state)
+{
+	IdemHeld	held;
+	IdemAnswer	answer;
+
+	read_answer(fcinfo, type, &answer);
+	if (!hold_or_read_finished(fcinfo, &held) ||
+		held.row.state == IDEM_STATE_RELEASED)
+		raise_no_claim(&held);
+	require_token(&held, read_token(fcinfo, ARG_TOKEN));
+	if (state == IDEM_STATE_COMPLETED)
+		state = completed_state(&held, answer.status);
+	if (idem_state_finished(held.row.state))
+	{
+		if (state != held.row.state ||
+			!idem_answer_is_stored(&answer, &held.row))
+			ereport(ERROR,
+					(errcode(ERRCODE_IDEM_FINISHED),
+					 errmsg("key %s in scope %s is already finished, with another answer",
+							idem_digest_log_id(held.id.key),
+							idem_digest_log_id(held.id.scope)),
+					 errhint("Get the stored answer with idem_lookup().")));
+		return return_expiry(fcinfo, &held.row);
+	}
+	idem_answer_limit(&answer, &held.id, &held.policy);
+	idem_answer_store(&answer, &held.row);
+	idem_answer_finish(&held.policy, &held.row, state, idem_xact_now());
+	write_claim(&held, state == IDEM_STATE_COMPLETED ? "completed" : "failed");
+	idem_shmem_count(held.policy.counters, state == IDEM_STATE_COMPLETED ?
+					 IDEM_COUNT_COMPLETED : IDEM_COUNT_FAILED, 1);
+	return return_expiry(fcinfo, &held.row);
+}
+
+static Datum
+fail(FunctionCallInfo fcinfo, Oid type)
+{
+	idem_args_require(fcinfo, ARG_RETRYABLE, "retryable");
+	return finish(fcinfo, type, PG_GETARG_BOOL(ARG_RETRYABLE) ?
+				  IDEM_STATE_RETRYABLE : IDEM_STATE_FAILED);
+}
+
+/*
+ * idem_complete(scope, key, response {text|json|jsonb|bytea}, status_code,
+ *				 headers, content_type, token) RETURNS timestamptz
+ *		Store the answer of a claim; returns when it expires, null for never.
+ *
+ * idem_fail(the same, retryable boolean) RETURNS timestamptz
+ *		Store its failure.
+ *
+ * Raise 22004, 22023, 22P02, 25006, 40001, 42501, ID001, ID002, ID003, ID008,
+ * ID010, ID012.  Hold the key lock and the row to the end of the transaction.
+ */
+IDEM_FUNCTION(idem_complete_text);
+IDEM_FUNCTION(idem_complete_json);
+IDEM_FUNCTION(idem_complete_jsonb);
+IDEM_FUNCTION(idem_complete_bytea);
+IDEM_FUNCTION(idem_fail_text);
+IDEM_FUNCTION(idem_fail_json);
+IDEM_FUNCTION(idem_fail_jsonb);
+IDEM_FUNCTION(idem_fail_bytea);
+
+Datum
+idem_complete_text(PG_FUNCTION_ARGS)
+{
+	return finish(fcinfo, TEXTOID, IDEM_STATE_COMPLETED);
+}
+
+Datum
+idem_complete_json(PG_FUNCTION_ARGS)
+{
+	return finish(fcinfo, JSONOID, IDEM_STATE_COMPLETED);
+}
+
+Datum
+idem_complete_jsonb(PG_FUNCTION_ARGS)
+{
+	return finish(fcinfo, JSONBOID, IDEM_STATE_COMPLETED);
+}
+
+Datum
+idem_complete_bytea(PG_FUNCTION_ARGS)
+{
+	return finish(fcinfo, BYTEAOID, IDEM_STATE_COMPLETED);
+}
+
+Datum
+idem_fail_text(PG_FUNCTION_ARGS)
+{
+	return fail(fcinfo, TEXTOID);
+}
+
+Datum
+idem_fail_json(PG_FUNCTION_ARGS)
+{
+	return fail(fcinfo, JSONOID);
+}
+
+Datum
+idem_fail_jsonb(PG_FUNCTION_ARGS)
+{
+	return fail(fcinfo, JSONBOID);
+}
+
+Datum
+idem_fail_bytea(PG_FUNCTION_ARGS)
+{
+	return fail(fcinfo, BYTEAOID);
+}
+
+IDEM_FUNCTION(idem_extend);
+
+/*
+ * idem_extend(scope text, key text, token bigint, lease interval)
+ *		RETURNS timestamptz
+ *		Heartbeat: the lease ends that long from now; returns when.
+ *
+ * Raises 22004, 22023, 25006, 40001, 42501, ID001, ID002, ID012.  The commit
+ * is flushed whatever synchronous_commit says: the holder relies on it.
+ */
+Datum
+idem_extend(PG_FUNCTION_ARGS)
+{
+	IdemHeld	held;
+	int64		lease;
+	TimestampTz bound;
+
+	idem_args_require(fcinfo, 2, "token");
+	idem_args_require(fcinfo, 3, "lease");
+	lease = idem_policy_lease_usec("lease",
+								   idem_args_usec("lease", PG_GETARG_DATUM(3)));
+	require_claim(fcinfo, &held, read_token(fcinfo, 2));
+	held.row.lease_until = idem_state_add(idem_xact_now(), lease);
+	held.row.expires_at = idem_policy_expiry(&held.policy, &held.row, false,
+											 held.row.lease_until);
+	bound = idem_policy_purge_bound(&held.policy, &held.row);
+	held.row.purge_at = Max(held.row.purge_at, bound);
+	write_claim(&held, NULL);
+	ForceSyncCommit();
+	PG_RETURN_TIMESTAMPTZ(held.row.lease_until);
+}
+
+IDEM_FUNCTION(idem_checkpoint);
+
+/*
+ * idem_checkpoint(scope text, key text, token bigint, recovery_point text,
+ *				   data jsonb) RETURNS void
+ *		Remember how far the work has come, for a later attempt.
+ *
+ * Raises 22004, 22023, 25006, 40001, 42501, ID001, ID002, ID012.  The commit
+ * is flushed whatever synchronous_commit says.
+ */
+Datum
+idem_checkpoint(PG_FUNCTION_ARGS)
+{
+	IdemHeld	held;
+	text	   *recovery_point;
+	struct varlena *data;
+
+	idem_args_require(fcinfo, 2, "token");
+	recovery_point = idem_args_label(fcinfo, 3, "recovery_point");
+	data = idem_args_detail(fcinfo, 4, "data");
+	require_claim(fcinfo, &held, read_token(fcinfo, 2));
+	held.row.recovery_point = recovery_point;
+	held.row.checkpoint = data;
+	write_claim(&held, NULL);
+	ForceSyncCommit();
+	PG_RETURN_VOID();
+}
+
+IDEM_FUNCTION(idem_release);
+
+/*
+ * idem_release(scope text, key text, token bigint) RETURNS boolean
+ *		Give a claim up; false when the key is free already.
+ *
+ * The row stays, free, with its last token and attempt, until it expires: a
+ * later claim gets a greater token.  Raises 22004, 22023, 25006, 40001,
+ * 42501, ID001 (finished), ID002, ID012.
+ */
+Datum
+idem_release(PG_FUNCTION_ARGS)
+{
+	IdemHeld	held;
+	IdemRow    *row = &held.row;
+
+	if (!hold(fcinfo, &held) || row->state == IDEM_STATE_RELEASED)
+		PG_RETURN_BOOL(false);
+	require_token(&held, read_token(fcinfo, 2));
+	if (row->state != IDEM_STATE_IN_PROGRESS)
+		raise_no_claim(&held);
+	row->state = IDEM_STATE_RELEASED;
+	row->has_owner = false;
+	row->fingerprint = NULL;
+	row->context = NULL;
+	row->recovery_point = NULL;
+	row->checkpoint = NULL;
+	write_claim(&held, "released");
+	PG_RETURN_BOOL(true);
+}
+
+IDEM_FUNCTION(idem_forget);
+
+/*
+ * idem_forget(scope text, key text) RETURNS boolean
+ *		Operator: remove a key in any state; false when there is none.
+ *
+ * Always audited.  Raises 22004, 22023, 25006, 40001, 42501, ID012.
+ */
+Datum
+idem_forget(PG_FUNCTION_ARGS)
+{
+	IdemHeld	held;
+
+	if (!hold(fcinfo, &held))
+		PG_RETURN_BOOL(false);
+	idem_store_delete(&held.id);
+	if (held.own && held.row.state == IDEM_STATE_IN_PROGRESS)
+		idem_xact_closed();
+	idem_audit_transition("forgotten", &held.id, &held.row);
+	PG_RETURN_BOOL(true);
+}
+
+/* The state of a row as an outcome. */
+static IdemOutcome
+outcome_of(const IdemRow *row, TimestampTz now)
+{
+	if (now >= row->expires_at && !TIMESTAMP_IS_NOEND(row->expires_at))
+		return IDEM_OUTCOME_EXPIRED;
+	if (row->state == IDEM_STATE_IN_PROGRESS)
+		return IDEM_OUTCOME_IN_PROGRESS;
+	return row->state == IDEM_STATE_COMPLETED ?
+		IDEM_OUTCOME_COMPLETED : IDEM_OUTCOME_FAILED;
+}
+
+IDEM_FUNCTION(idem_lookup);
+
+/*
+ * idem_lookup(scope text, key text) RETURNS idem_result
+ *		The state of a key, as the calling statement sees it; null when there
+ *		is none, it is free, or its time is so long over that the sweep may
+ *		have taken it.
+ *
+ * Reads only; works on a standby and in a read-only transaction.  Raises
+ * 22004, 22023, 42501, ID012.
+ */
+Datum
+idem_lookup(PG_FUNCTION_ARGS)
+{
+	IdemHeld	held;
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (!find(fcinfo, &held, idem_store_peek) ||
+		held.row.state == IDEM_STATE_RELEASED ||
+		(now >= held.row.purge_at && !TIMESTAMP_IS_NOEND(held.row.purge_at)))
+		PG_RETURN_NULL();
+	idem_role_require(&held.id, held.row.claimed_by, &held.policy);
+	return idem_result_form(outcome_of(&held.row, now), &held.row,
+							held.policy.mismatch_status, now);
+}

@@ -1,0 +1,93 @@
+/*-------------------------------------------------------------------------
+ *
+ * owner.c
+ *	  Whose key it is.
+ *
+ * A row keeps the name of a role, and a caller must have the rights of that
+ * role.  Names and not OIDs: they survive dump and restore, and a name that
+ * is gone is nobody.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "miscadmin.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+
+#include "audit/refusal_queue.h"
+#include "base/digest.h"
+#include "key/owner.h"
+
+/*
+ * idem_role_permits
+ *		Whether the current user has the rights of the role that made a claim.
+ *		A name that is gone is nobody: only a superuser has its rights.
+ */
+bool
+idem_role_permits(const text *claimed_by)
+{
+	char	   *name = text_to_cstring(claimed_by);
+	Oid			role = get_role_oid(name, true);
+
+	pfree(name);
+	return has_privs_of_role(GetUserId(), role);
+}
+
+/*
+ * idem_role_refuse
+ *		Raise 42501: the key, of a row under that policy, is another role's.
+ */
+void
+idem_role_refuse(const IdemKey *id, const IdemPolicy *policy)
+{
+	idem_refusals_note(IDEM_REFUSAL_FORBIDDEN, id, policy);
+	ereport(ERROR,
+			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+			 errmsg("permission denied for key %s in scope %s",
+					idem_digest_log_id(id->key),
+					idem_digest_log_id(id->scope)),
+			 errdetail("It was claimed under a role whose rights the current user does not have."),
+			 errhint("Use another scope, become a member of that role, or set \"owner_role\" of the policy for roles that rotate.  If the role was renamed, see check \"roles\" of idem_health().")));
+}
+
+/*
+ * idem_role_require
+ *		Refuse unless idem_role_permits().
+ */
+void
+idem_role_require(const IdemKey *id, const text *claimed_by,
+				  const IdemPolicy *policy)
+{
+	if (!idem_role_permits(claimed_by))
+		idem_role_refuse(id, policy);
+}
+
+/*
+ * idem_role_owner
+ *		The name of the role that owns a new key under a policy; 42501.  In
+ *		the id of many keys, none of them is named.
+ */
+text *
+idem_role_owner(const IdemPolicy *policy, const IdemKey *id)
+{
+	const char *owner = NameStr(policy->owner_role);
+	bool		exists;
+
+	if (owner[0] == '\0')
+		return cstring_to_text(GetUserNameFromId(GetUserId(), false));
+	if (!has_privs_of_role(GetUserId(), get_role_oid(owner, true)))
+	{
+		if (id->key != NULL)
+			idem_refusals_note(IDEM_REFUSAL_FORBIDDEN, id, policy);
+		exists = OidIsValid(get_role_oid(owner, true));
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("must have privileges of the owner role of policy \"%s\"",
+						NameStr(policy->name)),
+				 exists ?
+				 errhint("Grant role \"%s\" to the current user.", owner) :
+				 errhint("There is no role \"%s\": change \"owner_role\" of the policy.", owner)));
+	}
+	return cstring_to_text(owner);
+}

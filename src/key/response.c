@@ -1,0 +1,394 @@
+/*-------------------------------------------------------------------------
+ *
+ * response.c
+ *	  Answers: from what SQL gives to what is stored.
+ *
+ * Owns the byte form of an answer: text is UTF-8 as given, nothing is parsed
+ * and written anew.  Touches no table.  Messages never repeat a part of the
+ * answer, nor does an error context: JSON is checked by the lexer directly.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "catalog/pg_type.h"
+#include "executor/executor.h"
+#include "funcapi.h"
+#include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
+#include "utils/typcache.h"
+
+#include "base/args.h"
+#include "base/catalog.h"
+#include "base/compat.h"
+#include "base/digest.h"
+#include "key/decide.h"
+#include "key/headers.h"
+#include "key/response.h"
+
+#define MEDIA_TYPE_JSON "application/json"
+#define MEDIA_TYPE_BYTES "application/octet-stream"
+#define JSON_SUFFIX "+json"
+#define TEXT_PREFIX "text/"
+
+/* Attributes of idem_response. */
+typedef enum ResponseColumn
+{
+	RESPONSE_STATUS_CODE,
+	RESPONSE_HEADERS,
+	RESPONSE_CONTENT_TYPE,
+	RESPONSE_BODY
+} ResponseColumn;
+
+#define RESPONSE_COLUMNS (RESPONSE_BODY + 1)
+
+/*
+ * idem_answer_init
+ *		An answer with a status and nothing else; 22023.
+ */
+void
+idem_answer_init(IdemAnswer *answer, int status)
+{
+	if (status < IDEM_MIN_STATUS || status > IDEM_MAX_STATUS)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("status code is out of range"),
+				 errhint("Give an HTTP status code, %d to %d.",
+						 IDEM_MIN_STATUS, IDEM_MAX_STATUS)));
+	memset(answer, 0, sizeof(*answer));
+	answer->status = status;
+	answer->body_size = -1;
+}
+
+/*
+ * idem_answer_set_headers
+ *		Headers as json; 22023 for such as could not be given back, ID008.
+ */
+void
+idem_answer_set_headers(IdemAnswer *answer, Datum headers)
+{
+	text	   *value = DatumGetTextPP(headers);
+
+	if (VARSIZE_ANY_EXHDR(value) > IDEM_MAX_HEADERS_BYTES)
+		ereport(ERROR,
+				(errcode(ERRCODE_IDEM_TOO_LARGE),
+				 errmsg("headers are larger than %d bytes", IDEM_MAX_HEADERS_BYTES),
+				 errhint("Leave out headers that a repeat does not need.")));
+	idem_headers_check(value);
+	answer->headers = value;
+}
+
+/*
+ * idem_answer_set_content_type
+ *		A media type, since it becomes a header; 22023.
+ */
+void
+idem_answer_set_content_type(IdemAnswer *answer, text *content_type)
+{
+	if (VARSIZE_ANY_EXHDR(content_type) > IDEM_MAX_MEDIA_TYPE_BYTES ||
+		!idem_headers_is_media_type(content_type))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("content type is not a media type"),
+				 errhint("Give a media type such as 'application/json', of at most %d bytes and without control characters.",
+						 IDEM_MAX_MEDIA_TYPE_BYTES)));
+	answer->content_type = content_type;
+}
+
+/* RFC 6838: application/json and every structured syntax suffix +json. */
+static bool
+is_json(const text *content_type)
+{
+	const char *c = VARDATA_ANY(content_type);
+	int			len = 0;
+	int			max = VARSIZE_ANY_EXHDR(content_type);
+
+	while (len < max && c[len] != ';')
+		len++;
+	while (len > 0 && c[len - 1] == ' ')
+		len--;
+	if (len == strlen(MEDIA_TYPE_JSON) &&
+		pg_strncasecmp(c, MEDIA_TYPE_JSON, len) == 0)
+		return true;
+	return len > strlen(JSON_SUFFIX) &&
+		pg_strncasecmp(c + len - strlen(JSON_SUFFIX), JSON_SUFFIX,
+					   strlen(JSON_SUFFIX)) == 0;
+}
+
+static bool
+is_text(const text *content_type)
+{
+	return VARSIZE_ANY_EXHDR(content_type) >= strlen(TEXT_PREFIX) &&
+		pg_strncasecmp(VARDATA_ANY(content_type), TEXT_PREFIX,
+					   strlen(TEXT_PREFIX)) == 0;
+}
+
+static void
+set_bytes(IdemAnswer *answer, const char *data, int len)
+{
+	bytea	   *body = palloc(VARHDRSZ + len);
+
+	SET_VARSIZE(body, VARHDRSZ + len);
+	memcpy(VARDATA(body), data, len);
+	answer->body = body;
+	answer->body_size = len;
+	answer->body_sha256 = idem_digest_bytea(data, len);
+}
+
+/* Text of the server's encoding is stored as UTF-8. */
+static void
+set_text(IdemAnswer *answer, char *data, int len)
+{
+	char	   *utf8 = pg_server_to_any(data, len, PG_UTF8);
+
+	set_bytes(answer, utf8, utf8 == data ? len : strlen(utf8));
+}
+
+/* Bytes in the text form that bytea has by default. */
+static bool
+is_hex_bytes(const char *data, int len)
+{
+	int			i;
+
+	if (len < 2 || data[0] != '\\' || data[1] != 'x')
+		return false;
+	for (i = 2; i < len; i++)
+		if (!isxdigit((unsigned char) data[i]))
+			return false;
+	return true;
+}
+
+/*
+ * Hold text to its content type; 22P02, 22023.  Drivers send bytes whose type
+ * nobody told them in their text form: an image would be replayed as that.
+ */
+static void
+check_text(const text *content_type, char *data, int len)
+{
+	if (content_type == NULL || is_json(content_type))
+	{
+		if (!idem_compat_json_is_valid(data, len, GetDatabaseEncoding()))
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_TEXT_REPRESENTATION),
+					 errmsg("the response is not valid JSON"),
+					 content_type == NULL ?
+					 errdetail("Text is \"%s\" where no content_type is given.",
+							   MEDIA_TYPE_JSON) :
+					 errdetail("Its content type says that it is."),
+					 errhint("Give another content_type, such as 'text/plain', or cast the response to what it is: $1::json, $1::bytea.")));
+	}
+	else if (!is_text(content_type) && is_hex_bytes(data, len))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("the response is text in the form of bytes"),
+				 errdetail("Its content type is neither JSON nor text/..., so it would be replayed as hexadecimal digits."),
+				 errhint("Cast the response: $1::bytea, decode(..., 'hex') or '\\x...'::bytea.")));
+}
+
+/*
+ * Empty text is no body to be of a type.  One that is given stays, unless it
+ * promises JSON, of which there is none.
+ */
+static void
+set_empty(IdemAnswer *answer)
+{
+	if (answer->content_type != NULL && is_json(answer->content_type))
+		answer->content_type = NULL;
+	set_bytes(answer, "", 0);
+}
+
+/*
+ * idem_answer_set_body
+ *		The body from a response of type text, json, jsonb or bytea.  Sets the
+ *		content type of the type where none is set.  22P02 for text that must
+ *		be JSON and is not, 22023 for text that should have been bytes.
+ */
+void
+idem_answer_set_body(IdemAnswer *answer, Datum response, Oid type)
+{
+	struct varlena *value = PG_DETOAST_DATUM_PACKED(response);
+	char	   *data = VARDATA_ANY(value);
+	int			len = VARSIZE_ANY_EXHDR(value);
+
+	if (type == TEXTOID && len == 0)
+	{
+		set_empty(answer);
+		return;
+	}
+	if (type == TEXTOID)
+		check_text(answer->content_type, data, len);
+	if (answer->content_type == NULL)
+		answer->content_type = cstring_to_text(type == BYTEAOID ?
+											   MEDIA_TYPE_BYTES :
+											   MEDIA_TYPE_JSON);
+	if (type == JSONBOID)
+	{
+		Datum		json = DirectFunctionCall1(jsonb_out, response);
+
+		set_text(answer, DatumGetCString(json), strlen(DatumGetCString(json)));
+	}
+	else if (type == BYTEAOID)
+		set_bytes(answer, data, len);
+	else
+		set_text(answer, data, len);
+}
+
+/*
+ * idem_answer_set_response
+ *		The whole answer from an idem_response; a null status is 200.
+ */
+void
+idem_answer_set_response(IdemAnswer *answer, Datum response)
+{
+	HeapTupleHeader tuple = DatumGetHeapTupleHeader(response);
+	Datum		values[RESPONSE_COLUMNS];
+	bool		nulls[RESPONSE_COLUMNS];
+	int			i;
+
+	for (i = 0; i < RESPONSE_COLUMNS; i++)
+		values[i] = GetAttributeByNum(tuple, i + 1, &nulls[i]);
+	idem_answer_init(answer, nulls[RESPONSE_STATUS_CODE] ? 200 :
+					 DatumGetInt32(values[RESPONSE_STATUS_CODE]));
+	if (!nulls[RESPONSE_HEADERS])
+		idem_answer_set_headers(answer, values[RESPONSE_HEADERS]);
+	if (nulls[RESPONSE_BODY])
+		return;
+	if (!nulls[RESPONSE_CONTENT_TYPE])
+	{
+		Datum		content_type = values[RESPONSE_CONTENT_TYPE];
+
+		idem_answer_set_content_type(answer, DatumGetTextPP(content_type));
+	}
+	idem_answer_set_body(answer, values[RESPONSE_BODY], BYTEAOID);
+}
+
+/*
+ * idem_answer_limit
+ *		Hold the body to what the policy keeps: ID008, or only its digest.
+ */
+void
+idem_answer_limit(IdemAnswer *answer, const IdemKey *id,
+				  const IdemPolicy *policy)
+{
+	if (answer->body == NULL || answer->body_size <= policy->max_body_bytes)
+		return;
+	if (!policy->digest_oversize)
+		ereport(ERROR,
+				(errcode(ERRCODE_IDEM_TOO_LARGE),
+				 errmsg("the response for key %s in scope %s is too large",
+						idem_digest_log_id(id->key),
+						idem_digest_log_id(id->scope)),
+				 errdetail("It has %lld bytes; policy \"%s\" keeps at most %d.",
+						   (long long) answer->body_size,
+						   NameStr(policy->name), policy->max_body_bytes),
+				 errhint("Raise \"max_body_bytes\" of the policy, or set its \"on_oversize\" to \"digest\".")));
+	answer->body = NULL;
+}
+
+/*
+ * idem_answer_store
+ *		Put the answer into a row.
+ */
+void
+idem_answer_store(const IdemAnswer *answer, IdemRow *row)
+{
+	row->status_code = answer->status;
+	row->headers = answer->headers;
+	row->content_type = answer->content_type;
+	row->body = answer->body;
+	row->body_size = answer->body_size;
+	row->body_sha256 = answer->body_sha256;
+}
+
+static bool
+same_bytes(const void *a, const void *b)
+{
+	IdemBytes	x = {NULL, 0};
+	IdemBytes	y = {NULL, 0};
+	struct varlena *value;
+
+	if (a != NULL)
+	{
+		value = PG_DETOAST_DATUM_PACKED(PointerGetDatum(a));
+		x.data = VARDATA_ANY(value);
+		x.len = VARSIZE_ANY_EXHDR(value);
+	}
+	if (b != NULL)
+	{
+		value = PG_DETOAST_DATUM_PACKED(PointerGetDatum(b));
+		y.data = VARDATA_ANY(value);
+		y.len = VARSIZE_ANY_EXHDR(value);
+	}
+	return idem_state_equal(x, y);
+}
+
+/*
+ * idem_answer_is_stored
+ *		Whether the row has this very answer; bodies by size and SHA-256.
+ */
+bool
+idem_answer_is_stored(const IdemAnswer *answer, const IdemRow *row)
+{
+	return answer->status == row->status_code &&
+		answer->body_size == row->body_size &&
+		same_bytes(answer->body_sha256, row->body_sha256) &&
+		same_bytes(answer->headers, row->headers) &&
+		same_bytes(answer->content_type, row->content_type);
+}
+
+/*
+ * idem_answer_finish
+ *		Make a row finished now, with its expiry.  purge_at moves only when it
+ *		must: a row whose indexed columns stay can be updated in place.
+ */
+void
+idem_answer_finish(const IdemPolicy *policy, IdemRow *row, IdemState state,
+				   TimestampTz now)
+{
+	TimestampTz purge_at;
+
+	row->state = state;
+	row->finished_at = now;
+	row->expires_at = idem_policy_expiry(policy, row,
+										 state == IDEM_STATE_COMPLETED, now);
+	purge_at = idem_policy_purge_time(policy, row->expires_at);
+	row->purge_at = Max(row->purge_at, purge_at);
+}
+
+IDEM_FUNCTION(idem_respond);
+
+/*
+ * idem_respond(status_code integer, response json, headers json)
+ *		RETURNS idem_response
+ *		Make a JSON answer; for handlers of idem_run.  22004, 22023.
+ */
+Datum
+idem_respond(PG_FUNCTION_ARGS)
+{
+	IdemAnswer	answer;
+	Datum		values[RESPONSE_COLUMNS];
+	bool		nulls[RESPONSE_COLUMNS];
+	TupleDesc	desc;
+	Datum		result;
+
+	idem_args_require(fcinfo, 0, "status_code");
+	idem_answer_init(&answer, PG_GETARG_INT32(0));
+	if (!PG_ARGISNULL(2))
+		idem_answer_set_headers(&answer, PG_GETARG_DATUM(2));
+	if (!PG_ARGISNULL(1))
+		idem_answer_set_body(&answer, PG_GETARG_DATUM(1), JSONOID);
+
+	values[RESPONSE_STATUS_CODE] = Int32GetDatum(answer.status);
+	nulls[RESPONSE_STATUS_CODE] = false;
+	values[RESPONSE_HEADERS] = PointerGetDatum(answer.headers);
+	nulls[RESPONSE_HEADERS] = answer.headers == NULL;
+	values[RESPONSE_CONTENT_TYPE] = PointerGetDatum(answer.content_type);
+	nulls[RESPONSE_CONTENT_TYPE] = answer.content_type == NULL;
+	values[RESPONSE_BODY] = PointerGetDatum(answer.body);
+	nulls[RESPONSE_BODY] = answer.body == NULL;
+	desc = lookup_rowtype_tupdesc(idem_catalog()->response_type, -1);
+	result = HeapTupleGetDatum(heap_form_tuple(desc, values, nulls));
+	ReleaseTupleDesc(desc);
+	return result;
+}

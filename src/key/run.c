@@ -1,0 +1,356 @@
+/*-------------------------------------------------------------------------
+ *
+ * run.c
+ *	  Claim, work and answer in one statement.
+ *
+ * The row of a new key is inserted after the handler, finished, so that an
+ * execution writes one row version.  Until then:
+ *
+ *	- Rivals are kept off by the key lock; they wait, or answer in_progress.
+ *	- A call for the same key from within the handler finds it in the chain of
+ *	  running calls (idem_xact), since it could take the lock again.
+ *	- A writer without a key lock (idem_dedupe) may insert the key meanwhile.
+ *	  Our insert finds the row, in the SQL way when that writer has committed;
+ *	  the work is then undone with the transaction, 40001.
+ *
+ * A row to be claimed again is locked before the handler and updated once
+ * after it.  The handler runs as the caller, with the caller's search_path.
+ *
+ * Specs: run-two, run-claim, run-nested, run-dedupe.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "access/xact.h"
+#include "catalog/objectaccess.h"
+#include "catalog/pg_proc.h"
+#include "catalog/pg_type.h"
+#include "fmgr.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "utils/builtins.h"
+#include "utils/json.h"
+#include "utils/jsonb.h"
+#include "utils/resowner.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
+
+#include "audit/log.h"
+#include "base/args.h"
+#include "base/catalog.h"
+#include "base/compat.h"
+#include "key/claim.h"
+#include "key/fingerprint.h"
+#include "key/response.h"
+#include "key/run.h"
+#include "key/xact.h"
+#include "store/store.h"
+
+/* Status of a failure that was recorded. */
+#define STATUS_FAILED 500
+
+typedef struct IdemRun
+{
+	IdemClaim	claim;
+	FmgrInfo	handler;
+	Oid			result_type;
+	NullableDatum request;
+	bool		record;			/* on_error = 'record' */
+	IdemAnswer	answer;
+	IdemState	state;
+} IdemRun;
+
+static void
+check_signature(const Form_pg_proc proc)
+{
+	Oid			result = proc->prorettype;
+
+	if (proc->prokind == PROKIND_FUNCTION && !proc->proretset &&
+		proc->pronargs == 1 && proc->proargtypes.values[0] == JSONBOID &&
+		(result == JSONOID || result == JSONBOID || result == TEXTOID ||
+		 result == BYTEAOID || result == idem_catalog()->response_type))
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("function \"%s\" is no handler", NameStr(proc->proname)),
+			 errdetail("A handler takes one jsonb and returns json, jsonb, text, bytea or idem_response."),
+			 errhint("Wrap it in a function of that signature.")));
+}
+
+/* Look the handler up; 22023, 42501, 42883. */
+static void
+prepare_handler(IdemRun *run, Oid oid)
+{
+	HeapTuple	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(oid));
+	Form_pg_proc proc;
+
+	if (!HeapTupleIsValid(tuple))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_FUNCTION),
+				 errmsg("handler with OID %u does not exist", oid),
+				 errhint("Name it as 'schema.function(jsonb)'::regprocedure.")));
+	proc = (Form_pg_proc) GETSTRUCT(tuple);
+	check_signature(proc);
+	if (!idem_compat_may_execute(oid, GetUserId()))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied for function %s", NameStr(proc->proname)),
+				 errhint("The caller of idem_run() needs EXECUTE on the handler.")));
+	InvokeFunctionExecuteHook(oid);
+	if (proc->proisstrict && run->request.isnull)
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("argument \"request\" must not be null for a strict handler"),
+				 errhint("A strict function is not called with a null: give a request, or declare the handler CALLED ON NULL INPUT.")));
+	run->result_type = proc->prorettype;
+	ReleaseSysCache(tuple);
+	fmgr_info(oid, &run->handler);
+}
+
+/*
+ * Call the handler as the executor would, and make its answer.
+ *
+ * The snapshot is taken after the claim, for a STABLE handler, too: a rival
+ * whose end the claim waited for must be visible to the work.
+ */
+static void
+call_handler(IdemRun *run)
+{
+	LOCAL_FCINFO(call, 1);
+	const IdemPolicy *policy = &run->claim.row_policy;
+	PgStat_FunctionCallUsage usage;
+	Datum		result;
+
+	CommandCounterIncrement();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	InitFunctionCallInfoData(*call, &run->handler, 1, InvalidOid, NULL, NULL);
+	call->args[0] = run->request;
+	pgstat_init_function_usage(call, &usage);
+	result = FunctionCallInvoke(call);
+	pgstat_end_function_usage(&usage, true);
+	PopActiveSnapshot();
+
+	idem_answer_init(&run->answer, 200);
+	if (!call->isnull && run->result_type == idem_catalog()->response_type)
+		idem_answer_set_response(&run->answer, result);
+	else if (!call->isnull)
+		idem_answer_set_body(&run->answer, result, run->result_type);
+	idem_answer_limit(&run->answer, &run->claim.id, policy);
+	run->state = idem_policy_releases(policy, run->answer.status) ?
+		IDEM_STATE_RETRYABLE : IDEM_STATE_COMPLETED;
+}
+
+/* on_error = 'raise': every error passes, and frees the key. */
+static void
+run_raising(IdemRun *run)
+{
+	call_handler(run);
+	if (run->state != IDEM_STATE_COMPLETED)
+		ereport(ERROR,
+				(errcode(ERRCODE_IDEM_WOULD_FREE),
+				 errmsg("the handler answered with status %d, which policy \"%s\" does not keep",
+						run->answer.status,
+						NameStr(run->claim.row_policy.name)),
+				 errhint("Raise an error in the handler, or call idem_run() with on_error => 'record'.")));
+}
+
+/* Errors that say nothing of the request: whoever called must see them. */
+static bool
+must_pass(const ErrorData *error)
+{
+	int			category = ERRCODE_TO_CATEGORY(error->sqlerrcode);
+
+	switch (error->sqlerrcode)
+	{
+		case ERRCODE_QUERY_CANCELED:
+		case ERRCODE_ADMIN_SHUTDOWN:
+		case ERRCODE_CRASH_SHUTDOWN:
+		case ERRCODE_CANNOT_CONNECT_NOW:
+		case ERRCODE_DATABASE_DROPPED:
+		case ERRCODE_IDLE_SESSION_TIMEOUT:
+		case ERRCODE_T_R_SERIALIZATION_FAILURE:
+		case ERRCODE_T_R_DEADLOCK_DETECTED:
+			return true;
+	}
+	return category == ERRCODE_INSUFFICIENT_RESOURCES ||
+		category == ERRCODE_TO_CATEGORY(ERRCODE_SYSTEM_ERROR) ||
+		category == ERRCODE_TO_CATEGORY(ERRCODE_INTERNAL_ERROR);
+}
+
+/* The answer that stands for an error: its SQLSTATE and message, as JSON. */
+static void
+answer_error(IdemRun *run, const ErrorData *error)
+{
+	StringInfoData json;
+	text	   *body;
+
+	initStringInfo(&json);
+	appendStringInfoString(&json, "{\"sqlstate\": ");
+	escape_json(&json, unpack_sql_state(error->sqlerrcode));
+	appendStringInfoString(&json, ", \"message\": ");
+	escape_json(&json, error->message != NULL ? error->message : "");
+	appendStringInfoChar(&json, '}');
+	body = cstring_to_text_with_len(json.data, json.len);
+	idem_answer_init(&run->answer, STATUS_FAILED);
+	idem_answer_set_body(&run->answer, PointerGetDatum(body), JSONOID);
+	if (run->answer.body_size > run->claim.row_policy.max_body_bytes)
+		run->answer.body = NULL;	/* no second error over the first */
+	run->state = IDEM_STATE_RETRYABLE;
+}
+
+/*
+ * on_error = 'record': the handler runs in a subtransaction, which is undone
+ * when it fails or answers with a status that is not kept.  It is ended before
+ * an error passes on: whoever catches that ends a subtransaction of his own.
+ */
+static void
+run_recording(IdemRun *run)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	ErrorData  *volatile error = NULL;
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		call_handler(run);
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
+	}
+	PG_END_TRY();
+
+	if (error == NULL && run->state == IDEM_STATE_COMPLETED)
+		ReleaseCurrentSubTransaction();
+	else
+		RollbackAndReleaseCurrentSubTransaction();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+	if (error == NULL)
+		return;
+	if (must_pass(error))
+		ReThrowError(error);
+	answer_error(run, error);
+}
+
+/* Run the handler while calls for the same key from within it are refused. */
+static void
+run_handler(IdemRun *run)
+{
+	IdemXactRun entry;
+
+	idem_xact_push_run(&entry, &run->claim.id);
+	PG_TRY();
+	{
+		if (run->record)
+			run_recording(run);
+		else
+			run_raising(run);
+	}
+	PG_FINALLY();
+	{
+		idem_xact_pop_run(&entry);
+	}
+	PG_END_TRY();
+}
+
+/* Write the row with its answer, and what the log wants of it. */
+static void
+store(IdemRun *run)
+{
+	IdemClaim  *claim = &run->claim;
+
+	if (!claim->found)
+		claim->row.purge_at = claim->now;	/* no bound: written only once */
+	idem_answer_store(&run->answer, &claim->row);
+	idem_answer_finish(&claim->row_policy, &claim->row, run->state,
+					   idem_xact_now());
+	if (claim->found)
+		idem_store_update(&claim->id, &claim->row);
+	else
+		idem_store_insert_new(&claim->grip, &claim->id, &claim->row);
+	if (!claim->row_policy.audit)
+		return;
+	idem_audit_transition(claim->decision.taken_over ? "taken_over" : "claimed",
+						  &claim->id, &claim->row);
+	idem_audit_transition(run->state == IDEM_STATE_COMPLETED ? "completed" : "failed",
+						  &claim->id, &claim->row);
+}
+
+static bool
+read_on_error(FunctionCallInfo fcinfo)
+{
+	char	   *on_error = text_to_cstring(idem_args_text(fcinfo, IDEM_RUN_ON_ERROR, "on_error"));
+
+	if (strcmp(on_error, "raise") != 0 && strcmp(on_error, "record") != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid value for argument \"%s\"", "on_error"),
+				 errhint("Available values: \"raise\", \"record\".")));
+	return strcmp(on_error, "record") == 0;
+}
+
+static void
+read_arguments(FunctionCallInfo fcinfo, IdemRun *run)
+{
+	IdemClaim  *claim = &run->claim;
+
+	idem_xact_require_writable();
+	idem_args_require(fcinfo, IDEM_RUN_HANDLER, "handler");
+	run->request.isnull = PG_ARGISNULL(IDEM_RUN_REQUEST);
+	run->request.value = PG_GETARG_DATUM(IDEM_RUN_REQUEST);
+	run->record = read_on_error(fcinfo);
+	idem_claim_begin(claim, idem_args_scope(fcinfo, IDEM_RUN_SCOPE),
+					 idem_args_text(fcinfo, IDEM_RUN_POLICY, "policy"));
+	claim->id.key = idem_args_format_key(idem_args_key(fcinfo, IDEM_RUN_KEY),
+										 &claim->policy);
+	if (!run->request.isnull)
+		claim->fingerprint =
+			idem_fingerprint_of(DatumGetJsonbP(run->request.value));
+	idem_claim_require_fingerprint(claim);
+	claim->context = idem_args_digest(fcinfo, IDEM_RUN_CONTEXT, "context");
+	if (!PG_ARGISNULL(IDEM_RUN_WAIT))
+		claim->wait = idem_policy_wait_usec("wait",
+											idem_args_usec("wait", PG_GETARG_DATUM(IDEM_RUN_WAIT)));
+	prepare_handler(run, PG_GETARG_OID(IDEM_RUN_HANDLER));
+}
+
+IDEM_FUNCTION(idem_run);
+
+/*
+ * idem_run(handler regprocedure, scope text, key text, request jsonb,
+ *			policy text, context bytea, wait interval, on_error text)
+ *		RETURNS idem_result
+ *		Claim a key, call handler(request), store what it returns, answer.
+ *
+ * Raises what the handler raises, and 22004, 22023, 22P02, 25006, 40001,
+ * 42501, 42704, 42883, ID008, ID009, ID010, ID012, XX001.  An executed call
+ * holds the key lock and the row to the end of the transaction.
+ */
+Datum
+idem_run(PG_FUNCTION_ARGS)
+{
+	IdemRun		run;
+	IdemOutcome outcome;
+
+	memset(&run, 0, sizeof(run));
+	read_arguments(fcinfo, &run);
+	idem_claim_decide(&run.claim, true);
+	outcome = run.claim.decision.outcome;
+	if (idem_claim_granted(&run.claim))
+	{
+		idem_claim_start(&run.claim);
+		run_handler(&run);
+		store(&run);
+		outcome = run.state == IDEM_STATE_COMPLETED ?
+			IDEM_OUTCOME_COMPLETED : IDEM_OUTCOME_FAILED;
+	}
+	idem_claim_count(&run.claim, outcome);
+	return idem_claim_result(&run.claim, outcome);
+}

@@ -1,0 +1,242 @@
+/*-------------------------------------------------------------------------
+ *
+ * xact.c
+ *	  What the running transaction has claimed and is running.
+ *
+ * Owns the only state that outlives a call, all of it gone with the
+ * transaction: the number of claims it leaves in progress, and the chain of
+ * running idem_run calls.  Nothing here is needed for a decision but that
+ * chain; the row of a claim says itself which transaction made it.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/transam.h"
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "base/compat.h"
+#include "key/xact.h"
+
+/*
+ * Claims made less claims finished, at one nesting level.  A savepoint rolled
+ * back takes its level with it, whatever was done in it; a released one is
+ * added to the level outside.  A level may be negative: it finished what an
+ * outer one claimed.
+ */
+typedef struct OpenClaims
+{
+	int			level;
+	int64		count;
+	struct OpenClaims *outer;
+} OpenClaims;
+
+static OpenClaims *open_claims = NULL;	/* in TopTransactionContext */
+static IdemXactRun *running = NULL;
+
+#define UNIX_EPOCH_OFFSET \
+	((POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * USECS_PER_DAY)
+
+static OpenClaims *
+open_claims_here(void)
+{
+	int			level = GetCurrentTransactionNestLevel();
+
+	if (open_claims == NULL || open_claims->level < level)
+	{
+		OpenClaims *inner = MemoryContextAlloc(TopTransactionContext,
+											   sizeof(OpenClaims));
+
+		inner->level = level;
+		inner->count = 0;
+		inner->outer = open_claims;
+		open_claims = inner;
+	}
+	return open_claims;
+}
+
+/*
+ * idem_xact_opened, idem_xact_closed
+ *		This transaction has made a claim; has finished one of its own.
+ */
+void
+idem_xact_opened(void)
+{
+	open_claims_here()->count++;
+}
+
+void
+idem_xact_closed(void)
+{
+	open_claims_here()->count--;
+}
+
+static void
+forget_transaction(void)
+{
+	open_claims = NULL;
+	running = NULL;
+}
+
+/*
+ * A claim that commits in progress must survive a crash whatever
+ * synchronous_commit says: its holder acts outside as soon as COMMIT returns.
+ * PREPARE TRANSACTION and COMMIT PREPARED flush by themselves.
+ */
+static void
+at_transaction_event(XactEvent event, void *arg)
+{
+	OpenClaims *level;
+	int64		count = 0;
+
+	switch (event)
+	{
+		case XACT_EVENT_PRE_COMMIT:
+			for (level = open_claims; level != NULL; level = level->outer)
+				count += level->count;
+			if (count > 0)
+				ForceSyncCommit();
+			break;
+		case XACT_EVENT_COMMIT:
+		case XACT_EVENT_ABORT:
+		case XACT_EVENT_PREPARE:
+			forget_transaction();
+			break;
+		default:
+			break;
+	}
+}
+
+static void
+at_subtransaction_event(SubXactEvent event, SubTransactionId mine,
+						SubTransactionId parent, void *arg)
+{
+	int			level = GetCurrentTransactionNestLevel();
+	OpenClaims *inner = open_claims;
+
+	if (inner == NULL || inner->level < level)
+		return;
+	if (event == SUBXACT_EVENT_ABORT_SUB)
+		open_claims = inner->outer;
+	else if (event == SUBXACT_EVENT_COMMIT_SUB)
+	{
+		if (inner->outer != NULL && inner->outer->level == level - 1)
+		{
+			inner->outer->count += inner->count;
+			open_claims = inner->outer;
+		}
+		else
+			inner->level = level - 1;
+	}
+}
+
+/*
+ * idem_xact_require_writable
+ *		Raise 25006 in a read-only transaction and during recovery, always
+ *		and not only when the call would have written: a caller must not
+ *		learn it from the first request that is new.
+ */
+void
+idem_xact_require_writable(void)
+{
+	if (XactReadOnly || RecoveryInProgress())
+		ereport(ERROR,
+				(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION),
+				 errmsg("idempotency keys cannot be claimed or changed in a read-only transaction"),
+				 errhint("Repeat the call on the primary, in a read-write transaction; idem_lookup() works here.")));
+}
+
+/*
+ * idem_xact_now
+ *		The wall clock, but not before the start of the transaction: then
+ *		every token made by this transaction is at least its start, which
+ *		idem_xact_owns() relies on when the clock is set back in between.
+ */
+TimestampTz
+idem_xact_now(void)
+{
+	return Max(GetCurrentTimestamp(), GetCurrentTransactionStartTimestamp());
+}
+
+/*
+ * idem_xact_token
+ *		A token greater than the last one: microseconds since 1970.
+ */
+int64
+idem_xact_token(TimestampTz now, int64 last)
+{
+	return Max(now + UNIX_EPOCH_OFFSET, last + 1);
+}
+
+/*
+ * idem_xact_owns
+ *		Whether this very transaction made the claim.
+ *
+ * A restored row has the transaction id of another cluster, which may be ours
+ * by chance; its token is from before this transaction began.
+ */
+bool
+idem_xact_owns(const IdemRow *row)
+{
+	FullTransactionId mine = GetTopFullTransactionIdIfAny();
+
+	return FullTransactionIdIsValid(mine) &&
+		U64FromFullTransactionId(mine) == row->claim_xid &&
+		row->token >= GetCurrentTransactionStartTimestamp() + UNIX_EPOCH_OFFSET;
+}
+
+/*
+ * idem_xact_push_run, idem_xact_pop_run
+ *		An idem_run begins and ends; the caller pops on error, too.
+ */
+void
+idem_xact_push_run(IdemXactRun *run, const IdemKey *id)
+{
+	run->id = id;
+	run->outer = running;
+	running = run;
+}
+
+void
+idem_xact_pop_run(IdemXactRun *run)
+{
+	running = run->outer;
+}
+
+static bool
+same_text(const text *a, const text *b)
+{
+	return VARSIZE_ANY_EXHDR(a) == VARSIZE_ANY_EXHDR(b) &&
+		memcmp(VARDATA_ANY(a), VARDATA_ANY(b), VARSIZE_ANY_EXHDR(a)) == 0;
+}
+
+/*
+ * idem_xact_is_running
+ *		Whether an idem_run of this transaction works on the key: it has no
+ *		row yet.
+ */
+bool
+idem_xact_is_running(const IdemKey *id)
+{
+	IdemXactRun *run;
+
+	for (run = running; run != NULL; run = run->outer)
+		if (same_text(run->id->key, id->key) &&
+			same_text(run->id->scope, id->scope))
+			return true;
+	return false;
+}
+
+/*
+ * idem_xact_init
+ *		Register the callbacks; once in a process.
+ */
+void
+idem_xact_init(void)
+{
+	RegisterXactCallback(at_transaction_event, NULL);
+	RegisterSubXactCallback(at_subtransaction_event, NULL);
+}

@@ -1,0 +1,31 @@
+/*-------------------------------------------------------------------------
+ *
+ * xact.h
+ *	  What the running transaction has claimed and is running.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef IDEM_XACT_H
+#define IDEM_XACT_H
+
+#include "idem.h"
+
+/* A running idem_run; lives on the stack of its call. */
+typedef struct IdemXactRun
+{
+	const IdemKey *id;
+	struct IdemXactRun *outer;
+} IdemXactRun;
+
+extern void idem_xact_require_writable(void);
+extern TimestampTz idem_xact_now(void);
+extern bool idem_xact_owns(const IdemRow *row);
+extern void idem_xact_opened(void);
+extern void idem_xact_closed(void);
+extern void idem_xact_push_run(IdemXactRun *run, const IdemKey *id);
+extern void idem_xact_pop_run(IdemXactRun *run);
+extern bool idem_xact_is_running(const IdemKey *id);
+extern int64 idem_xact_token(TimestampTz now, int64 last);
+extern void idem_xact_init(void);
+
+#endif							/* IDEM_XACT_H */

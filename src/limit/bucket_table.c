@@ -1,0 +1,365 @@
+/*-------------------------------------------------------------------------
+ *
+ * bucket_table.c
+ *	  The buckets of all subjects, in shared memory.
+ *
+ * Values only, in memory that bucket_memory.c makes; a restart forgets
+ * them all.
+ *
+ *	buckets		in partitions, by a hash of the key with a seed that nobody
+ *				outside knows.  All of a partition (its chains, its free list,
+ *				its buckets, its shares) is read and written with its lock
+ *				held; no call holds two of them, nor takes any other lock under
+ *				one, and nothing can throw there.
+ *	the rest	written once, before anybody can see it.
+ *
+ * The clock is read with the lock held, so that no bucket sees it run
+ * backwards because somebody had to wait.
+ *
+ * Flooding.  A bucket is forgotten only to make room, and only when it is
+ * full and all strikes are forgiven: a new one would be its equal.  So no
+ * number of other subjects gives anybody back what he has taken.  Nor can the
+ * subjects of one limiter, or one database, take all of the room
+ * (shares.c).  When a partition has no bucket that can be forgotten, or
+ * none more for this limiter, the new subject has found no room, and the
+ * caller decides.  Then quiet_until says when the first of its buckets can be
+ * forgotten, and until that time nobody searches the partition again: a flood
+ * costs as much as so many calls, not more.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "common/hashfn.h"
+#include "storage/lwlock.h"
+#include "utils/timestamp.h"
+
+#include "limit/bucket_memory.h"
+#include "limit/bucket_table.h"
+
+static const IdemBucketsMemory *const memory = &idem_buckets_memory;
+
+/*
+ * idem_buckets_require
+ *		Raise 55000 if there are none.
+ */
+void
+idem_buckets_require(void)
+{
+	if (!idem_buckets_exist())
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("rate limiting needs shared memory"),
+				 errhint("Add \"idempotency\" to \"shared_preload_libraries\" and restart the server; from PostgreSQL 17 on it works without.")));
+}
+
+static IdemBucketsPartition *
+get_partition(uint64 hash)
+{
+	return &memory->partitions[hash % memory->head->partitions].partition;
+}
+
+static int
+get_chain(uint64 hash)
+{
+	return idem_buckets_first(get_partition(hash)) +
+		(int) ((hash >> 32) % memory->head->room);
+}
+
+static uint64
+hash_key(const IdemBucketKey *key)
+{
+	return hash_bytes_extended((const unsigned char *) key, sizeof(*key),
+							   memory->head->seed);
+}
+
+/*
+ * All below with the lock of the partition, exclusively.
+ */
+
+static IdemBucketEntry *
+find_entry(const IdemBucketKey *key, uint64 hash)
+{
+	int			i;
+
+	for (i = memory->chains[get_chain(hash)]; i != IDEM_BUCKETS_NONE;
+		 i = memory->entries[i].next)
+		if (memcmp(&memory->entries[i].seen.key, key, sizeof(*key)) == 0)
+			return &memory->entries[i];
+	return NULL;
+}
+
+static void
+free_entry(IdemBucketsPartition *partition, IdemBucketEntry *entry)
+{
+	int			place = entry - memory->entries;
+	int		   *link = &memory->chains[entry->head];
+
+	while (*link != place)
+		link = &memory->entries[*link].next;
+	*link = entry->next;
+	idem_shares_remove(idem_buckets_shares(partition), entry->seen.key.database,
+					   entry->seen.key.limiter);
+	entry->seen.key.database = 0;
+	entry->next = partition->free;
+	partition->free = place;
+	partition->used--;
+}
+
+/* What follows from a change of a bucket */
+static void
+note_change(IdemBucketsPartition *partition, IdemBucketEntry *entry)
+{
+	entry->full_at = idem_bucket_full_at(&entry->seen.rule,
+										 &entry->seen.bucket);
+	partition->quiet_until = Min(partition->quiet_until, entry->full_at);
+}
+
+static bool
+has_room(const IdemBucketsPartition *partition, const IdemBucketKey *key)
+{
+	return partition->free != IDEM_BUCKETS_NONE &&
+		idem_shares_permit(idem_buckets_shares(partition), key->database,
+						   key->limiter);
+}
+
+/*
+ * Whether there is room for a bucket: forget all that can be if there is
+ * none.  Where the clock was set back, buckets go back with it, as they would
+ * in a call for them.
+ */
+static bool
+make_room(IdemBucketsPartition *partition, const IdemBucketKey *key, int64 now)
+{
+	int			first = idem_buckets_first(partition);
+	int64		quiet_until = PG_INT64_MAX;
+	int			i;
+
+	if (has_room(partition, key))
+		return true;
+	if (now >= partition->searched_at - IDEM_BUCKET_CLOCK_SLACK &&
+		now < partition->quiet_until)
+		return false;
+	for (i = first; i < first + memory->head->room; i++)
+	{
+		IdemBucketEntry *entry = &memory->entries[i];
+		IdemBucketSeen *seen = &entry->seen;
+
+		if (seen->key.database == 0)
+			continue;			/* free: it is a share that is used up */
+		if (seen->bucket.last - now >= IDEM_BUCKET_CLOCK_SLACK)
+		{
+			idem_bucket_settle(&seen->rule, &seen->bucket, now);
+			note_change(partition, entry);
+		}
+		if (entry->full_at <= now)
+			free_entry(partition, entry);
+		else
+			quiet_until = Min(quiet_until, entry->full_at);
+	}
+	partition->searched_at = now;
+	partition->quiet_until = quiet_until;
+	return has_room(partition, key);
+}
+
+/* A full bucket, where there is room */
+static IdemBucketEntry *
+add_entry(IdemBucketsPartition *partition, const IdemBucketKey *key,
+		  uint64 hash, const IdemBucketRule *rule, int64 now)
+{
+	int			place = partition->free;
+	IdemBucketEntry *entry = &memory->entries[place];
+
+	partition->free = entry->next;
+	partition->used++;
+	idem_shares_add(idem_buckets_shares(partition), key->database, key->limiter);
+	entry->seen.key = *key;
+	entry->seen.rule = *rule;
+	entry->seen.allowed = 0;
+	entry->seen.refused = 0;
+	idem_bucket_init(rule, &entry->seen.bucket, now);
+	entry->head = get_chain(hash);
+	entry->next = memory->chains[entry->head];
+	memory->chains[entry->head] = place;
+	return entry;
+}
+
+/*
+ * The time up to now counts by the rule that the bucket was last called
+ * under, whatever a new one says.
+ */
+static void
+change_rule(IdemBucketSeen *seen, const IdemBucketRule *rule, int64 now)
+{
+	if (memcmp(&seen->rule, rule, sizeof(*rule)) == 0)
+		return;
+	idem_bucket_settle(&seen->rule, &seen->bucket, now);
+	seen->rule = *rule;
+}
+
+/* There is no room: nothing is allowed until there may be. */
+static void
+refuse_without_room(const IdemBucketsPartition *partition, int64 now,
+					IdemBucketResult *result)
+{
+	result->allowed = false;
+	result->remaining = 0;
+	result->retry_after = partition->quiet_until == PG_INT64_MAX ?
+		PG_INT64_MAX : Max(partition->quiet_until - now, 1);
+}
+
+/*
+ * idem_buckets_take
+ *		Take tokens from the bucket of a subject.  The rule has no bytes that
+ *		are not set.  False when the subject has none and there is no room: the
+ *		result is a refusal then, and nothing was taken.
+ */
+bool
+idem_buckets_take(const IdemBucketKey *key, const IdemBucketRule *rule,
+				  int32 cost, IdemBucketResult *result)
+{
+	uint64		hash = hash_key(key);
+	IdemBucketsPartition *partition = get_partition(hash);
+	IdemBucketEntry *entry;
+	int64		now;
+
+	LWLockAcquire(&partition->lock, LW_EXCLUSIVE);
+	now = GetCurrentTimestamp();
+	entry = find_entry(key, hash);
+	if (entry == NULL && make_room(partition, key, now))
+		entry = add_entry(partition, key, hash, rule, now);
+	if (entry != NULL)
+	{
+		change_rule(&entry->seen, rule, now);
+		idem_bucket_take(rule, &entry->seen.bucket, now, cost, result);
+		entry->seen.allowed += result->allowed;
+		entry->seen.refused += !result->allowed;
+		note_change(partition, entry);
+	}
+	else
+	{
+		refuse_without_room(partition, now, result);
+		partition->no_room++;
+		partition->no_room_at = now;
+	}
+	LWLockRelease(&partition->lock);
+	return entry != NULL;
+}
+
+/*
+ * idem_buckets_peek
+ *		What taking one token would give.
+ */
+bool
+idem_buckets_peek(const IdemBucketKey *key, const IdemBucketRule *rule,
+				  IdemBucketResult *result)
+{
+	uint64		hash = hash_key(key);
+	IdemBucketsPartition *partition = get_partition(hash);
+	const IdemBucketEntry *entry;
+	IdemBucketSeen seen;
+	bool		room = true;
+	int64		now;
+
+	LWLockAcquire(&partition->lock, LW_EXCLUSIVE);
+	now = GetCurrentTimestamp();
+	entry = find_entry(key, hash);
+	if (entry != NULL)
+		seen = entry->seen;
+	else if (make_room(partition, key, now))
+	{
+		seen.rule = *rule;
+		idem_bucket_init(rule, &seen.bucket, now);
+	}
+	else
+	{
+		refuse_without_room(partition, now, result);
+		room = false;
+	}
+	LWLockRelease(&partition->lock);
+	if (!room)
+		return false;
+	change_rule(&seen, rule, now);
+	idem_bucket_peek(rule, &seen.bucket, now, 1, result);
+	return true;
+}
+
+/*
+ * idem_buckets_forget
+ *		Forget the buckets of a limiter, or of all of a database: they are gone.
+ */
+void
+idem_buckets_forget(Oid database, const uint64 *limiter)
+{
+	int			number;
+	int			i;
+
+	if (memory->head == NULL)
+		return;
+	for (number = 0; number < memory->head->partitions; number++)
+	{
+		IdemBucketsPartition *partition = &memory->partitions[number].partition;
+		int			first = idem_buckets_first(partition);
+
+		LWLockAcquire(&partition->lock, LW_EXCLUSIVE);
+		for (i = first; i < first + memory->head->room && partition->used > 0; i++)
+			if (memory->entries[i].seen.key.database == database &&
+				(limiter == NULL || memory->entries[i].seen.key.limiter == *limiter))
+				free_entry(partition, &memory->entries[i]);
+		LWLockRelease(&partition->lock);
+	}
+}
+
+/*
+ * idem_buckets_partitions
+ *		How many there are, and how many buckets fit into one.
+ */
+int
+idem_buckets_partitions(int *room)
+{
+	*room = memory->head->room;
+	return memory->head->partitions;
+}
+
+/*
+ * idem_buckets_copy
+ *		The buckets of a database in one partition; returns their number.
+ */
+int
+idem_buckets_copy(int number, Oid database, IdemBucketSeen *copies)
+{
+	IdemBucketsPartition *partition = &memory->partitions[number].partition;
+	int			first = idem_buckets_first(partition);
+	int			found = 0;
+	int			i;
+
+	LWLockAcquire(&partition->lock, LW_SHARED);
+	for (i = first; i < first + memory->head->room && partition->used > 0; i++)
+		if (memory->entries[i].seen.key.database == database)
+			copies[found++] = memory->entries[i].seen;
+	LWLockRelease(&partition->lock);
+	return found;
+}
+
+/*
+ * idem_buckets_use
+ *		How full the memory is.
+ */
+void
+idem_buckets_use(IdemBucketsUse *use)
+{
+	int			i;
+
+	memset(use, 0, sizeof(*use));
+	use->room = (int64) memory->head->partitions * memory->head->room;
+	for (i = 0; i < memory->head->partitions; i++)
+	{
+		IdemBucketsPartition *partition = &memory->partitions[i].partition;
+
+		LWLockAcquire(&partition->lock, LW_SHARED);
+		use->used += partition->used;
+		use->no_room += partition->no_room;
+		use->no_room_at = Max(use->no_room_at, partition->no_room_at);
+		LWLockRelease(&partition->lock);
+	}
+}

@@ -1,0 +1,388 @@
+/*-------------------------------------------------------------------------
+ *
+ * limiter.c
+ *	  Rate limiters: defining, changing, dropping and finding them.
+ *
+ * Owns a cache of limiters (rule/cache.c), so that a call of idem_throttle()
+ * costs no query, the bounds of every parameter, and the list of limiters
+ * that this transaction has dropped: their buckets are forgotten when it
+ * commits, and kept when it does not.  A session that has yet to hear of that
+ * may make one anew; so a limiter that is defined where there was none has
+ * its buckets forgotten once more.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "commands/trigger.h"
+#include "executor/spi.h"
+#include "fmgr.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/inval.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/timestamp.h"
+
+#include "base/args.h"
+#include "base/catalog.h"
+#include "base/digest.h"
+#include "base/shmem.h"
+#include "key/xact.h"
+#include "limit/bucket_table.h"
+#include "limit/limiter.h"
+#include "rule/cache.h"
+#include "store/store.h"
+
+#define ALLOW "allow"
+#define REFUSE "refuse"
+
+/* The longest pause of a limiter that gives backoff_base only. */
+#define DEFAULT_BACKOFF_MAX USECS_PER_HOUR
+
+/* A limiter that this transaction has dropped, at a nesting level. */
+typedef struct DroppedLimiter
+{
+	uint64		id;
+	int			level;
+	struct DroppedLimiter *next;
+} DroppedLimiter;
+
+static DroppedLimiter *dropped = NULL;	/* in TopTransactionContext */
+
+/*
+ * idem_limiter_id
+ *		What stands for a name in the key of a bucket.  A limiter that is
+ *		dropped and defined again has the same one.
+ */
+uint64
+idem_limiter_id(const char *name)
+{
+	uint8		digest[IDEM_DIGEST_BYTES];
+	IdemBytes	part = {name, strlen(name)};
+	uint64		id;
+
+	idem_digest_parts(&part, 1, digest);
+	memcpy(&id, digest, sizeof(id));
+	return id;
+}
+
+/* A time that a rule may have; 22023. */
+static int64
+check_time(const char *what, Datum interval)
+{
+	int64		usec = idem_args_usec(what, interval);
+
+	if (usec == 0 || usec > IDEM_BUCKET_MAX_PER)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s is out of range", what),
+				 errhint("Give an interval of 1 microsecond to %d days, such as '1 minute'.",
+						 (int) (IDEM_BUCKET_MAX_PER / USECS_PER_DAY))));
+	return usec;
+}
+
+static void
+check_name(const char *name)
+{
+	if (name[0] == '\0' || strlen(name) >= NAMEDATALEN)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("limiter name must have 1 to %d bytes",
+						NAMEDATALEN - 1),
+				 errhint("Name what it limits, such as 'api-per-address'.")));
+}
+
+static void
+check_capacity(int32 capacity)
+{
+	if (capacity < 1 || capacity > IDEM_BUCKET_MAX_CAPACITY)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("capacity is out of range"),
+				 errhint("Give the number of tokens that a full bucket has, from 1 to %d.",
+						 IDEM_BUCKET_MAX_CAPACITY)));
+}
+
+static bool
+check_when_full(const char *given)
+{
+	if (strcmp(given, REFUSE) != 0 && strcmp(given, ALLOW) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid value for argument \"%s\"", "when_full"),
+				 errhint("Available values: \"%s\", \"%s\".", REFUSE, ALLOW)));
+	return strcmp(given, ALLOW) == 0;
+}
+
+/* The pauses of a rule, from their columns; 22023. */
+static void
+set_backoff(IdemBucketRule *rule, const Datum *values, const bool *nulls)
+{
+	bool		has_max = !nulls[IDEM_LIMITER_BACKOFF_MAX];
+
+	if (nulls[IDEM_LIMITER_BACKOFF_BASE])
+	{
+		if (has_max)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("backoff_max needs backoff_base"),
+					 errhint("Give the first pause as backoff_base, or no backoff_max.")));
+		return;
+	}
+	rule->backoff_base = check_time("backoff_base",
+									values[IDEM_LIMITER_BACKOFF_BASE]);
+	rule->backoff_max = has_max ?
+		check_time("backoff_max", values[IDEM_LIMITER_BACKOFF_MAX]) :
+		Max(rule->backoff_base, DEFAULT_BACKOFF_MAX);
+	if (rule->backoff_max < rule->backoff_base)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("backoff_max is less than backoff_base"),
+				 errhint("The pause begins at backoff_base and doubles up to backoff_max.")));
+}
+
+/* A limiter from its columns, which are checked; 22023. */
+static void
+form_limiter(IdemLimiter *limiter, const Datum *values, const bool *nulls)
+{
+	const char *name = TextDatumGetCString(values[IDEM_LIMITER_NAME]);
+
+	memset(limiter, 0, sizeof(*limiter));
+	check_name(name);
+	namestrcpy(&limiter->name, name);
+	limiter->id = idem_limiter_id(name);
+	limiter->rule.capacity = DatumGetInt32(values[IDEM_LIMITER_CAPACITY]);
+	check_capacity(limiter->rule.capacity);
+	limiter->rule.per = check_time("per", values[IDEM_LIMITER_PER]);
+	set_backoff(&limiter->rule, values, nulls);
+	limiter->allow_when_full =
+		check_when_full(TextDatumGetCString(values[IDEM_LIMITER_WHEN_FULL]));
+}
+
+/* For the cache. */
+static bool
+load(const char *name, void *value)
+{
+	IdemLimiter *limiter = value;
+	Datum		values[IDEM_LIMITER_COLUMNS];
+	bool		nulls[IDEM_LIMITER_COLUMNS];
+
+	if (!idem_store_named_read(IDEM_STORE_LIMITERS, name, values, nulls))
+		return false;
+	form_limiter(limiter, values, nulls);
+	limiter->counters = idem_shmem_policy(IDEM_SHMEM_NO_POLICY);
+	return true;
+}
+
+static Oid
+get_table(void)
+{
+	return idem_catalog()->limiters;
+}
+
+static IdemCache cache = {
+	"idempotency limiters", sizeof(IdemLimiter), get_table, load
+};
+
+/*
+ * idem_limiter_get
+ *		The limiter of this name; 42704 when there is none.
+ */
+void
+idem_limiter_get(const char *name, IdemLimiter *limiter)
+{
+	if (!idem_cache_find(&cache, name, limiter, false))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("rate limiter \"%s\" does not exist", name),
+				 errhint("Define it with idem_limiter(), or see idempotency_limiters.")));
+}
+
+IDEM_FUNCTION(idem_limiter);
+
+/*
+ * idem_limiter(name text, capacity integer, per interval, backoff_base
+ *		interval, backoff_max interval, when_full text) RETURNS void
+ *		Define or change a limiter, as a whole.  Times are checked to the
+ *		microsecond; buckets that exist go over to the new rule at their next
+ *		call.
+ *
+ * Raises 22004, 22023, 25006, 40001; a notice where no limiter works.  Holds
+ * SHARE ROW EXCLUSIVE on the table to the end of the transaction.
+ */
+Datum
+idem_limiter(PG_FUNCTION_ARGS)
+{
+	static const char *const required[IDEM_LIMITER_COLUMNS] = {
+		"name", "capacity", "per", NULL, NULL, "when_full"
+	};
+	Datum		values[IDEM_LIMITER_COLUMNS];
+	bool		nulls[IDEM_LIMITER_COLUMNS];
+	Datum		old_values[IDEM_LIMITER_COLUMNS];
+	bool		old_nulls[IDEM_LIMITER_COLUMNS];
+	IdemLimiter limiter;
+	bool		exists;
+	int			i;
+
+	for (i = 0; i < IDEM_LIMITER_COLUMNS; i++)
+	{
+		if (required[i] != NULL)
+			idem_args_require(fcinfo, i, required[i]);
+		nulls[i] = PG_ARGISNULL(i);
+		values[i] = PG_GETARG_DATUM(i);
+	}
+	form_limiter(&limiter, values, nulls);
+	idem_xact_require_writable();
+	idem_store_named_lock(IDEM_STORE_LIMITERS);
+	exists = idem_store_named_read(IDEM_STORE_LIMITERS, NameStr(limiter.name),
+								   old_values, old_nulls);
+	idem_store_named_write(IDEM_STORE_LIMITERS, values, nulls, exists);
+	if (!idem_buckets_exist())
+		ereport(NOTICE,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the rate limiter does not work yet: rate limiting needs shared memory"),
+				 errhint("Add \"idempotency\" to \"shared_preload_libraries\" and restart the server; from PostgreSQL 17 on it works without.")));
+	PG_RETURN_VOID();
+}
+
+IDEM_FUNCTION(idem_limiter_drop);
+
+/*
+ * idem_limiter_drop(name text) RETURNS boolean
+ *		Drop a limiter, and its buckets at commit; false when there is none.
+ *
+ * Raises 22004, 25006.  Takes ROW EXCLUSIVE on the table.
+ */
+Datum
+idem_limiter_drop(PG_FUNCTION_ARGS)
+{
+	text	   *name = idem_args_text(fcinfo, 0, "name");
+
+	idem_xact_require_writable();
+	PG_RETURN_BOOL(idem_store_named_delete(IDEM_STORE_LIMITERS, name));
+}
+
+static void
+note_dropped(uint64 id)
+{
+	DroppedLimiter *new = MemoryContextAlloc(TopTransactionContext,
+											 sizeof(DroppedLimiter));
+
+	new->id = id;
+	new->level = GetCurrentTransactionNestLevel();
+	new->next = dropped;
+	dropped = new;
+}
+
+/*
+ * One that this transaction has dropped keeps its buckets.  Should that be
+ * rolled back to a savepoint, they stay until they are full, as they do after
+ * PREPARE TRANSACTION.  Nobody can use any other before we commit.
+ */
+static void
+note_defined(uint64 id)
+{
+	DroppedLimiter **link = &dropped;
+	bool		was_dropped = false;
+
+	while (*link != NULL)
+	{
+		if ((*link)->id == id)
+		{
+			*link = (*link)->next;
+			was_dropped = true;
+		}
+		else
+			link = &(*link)->next;
+	}
+	if (!was_dropped)
+		idem_buckets_forget(MyDatabaseId, &id);
+}
+
+/*
+ * Nobody defines a limiter of that name before this is done: who wants to
+ * waits for our lock on the table, which goes later.
+ */
+static void
+at_transaction_event(XactEvent event, void *arg)
+{
+	if (event == XACT_EVENT_COMMIT)
+		for (; dropped != NULL; dropped = dropped->next)
+			idem_buckets_forget(MyDatabaseId, &dropped->id);
+	if (event == XACT_EVENT_ABORT || event == XACT_EVENT_PREPARE)
+		dropped = NULL;
+}
+
+static void
+at_savepoint_event(SubXactEvent event, SubTransactionId subid,
+				   SubTransactionId parent, void *arg)
+{
+	int			level = GetCurrentTransactionNestLevel();
+	DroppedLimiter *each;
+
+	/* the list is in the order of levels, innermost first */
+	if (event == SUBXACT_EVENT_ABORT_SUB)
+		while (dropped != NULL && dropped->level >= level)
+			dropped = dropped->next;
+	else if (event == SUBXACT_EVENT_COMMIT_SUB)
+		for (each = dropped; each != NULL && each->level >= level;
+			 each = each->next)
+			each->level = level - 1;
+}
+
+/* The id of a row's limiter */
+static uint64
+get_id(HeapTuple tuple, TupleDesc desc)
+{
+	char	   *name = SPI_getvalue(tuple, desc, SPI_fnumber(desc, "name"));
+
+	return idem_limiter_id(name != NULL ? name : "");
+}
+
+IDEM_FUNCTION(idem_limiter_changed);
+
+/*
+ * idem_limiter_changed() RETURNS trigger
+ *		After a change of the limiters table: every backend, this one with its
+ *		next command and the others at commit, forgets what it has cached; and
+ *		what has been dropped is noted.  Raises 39P01.
+ */
+Datum
+idem_limiter_changed(PG_FUNCTION_ARGS)
+{
+	TriggerData *trigdata = (TriggerData *) fcinfo->context;
+	TupleDesc	desc;
+
+	if (!CALLED_AS_TRIGGER(fcinfo))
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("function \"%s\" was not called by trigger manager",
+						"idem_limiter_changed"),
+				 errhint("It is for the triggers of \"%s\" only.",
+						 "idempotency_limiters")));
+	CacheInvalidateRelcache(trigdata->tg_relation);
+	(void) idem_buckets_exist();	/* at commit it would be too late */
+	desc = RelationGetDescr(trigdata->tg_relation);
+	if (TRIGGER_FIRED_BY_DELETE(trigdata->tg_event) ||
+		TRIGGER_FIRED_BY_UPDATE(trigdata->tg_event))
+		note_dropped(get_id(trigdata->tg_trigtuple, desc));
+	if (TRIGGER_FIRED_BY_UPDATE(trigdata->tg_event))
+		note_defined(get_id(trigdata->tg_newtuple, desc));
+	if (TRIGGER_FIRED_BY_INSERT(trigdata->tg_event))
+		note_defined(get_id(trigdata->tg_trigtuple, desc));
+	return PointerGetDatum(NULL);
+}
+
+/*
+ * idem_limiter_init
+ *		Register the callbacks; once in a process.
+ */
+void
+idem_limiter_init(void)
+{
+	idem_cache_init(&cache);
+	RegisterXactCallback(at_transaction_event, NULL);
+	RegisterSubXactCallback(at_savepoint_event, NULL);
+}

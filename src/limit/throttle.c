@@ -1,0 +1,259 @@
+/*-------------------------------------------------------------------------
+ *
+ * throttle.c
+ *	  Rate limiting: taking from the bucket of a subject, and looking at it.
+ *
+ * Takes no lock but that of a partition of the buckets (bucket_table.c),
+ * writes no row and no WAL, and works in a read-only transaction and on a
+ * standby, which has buckets of its own.  What was taken stays taken when the
+ * transaction aborts.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "fmgr.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/timestamp.h"
+
+#include "audit/refusal_queue.h"
+#include "base/args.h"
+#include "base/digest.h"
+#include "base/shmem.h"
+#include "limit/bucket_table.h"
+#include "limit/limiter.h"
+#include "store/store.h"
+
+/* Columns of idem_throttle() and idem_throttle_peek(). */
+typedef enum ThrottleColumn
+{
+	COLUMN_ALLOWED,
+	COLUMN_REMAINING,
+	COLUMN_RETRY_AFTER
+} ThrottleColumn;
+
+#define THROTTLE_COLUMNS (COLUMN_RETRY_AFTER + 1)
+
+/* Columns of idem_throttle_activity_values(). */
+typedef enum ActivityColumn
+{
+	COLUMN_LIMITER,
+	COLUMN_SUBJECT_ID,
+	COLUMN_TOKENS,
+	COLUMN_PAUSE,
+	COLUMN_CALLS_ALLOWED,
+	COLUMN_CALLS_REFUSED,
+	COLUMN_LAST_CALL
+} ActivityColumn;
+
+#define ACTIVITY_COLUMNS (COLUMN_LAST_CALL + 1)
+
+/* The limiter and the subject, the first two arguments; 22004, 22023, 42704. */
+static void
+get_asked(FunctionCallInfo fcinfo, IdemLimiter *limiter, IdemBucketKey *key)
+{
+	uint8		digest[IDEM_DIGEST_BYTES];
+	IdemBytes	part;
+	text	   *name = idem_args_text(fcinfo, 0, "limiter");
+	text	   *subject = idem_args_label(fcinfo, 1, "subject");
+
+	idem_limiter_get(text_to_cstring(name), limiter);
+	part.data = VARDATA_ANY(subject);
+	part.len = VARSIZE_ANY_EXHDR(subject);
+	idem_digest_parts(&part, 1, digest);
+	key->database = MyDatabaseId;
+	key->limiter = limiter->id;
+	memcpy(key->subject, digest, sizeof(key->subject));
+}
+
+static Datum
+put_result(FunctionCallInfo fcinfo, const IdemBucketResult *result)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	Datum		values[THROTTLE_COLUMNS];
+	bool		nulls[THROTTLE_COLUMNS] = {0};
+
+	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
+	values[COLUMN_ALLOWED] = BoolGetDatum(result->allowed);
+	values[COLUMN_REMAINING] = Int32GetDatum(result->remaining);
+	values[COLUMN_RETRY_AFTER] = idem_args_interval(result->retry_after);
+	nulls[COLUMN_RETRY_AFTER] = result->allowed ||
+		result->retry_after == PG_INT64_MAX;
+	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+	return (Datum) 0;
+}
+
+/* A subject without a bucket, that is not to be refused for that. */
+static void
+allow_without_room(const IdemLimiter *limiter, int32 cost,
+				   IdemBucketResult *result)
+{
+	IdemBucket	bucket;
+
+	idem_bucket_init(&limiter->rule, &bucket, 0);
+	idem_bucket_take(&limiter->rule, &bucket, 0, cost, result);
+}
+
+IDEM_FUNCTION(idem_throttle);
+
+/*
+ * idem_throttle(limiter text, subject text, cost integer DEFAULT 1)
+ *		RETURNS TABLE (allowed boolean, remaining integer,
+ *		retry_after interval)
+ *		Take that many tokens from the bucket of a subject, all or none.  When
+ *		to ask again is null where nothing was refused, and for a cost that the
+ *		bucket can never have.
+ *
+ * Raises 22004, 22023 (negative cost, a subject empty or too long), 42704 and
+ * 55000.  A refusal, and a call that found no room, is counted; a refusal is
+ * noted for the audit log, if policy "default" has "audit".
+ */
+Datum
+idem_throttle(PG_FUNCTION_ARGS)
+{
+	IdemLimiter limiter;
+	IdemBucketKey key;
+	IdemBucketResult result;
+	int32		cost;
+	bool		room;
+
+	idem_args_require(fcinfo, 2, "cost");
+	cost = PG_GETARG_INT32(2);
+	if (cost < 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("cost must not be negative"),
+				 errhint("Give the number of tokens to take; none can be given back.")));
+	get_asked(fcinfo, &limiter, &key);
+	idem_buckets_require();
+	room = idem_buckets_take(&key, &limiter.rule, cost, &result);
+	if (!room && limiter.allow_when_full)
+		allow_without_room(&limiter, cost, &result);
+	if (!room || !result.allowed)
+		idem_shmem_count(limiter.counters, IDEM_COUNT_THROTTLED, 1);
+	if (!result.allowed)
+		idem_refusals_note_limited(NameStr(limiter.name), &limiter.id,
+								   key.subject, limiter.counters);
+	return put_result(fcinfo, &result);
+}
+
+IDEM_FUNCTION(idem_throttle_peek);
+
+/*
+ * idem_throttle_peek(limiter text, subject text) RETURNS TABLE (allowed
+ *		boolean, remaining integer, retry_after interval)
+ *		What idem_throttle() would say to a cost of 1.  Takes nothing, and
+ *		counts nothing against the subject.
+ *
+ * Raises 22004, 22023, 42704, 55000.
+ */
+Datum
+idem_throttle_peek(PG_FUNCTION_ARGS)
+{
+	IdemLimiter limiter;
+	IdemBucketKey key;
+	IdemBucketResult result;
+
+	get_asked(fcinfo, &limiter, &key);
+	idem_buckets_require();
+	if (!idem_buckets_peek(&key, &limiter.rule, &result) &&
+		limiter.allow_when_full)
+		allow_without_room(&limiter, 0, &result);
+	return put_result(fcinfo, &result);
+}
+
+/* Names of this database's limiters, with what stands for them in a key. */
+typedef struct LimiterName
+{
+	uint64		id;
+	const char *name;
+} LimiterName;
+
+static LimiterName *
+get_names(int *number)
+{
+	List	   *names = idem_store_named_names(IDEM_STORE_LIMITERS);
+	LimiterName *found = palloc(Max(list_length(names), 1) *
+								sizeof(LimiterName));
+	ListCell   *cell;
+
+	*number = 0;
+	foreach(cell, names)
+	{
+		found[*number].name = lfirst(cell);
+		found[*number].id = idem_limiter_id(lfirst(cell));
+		(*number)++;
+	}
+	return found;
+}
+
+static void
+put_activity(ReturnSetInfo *rsinfo, const char *limiter, IdemBucketSeen *seen,
+			 TimestampTz now)
+{
+	Datum		values[ACTIVITY_COLUMNS];
+	bool		nulls[ACTIVITY_COLUMNS] = {0};
+	IdemBucketResult result;
+
+	idem_bucket_peek(&seen->rule, &seen->bucket, now, 0, &result);
+	nulls[COLUMN_LIMITER] = limiter == NULL;
+	if (limiter != NULL)
+		values[COLUMN_LIMITER] = CStringGetTextDatum(limiter);
+	values[COLUMN_SUBJECT_ID] =
+		CStringGetTextDatum(idem_digest_short(seen->key.subject));
+	values[COLUMN_TOKENS] = Int32GetDatum(result.remaining);
+	values[COLUMN_PAUSE] = idem_args_interval(result.retry_after);
+	values[COLUMN_CALLS_ALLOWED] = Int64GetDatum(seen->allowed);
+	values[COLUMN_CALLS_REFUSED] = Int64GetDatum(seen->refused);
+	values[COLUMN_LAST_CALL] = TimestampTzGetDatum(seen->bucket.last);
+	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+}
+
+IDEM_FUNCTION(idem_throttle_activity_values);
+
+/*
+ * idem_throttle_activity_values() RETURNS TABLE (limiter text, subject_id
+ *		text, remaining integer, pause_left interval, allowed bigint, refused
+ *		bigint, last_call timestamptz)
+ *		The buckets of this database; none where there is no shared memory.  A
+ *		limiter that has been dropped is null.
+ */
+Datum
+idem_throttle_activity_values(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	IdemBucketSeen *copies;
+	LimiterName *names;
+	int			nnames;
+	int			partitions;
+	int			room;
+	int			i;
+
+	InitMaterializedSRF(fcinfo, 0);
+	if (!idem_buckets_exist())
+		return (Datum) 0;
+	names = get_names(&nnames);
+	partitions = idem_buckets_partitions(&room);
+	copies = palloc(room * sizeof(IdemBucketSeen));
+	for (i = 0; i < partitions; i++)
+	{
+		int			found = idem_buckets_copy(i, MyDatabaseId, copies);
+		TimestampTz now = GetCurrentTimestamp();
+		int			j;
+		int			k;
+
+		CHECK_FOR_INTERRUPTS();
+		for (j = 0; j < found; j++)
+		{
+			for (k = 0; k < nnames; k++)
+				if (names[k].id == copies[j].key.limiter)
+					break;
+			put_activity(rsinfo, k < nnames ? names[k].name : NULL,
+						 &copies[j], now);
+		}
+	}
+	return (Datum) 0;
+}

@@ -1,0 +1,19 @@
+/*-------------------------------------------------------------------------
+ *
+ * policy_values.h
+ *	  Policies: what their columns say.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef IDEM_POLICY_VALUES_H
+#define IDEM_POLICY_VALUES_H
+
+#include "rule/policy.h"
+
+extern void idem_policy_values_ship(IdemPolicy *policy, const char *name);
+extern void idem_policy_values_apply(IdemPolicy *policy, const Datum *values,
+									 const bool *nulls, bool strict);
+extern void idem_policy_values_form(const IdemPolicy *policy, Datum *values);
+extern void idem_policy_values_init(void);
+
+#endif							/* IDEM_POLICY_VALUES_H */

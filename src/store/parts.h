@@ -1,0 +1,39 @@
+/*-------------------------------------------------------------------------
+ *
+ * parts.h
+ *	  The tables that hold the rows of the key table.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef IDEM_STORE_PARTS_H
+#define IDEM_STORE_PARTS_H
+
+#include "executor/tuptable.h"
+#include "storage/itemptr.h"
+#include "utils/rel.h"
+#include "utils/snapshot.h"
+
+#include "idem.h"
+
+/* Names a row: a place is unique in its table only. */
+typedef struct IdemPlace
+{
+	Oid			table;
+	ItemPointerData tid;
+} IdemPlace;
+
+/* The table at hand, while rows are locked; both NULL before. */
+typedef struct IdemPart
+{
+	Relation	table;
+	TupleTableSlot *slot;
+} IdemPart;
+
+extern bool idem_store_parts_lock(void);
+extern bool idem_store_parts_may_show(const IdemKey *id, Snapshot snapshot);
+extern bool idem_store_parts_lock_row(IdemPlace *place, IdemPart *part);
+extern void idem_store_parts_close(IdemPart *part);
+extern int	idem_store_parts_compare(const void *a, const void *b);
+extern Datum idem_store_parts_array(const IdemPlace *places, int number);
+
+#endif							/* IDEM_STORE_PARTS_H */

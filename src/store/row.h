@@ -1,0 +1,63 @@
+/*-------------------------------------------------------------------------
+ *
+ * row.h
+ *	  The columns of the key table.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef IDEM_STORE_ROW_H
+#define IDEM_STORE_ROW_H
+
+#include "base/compat.h"
+#include "idem.h"
+
+typedef enum IdemColumn
+{
+	COLUMN_SCOPE,
+	COLUMN_KEY,
+	COLUMN_STATE,
+	COLUMN_ATTEMPT,
+	COLUMN_TOKEN,
+	COLUMN_CLAIM_XID,
+	COLUMN_CREATED_AT,
+	COLUMN_FINISHED_AT,
+	COLUMN_LEASE_UNTIL,
+	COLUMN_EXPIRES_AT,
+	COLUMN_PURGE_AT,
+	COLUMN_TTL,
+	COLUMN_STATUS_CODE,
+	COLUMN_OWNER,
+	COLUMN_POLICY,
+	COLUMN_CLAIMED_BY,
+	COLUMN_FINGERPRINT,
+	COLUMN_CONTEXT,
+	COLUMN_HEADERS,
+	COLUMN_CONTENT_TYPE,
+	COLUMN_BODY_SIZE,
+	COLUMN_BODY_SHA256,
+	COLUMN_BODY,
+	COLUMN_RECOVERY_POINT,
+	COLUMN_CHECKPOINT
+} IdemColumn;
+
+#define IDEM_NUM_COLUMNS	(COLUMN_CHECKPOINT + 1)
+
+typedef struct IdemColumnShape
+{
+	const char *name;
+	bool		not_null;
+} IdemColumnShape;
+
+extern const IdemColumnShape idem_store_row_shape[IDEM_NUM_COLUMNS];
+extern const Oid idem_store_row_types[IDEM_NUM_COLUMNS];
+
+extern void idem_store_row_form(IdemRow *row, const Datum *values,
+								const bool *nulls);
+extern bool idem_store_row_is(const IdemKey *id, const Datum *values);
+extern void idem_store_row_values(const IdemKey *id, const IdemRow *row,
+								  Datum *values, bool *nulls);
+IDEM_COMPAT_NORETURN extern void idem_store_row_raise_twins(const IdemKey *id);
+IDEM_COMPAT_NORETURN extern void idem_store_row_raise_rival(void);
+IDEM_COMPAT_NORETURN extern void idem_store_row_raise_suppressed(const IdemKey *id);
+
+#endif							/* IDEM_STORE_ROW_H */

@@ -1,0 +1,233 @@
+/*-------------------------------------------------------------------------
+ *
+ * sweep.c
+ *	  Removing keys past their retention.
+ *
+ * Only tidies up: what has expired is expired at the moment of reading, and
+ * nothing else depends on when, or whether, this runs.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/table.h"
+#include "executor/spi.h"
+#include "fmgr.h"
+#include "miscadmin.h"
+#include "nodes/parsenodes.h"
+#include "storage/lmgr.h"
+#include "utils/guc.h"
+#include "utils/rel.h"
+#include "utils/relcache.h"
+#include "utils/timestamp.h"
+
+#include "base/args.h"
+#include "base/catalog.h"
+#include "base/shmem.h"
+#include "key/decide.h"
+#include "key/xact.h"
+#include "rule/policy.h"
+#include "store/store.h"
+#include "sweep/sweep.h"
+
+static int	sweep_batch = 10000;
+static int	sweep_delay = 10;
+
+static void
+count_swept(const text *policy, int64 rows)
+{
+	IdemPolicy	values;
+
+	idem_policy_get_stored(policy, &values);
+	idem_shmem_count(values.counters, IDEM_COUNT_SWEPT, rows);
+}
+
+/*
+ * idem_sweep_batch
+ *		Remove up to max_rows rows past purge_at, oldest first, from "low" on,
+ *		which becomes the purge_at of the last; how many.
+ */
+int64
+idem_sweep_batch(TimestampTz *low, int64 max_rows)
+{
+	return idem_store_sweep(low, GetCurrentTimestamp(), max_rows, count_swept);
+}
+
+/*
+ * idem_sweep_batch_size, idem_sweep_delay
+ *		The settings: rows, milliseconds.
+ */
+int
+idem_sweep_batch_size(void)
+{
+	return sweep_batch;
+}
+
+int
+idem_sweep_delay(void)
+{
+	return sweep_delay;
+}
+
+IDEM_FUNCTION(idem_sweep);
+
+/*
+ * idem_sweep(max_rows integer) RETURNS bigint
+ *		Remove up to max_rows rows past purge_at, oldest first; how many.
+ *
+ * Never waits: skips locked rows, and does nothing while the table is locked.
+ * Raises 22023, 25006; 40001 at REPEATABLE READ and above, for a row that
+ * changed after the snapshot.
+ */
+Datum
+idem_sweep(PG_FUNCTION_ARGS)
+{
+	int64		max_rows = PG_ARGISNULL(0) ? sweep_batch : PG_GETARG_INT32(0);
+	TimestampTz start = GetCurrentTimestamp();
+	TimestampTz low = DT_NOBEGIN;
+	int64		rows;
+
+	idem_xact_require_writable();
+	if (max_rows <= 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("argument \"%s\" must be greater than zero", "max_rows"),
+				 errhint("Leave it out for \"idempotency.sweep_batch\" rows.")));
+	rows = idem_sweep_batch(&low, max_rows);
+	idem_shmem_note_sweep(start, rows);
+	PG_RETURN_INT64(rows);
+}
+
+/*
+ * Nothing was removed, perhaps since the table or an index is locked: then
+ * nobody knows what is left.  If it is not locked now, that was tried, or
+ * will be the next time.
+ */
+static void
+warn_if_locked(void)
+{
+	Oid			keys = idem_catalog()->keys;
+	bool		locked = !ConditionalLockRelationOid(keys, RowExclusiveLock);
+	Relation	table;
+	ListCell   *cell;
+
+	if (!locked)
+	{
+		table = table_open(keys, NoLock);
+		foreach(cell, RelationGetIndexList(table))
+			if (!ConditionalLockRelationOid(lfirst_oid(cell),
+											RowExclusiveLock))
+			locked = true;
+		table_close(table, NoLock);
+	}
+	if (locked)
+		ereport(WARNING,
+				(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
+				 errmsg("expired keys may be left: table \"%s\" is locked",
+						"idempotency_keys"),
+				 errhint("Call idem_sweep_all() again when the transaction that has locked it has ended.")));
+}
+
+IDEM_FUNCTION(idem_sweep_all);
+
+/*
+ * idem_sweep_all(max_duration interval)
+ *		Procedure: remove batch after batch, each in a transaction of its own,
+ *		until nothing is left or the time is over.
+ *
+ * Raises 22023, 25006, and 2D000 where CALL may not commit; warns with 55P03
+ * when the table is locked.  Holds between two commits what one idem_sweep()
+ * holds.
+ */
+Datum
+idem_sweep_all(PG_FUNCTION_ARGS)
+{
+	bool		atomic = fcinfo->context == NULL ||
+	!IsA(fcinfo->context, CallContext) ||
+	castNode(CallContext, fcinfo->context)->atomic;
+	TimestampTz start = GetCurrentTimestamp();
+	TimestampTz end = DT_NOEND;
+	TimestampTz low = DT_NOBEGIN;
+	int64		rows;
+	int64		all = 0;
+
+	if (!PG_ARGISNULL(0))
+		end = idem_state_add(start,
+							 idem_args_usec("max_duration", PG_GETARG_DATUM(0)));
+	if (atomic)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_TRANSACTION_TERMINATION),
+				 errmsg("idem_sweep_all() cannot run inside a transaction block"),
+				 errhint("CALL it by itself, or use idem_sweep() in a transaction.")));
+	SPI_connect_ext(SPI_OPT_NONATOMIC);
+	idem_xact_require_writable();
+	while ((rows = idem_sweep_batch(&low, sweep_batch)) > 0)
+	{
+		all += rows;
+		if (GetCurrentTimestamp() >= end)
+			break;
+		SPI_commit();
+		CHECK_FOR_INTERRUPTS();
+	}
+	if (rows == 0)
+		warn_if_locked();
+	idem_shmem_note_sweep(start, all);
+	SPI_finish();
+	PG_RETURN_VOID();
+}
+
+IDEM_FUNCTION(idem_schedule);
+
+/*
+ * idem_schedule(schedule text) RETURNS bigint
+ *		Let pg_cron call idem_sweep_all(), as the caller; the number of the
+ *		job.  A repeated call changes the caller's one job.
+ *
+ * Raises 22004, 25006, 55000 where there is no pg_cron, and what pg_cron says
+ * to the schedule.
+ */
+Datum
+idem_schedule(PG_FUNCTION_ARGS)
+{
+	text	   *schedule = idem_args_text(fcinfo, 0, "schedule");
+
+	idem_xact_require_writable();
+	PG_RETURN_INT64(idem_store_cron_schedule(schedule));
+}
+
+IDEM_FUNCTION(idem_unschedule);
+
+/*
+ * idem_unschedule() RETURNS boolean
+ *		Remove the caller's job; false when there is none.  Raises 25006,
+ *		55000.
+ */
+Datum
+idem_unschedule(PG_FUNCTION_ARGS)
+{
+	idem_xact_require_writable();
+	PG_RETURN_BOOL(idem_store_cron_unschedule());
+}
+
+/*
+ * idem_sweep_init
+ *		Define the settings of the sweep.
+ */
+void
+idem_sweep_init(void)
+{
+	DefineCustomIntVariable("idempotency.sweep_batch",
+							"Most keys that one batch of a sweep removes.",
+							NULL,
+							&sweep_batch,
+							10000, 1, 1000000,
+							PGC_SUSET, 0,
+							NULL, NULL, NULL);
+	DefineCustomIntVariable("idempotency.sweep_delay",
+							"Pause of the background worker between two batches.",
+							NULL,
+							&sweep_delay,
+							10, 0, 10000,
+							PGC_SIGHUP, GUC_UNIT_MS,
+							NULL, NULL, NULL);
+}

@@ -1,0 +1,18 @@
+/*-------------------------------------------------------------------------
+ *
+ * sweep.h
+ *	  Removing keys past their retention.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef IDEM_SWEEP_H
+#define IDEM_SWEEP_H
+
+#include "datatype/timestamp.h"
+
+extern int64 idem_sweep_batch(TimestampTz *low, int64 max_rows);
+extern int	idem_sweep_batch_size(void);
+extern int	idem_sweep_delay(void);
+extern void idem_sweep_init(void);
+
+#endif							/* IDEM_SWEEP_H */

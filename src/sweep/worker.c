@@ -1,0 +1,591 @@
+/*-------------------------------------------------------------------------
+ *
+ * worker.c
+ *	  The sweep of one database, as a background worker.
+ *
+ * Started by the launcher (launcher.c), removes what is past its
+ * retention batch by batch: until nothing is left, or for MAX_RUN_USEC, for
+ * other databases to have their turn.  Then it writes the refusals that are
+ * queued for the database to the audit log, and seals that log, for as long
+ * at most each; sees that the log has a partition to go on in; and ends.
+ *
+ * Whoever wants the database for himself (DROP, RENAME, CREATE ... TEMPLATE)
+ * locks it and then waits a few seconds for others to leave.  So each batch
+ * begins by asking for the lock that a connection takes, without waiting for
+ * it, and ends the worker if it cannot have it; and no batch takes longer than
+ * BATCH_TIMEOUT_MS.  Whoever drops the extension waits for the batch, since
+ * that holds a lock on the extension; one that comes later finds it gone and
+ * ends the worker without a word.
+ *
+ * Rows that were removed stay in the index on purge_at while an old snapshot
+ * may see them, and a scan from the beginning passes them all.  For rows that
+ * were locked then, or whose transaction committed late, the worker begins at
+ * the beginning nevertheless, as often as that takes no more than one part in
+ * FULL_PASS_SHARE of its time, and else goes on where it was.  If it takes too
+ * long, it is left for another time.
+ *
+ * Of the refusals, those that were queued when it began to write are written.
+ * They leave the queue with the commit (audit/refusal_queue.c); after an error or a
+ * termination they are still there, for the next worker.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "access/xact.h"
+#include "catalog/pg_database.h"
+#include "catalog/pg_extension.h"
+#include "commands/dbcommands.h"
+#include "commands/extension.h"
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/bgworker.h"
+#include "postmaster/interrupt.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "storage/lmgr.h"
+#include "tcop/tcopprot.h"
+#include "utils/guc.h"
+#include "utils/inval.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/timeout.h"
+#include "utils/timestamp.h"
+
+#include "audit/log.h"
+#include "audit/refusal_queue.h"
+#include "audit/seal.h"
+#include "audit/seal_partition.h"
+#include "base/catalog.h"
+#include "base/shmem.h"
+#include "key/xact.h"
+#include "limit/bucket_table.h"
+#include "sweep/sweep.h"
+#include "sweep/task.h"
+#include "sweep/worker.h"
+
+#define BATCH_TIMEOUT_MS	1000
+#define MAX_REST_MS			500
+#define MIN_BATCH			100
+#define MAX_RUN_USEC		(10 * USECS_PER_SEC)
+#define FULL_PASS_SHARE		100
+#define FULL_PASS_USEC		(10 * USECS_PER_MINUTE) /* or else so often */
+#define FALLBACK_USEC		USECS_PER_MINUTE
+#define REFUSALS_BATCH		100
+#define SEAL_BATCH			40000	/* rows of the log */
+
+/* What became of a batch. */
+typedef enum BatchEnd
+{
+	BATCH_DONE,
+	BATCH_TOO_LONG,
+	BATCH_FAILED,
+	BATCH_ABSENT,				/* no extension here */
+	BATCH_UNWANTED				/* somebody wants the database or extension */
+} BatchEnd;
+
+/* A run of the worker. */
+typedef struct IdemWorkerRun
+{
+	IdemSweepState state;
+	bool		full;			/* the batch begins at the beginning */
+	TimestampTz resume;			/* where it would have gone on else */
+	int64		batch;			/* rows in a batch */
+	int64		rows;			/* removed by the last batch */
+	TimestampTz reached;		/* by it, if it commits */
+	IdemRefused *refused;		/* what is left to write */
+	int			nrefused;
+	int			refused_batch;	/* how many of them are a batch */
+	int64		seal_rows;		/* in a batch */
+	bool		unsealed;		/* the last batch left rows of the log so */
+	IdemTask	task;			/* that we are at */
+	BatchEnd	ends[IDEM_NUM_TASKS];	/* how the last batch of each ended */
+	bool		failed;			/* with an error, which was noted */
+} IdemWorkerRun;
+
+/* What a batch does within its transaction. */
+typedef BatchEnd (*BatchWork) (IdemWorkerRun *run);
+
+static char database_name[NAMEDATALEN]; /* for the log */
+
+/* The lock that a connection takes on its database while it starts. */
+static bool
+lock_database(void)
+{
+	LOCKTAG		tag;
+
+	SET_LOCKTAG_OBJECT(tag, InvalidOid, DatabaseRelationId, MyDatabaseId, 0);
+	return LockAcquire(&tag, RowExclusiveLock, false, true) !=
+		LOCKACQUIRE_NOT_AVAIL;
+}
+
+/*
+ * The lock that keeps DROP EXTENSION away to the end of the transaction; false
+ * when somebody is about to drop it, or just has.
+ */
+static bool
+lock_extension(Oid extension)
+{
+	LOCKTAG		tag;
+
+	SET_LOCKTAG_OBJECT(tag, MyDatabaseId, ExtensionRelationId, extension, 0);
+	if (LockAcquire(&tag, AccessShareLock, false, true) ==
+		LOCKACQUIRE_NOT_AVAIL)
+		return false;
+	AcceptInvalidationMessages();
+	return get_extension_oid("idempotency", true) == extension;
+}
+
+/* What a batch begins with: locks, and whether it may do anything. */
+static BatchEnd
+begin_batch(void)
+{
+	Oid			extension;
+
+	if (!lock_database())
+		return BATCH_UNWANTED;
+	extension = get_extension_oid("idempotency", true);
+	if (!OidIsValid(extension))
+		return BATCH_ABSENT;
+	if (!lock_extension(extension))
+		return BATCH_UNWANTED;
+	idem_catalog_require_version();
+	idem_xact_require_writable();
+	return BATCH_DONE;
+}
+
+static BatchEnd
+sweep_batch(IdemWorkerRun *run)
+{
+	BatchEnd	begun = begin_batch();
+
+	if (begun != BATCH_DONE)
+		return begun;
+	run->reached = run->state.low;
+	PushActiveSnapshot(GetTransactionSnapshot());
+	run->rows = idem_sweep_batch(&run->reached, run->batch);
+	PopActiveSnapshot();
+	return BATCH_DONE;
+}
+
+static BatchEnd
+seal_batch(IdemWorkerRun *run)
+{
+	BatchEnd	begun = begin_batch();
+
+	run->unsealed = false;
+	if (begun != BATCH_DONE)
+		return begun;
+	PushActiveSnapshot(GetTransactionSnapshot());
+	run->unsealed = idem_seal_batch(run->seal_rows);
+	PopActiveSnapshot();
+	return BATCH_DONE;
+}
+
+static BatchEnd
+partitions_batch(IdemWorkerRun *run)
+{
+	BatchEnd	begun = begin_batch();
+
+	if (begun != BATCH_DONE)
+		return begun;
+	PushActiveSnapshot(GetTransactionSnapshot());
+	idem_seal_partitions();
+	PopActiveSnapshot();
+	return BATCH_DONE;
+}
+
+static BatchEnd
+refusals_batch(IdemWorkerRun *run)
+{
+	int			number = Min(run->nrefused, run->refused_batch);
+	BatchEnd	begun = begin_batch();
+
+	if (begun != BATCH_DONE)
+		return begun;
+	PushActiveSnapshot(GetTransactionSnapshot());
+	idem_audit_refused(run->refused, number);
+	PopActiveSnapshot();
+	idem_refusals_release(run->refused, number);
+	return BATCH_DONE;
+}
+
+/*
+ * Remember the first error of a run, and tell it to the log when it is not
+ * that of the last one.
+ */
+static void
+note_error(IdemWorkerRun *run, int sqlstate, const char *message)
+{
+	IdemSweepState *state = &run->state;
+	char		last[IDEM_SWEEP_ERROR_BYTES];
+
+	if (run->failed)
+		return;
+	run->failed = true;
+	state->failed_task = run->task;
+	strlcpy(last, state->last_error, sizeof(last));
+	strlcpy(state->last_error, message,
+			pg_mbcliplen(message, strlen(message),
+						 sizeof(state->last_error) - 1) + 1);
+	if (strcmp(last, state->last_error) == 0)
+		return;
+	idem_task_log_failure(run->task, database_name, sqlstate, message);
+}
+
+/*
+ * After an error: as the main loop of a backend does it.  A batch that was
+ * cut off after its time is no error.
+ */
+static BatchEnd
+clean_up(IdemWorkerRun *run, MemoryContext context)
+{
+	ErrorData  *error;
+	BatchEnd	end = BATCH_FAILED;
+
+	HOLD_INTERRUPTS();
+	disable_timeout(STATEMENT_TIMEOUT, false);
+	QueryCancelPending = false;
+	MemoryContextSwitchTo(context);
+	error = CopyErrorData();
+	AbortOutOfAnyTransaction();
+	MemoryContextSwitchTo(context);
+	FlushErrorState();
+	if (error->sqlerrcode == ERRCODE_QUERY_CANCELED)
+		end = BATCH_TOO_LONG;
+	else
+		note_error(run, error->sqlerrcode,
+				   error->message != NULL ? error->message : "");
+	FreeErrorData(error);
+	RESUME_INTERRUPTS();
+	return end;
+}
+
+static BatchEnd
+run_batch(IdemWorkerRun *run, BatchWork work, const char *activity)
+{
+	MemoryContext context = CurrentMemoryContext;
+	volatile BatchEnd end = BATCH_DONE;
+
+	pgstat_report_activity(STATE_RUNNING, activity);
+	SetCurrentStatementStartTimestamp();
+	PG_TRY();
+	{
+		StartTransactionCommand();
+		enable_timeout_after(STATEMENT_TIMEOUT, BATCH_TIMEOUT_MS);
+		end = work(run);
+		disable_timeout(STATEMENT_TIMEOUT, false);
+		QueryCancelPending = false; /* too late to be of use */
+		CommitTransactionCommand();
+	}
+	PG_CATCH();
+	{
+		end = clean_up(run, context);
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	pgstat_report_activity(STATE_IDLE, NULL);
+	pgstat_report_stat(true);
+	return end;
+}
+
+/*
+ * A batch took too long: leave the full pass for another time, or make do with
+ * fewer rows.  False when that cannot be.
+ */
+static bool
+shorten(IdemWorkerRun *run, TimestampTz start)
+{
+	if (run->full)
+	{
+		run->state.low = run->resume != DT_NOBEGIN ? run->resume :
+			start - FALLBACK_USEC;
+		return true;
+	}
+	if (run->batch <= MIN_BATCH)
+		return false;
+	run->batch = Max(run->batch / 2, MIN_BATCH);
+	return true;
+}
+
+static bool
+database_is_wanted(void)
+{
+	bool		locked;
+
+	StartTransactionCommand();
+	locked = lock_database();
+	CommitTransactionCommand();
+	return !locked;
+}
+
+static void
+rest_for(long milliseconds)
+{
+	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+					 milliseconds, PG_WAIT_EXTENSION);
+	ResetLatch(MyLatch);
+	CHECK_FOR_INTERRUPTS();
+	if (ConfigReloadPending)
+	{
+		ConfigReloadPending = false;
+		ProcessConfigFile(PGC_SIGHUP);
+	}
+}
+
+/*
+ * Leave the processor and the disk to others; false when it is time to end.
+ *
+ * The latch is set before the time is over, too: the timer of the batch goes
+ * on after disable_timeout().  And whoever wants the database waits for us to
+ * leave it, so a long rest is one of many short ones.
+ */
+static bool
+rest(TimestampTz start)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz end = TimestampTzPlusMilliseconds(now, idem_sweep_delay());
+
+	for (;;)
+	{
+		rest_for(Min(TimestampDifferenceMilliseconds(now, end), MAX_REST_MS));
+		now = GetCurrentTimestamp();
+		if (now - start >= MAX_RUN_USEC)
+			return false;
+		if (now >= end)
+			return true;
+		if (database_is_wanted())
+			return false;
+	}
+}
+
+/* When to begin at the beginning again, by what it took to. */
+static void
+schedule_full_pass(IdemSweepState *state, TimestampTz begin)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	int64		cost = Max(now - begin, 0);
+
+	state->full_due = now + Min(cost * FULL_PASS_SHARE, FULL_PASS_USEC);
+}
+
+/* Batch after batch; returns how the last one ended. */
+static BatchEnd
+sweep(IdemWorkerRun *run, TimestampTz start)
+{
+	IdemSweepState *state = &run->state;
+	BatchEnd	end;
+
+	run->batch = idem_sweep_batch_size();
+	if (state->low > start)
+		state->low = DT_NOBEGIN;	/* the clock stepped back */
+	run->resume = state->low;
+	run->full = start >= state->full_due ||
+		state->full_due - start > FULL_PASS_USEC;
+	if (run->full)
+		state->low = DT_NOBEGIN;
+	state->last_rows = 0;
+	for (;;)
+	{
+		TimestampTz begin = GetCurrentTimestamp();
+
+		run->rows = 0;
+		end = run_batch(run, sweep_batch, "removing expired idempotency keys");
+		if (end == BATCH_DONE)
+			state->low = run->reached;
+		else
+			run->rows = 0;
+		if (run->full)
+			schedule_full_pass(state, begin);
+		state->last_rows += run->rows;
+		state->more = end == BATCH_TOO_LONG ||
+			(end == BATCH_DONE && run->rows == run->batch);
+		if (end == BATCH_TOO_LONG && !shorten(run, start))
+		{
+			note_error(run, ERRCODE_QUERY_CANCELED, "a batch takes too long");
+			return end;
+		}
+		run->full = false;
+		if (!state->more || !rest(start))
+			return end;
+	}
+}
+
+/*
+ * Write what is queued, batch after batch; returns how the last one ended.
+ * Smaller ones if they take too long: somebody may have locked the log, or
+ * put a slow trigger on it.
+ */
+static BatchEnd
+write_refusals(IdemWorkerRun *run)
+{
+	TimestampTz start = GetCurrentTimestamp();
+	BatchEnd	end = BATCH_DONE;
+
+	run->refused = idem_refusals_begin(&run->nrefused);
+	run->refused_batch = REFUSALS_BATCH;
+	while (run->nrefused > 0 && GetCurrentTimestamp() - start < MAX_RUN_USEC)
+	{
+		int			number = Min(run->nrefused, run->refused_batch);
+
+		CHECK_FOR_INTERRUPTS();
+		end = run_batch(run, refusals_batch,
+						"writing refusals to the audit log");
+		if (end == BATCH_DONE)
+		{
+			run->refused += number;
+			run->nrefused -= number;
+		}
+		else if (end == BATCH_TOO_LONG && number > 1)
+			run->refused_batch = number / 10 + 1;
+		else
+			break;
+	}
+	if (end == BATCH_TOO_LONG)
+		note_error(run, ERRCODE_QUERY_CANCELED, "a row takes too long");
+	idem_refusals_end();
+	return end;
+}
+
+/* Seal what can be sealed, batch after batch; smaller ones if need be. */
+static BatchEnd
+seal(IdemWorkerRun *run)
+{
+	TimestampTz start = GetCurrentTimestamp();
+	BatchEnd	end;
+
+	run->seal_rows = SEAL_BATCH;
+	do
+	{
+		end = run_batch(run, seal_batch, "sealing the audit log");
+		if (end != BATCH_TOO_LONG)
+			continue;
+		if (run->seal_rows <= MIN_BATCH)
+		{
+			note_error(run, ERRCODE_QUERY_CANCELED, "a batch takes too long");
+			return end;
+		}
+		run->seal_rows = Max(run->seal_rows / 4, MIN_BATCH);
+		run->unsealed = true;
+	} while ((end == BATCH_DONE || end == BATCH_TOO_LONG) &&
+			 run->unsealed && rest(start));
+	return end == BATCH_TOO_LONG ? BATCH_DONE : end;
+}
+
+/*
+ * See to the partitions of the log, apart from the seals, which are made where
+ * partitions cannot be.  What was cut off is left for another time, without a
+ * word: it waits for nobody, so the disk is busy.
+ */
+static BatchEnd
+make_partitions(IdemWorkerRun *run)
+{
+	BatchEnd	end;
+
+	if (run->unsealed)
+		return BATCH_DONE;
+	end = run_batch(run, partitions_batch, "partitioning the audit log");
+	return end == BATCH_TOO_LONG ? BATCH_DONE : end;
+}
+
+/* Tell the log that an error is over. */
+static void
+clear_error(IdemSweepState *state)
+{
+	idem_task_log_success(state->failed_task, database_name);
+	state->last_error[0] = '\0';
+}
+
+/*
+ * Tell the launcher, and idem_sweep_status, how it went.  An error is over
+ * when what it was at has been done.
+ */
+static void
+report(IdemWorkerRun *run, TimestampTz start)
+{
+	IdemSweepState *state = &run->state;
+	BatchEnd	swept = run->ends[IDEM_TASK_SWEEP];
+	int			task;
+
+	for (task = 0; task < IDEM_NUM_TASKS; task++)
+	{
+		if (run->ends[task] != BATCH_ABSENT)
+			continue;
+		idem_shmem_forget(MyDatabaseId);
+		idem_refusals_forget(MyDatabaseId);
+		idem_buckets_forget(MyDatabaseId, NULL);
+		return;
+	}
+	if (swept == BATCH_UNWANTED && state->last_rows == 0)
+		return;
+	if (!run->failed && state->last_error[0] != '\0' &&
+		(state->failed_task == IDEM_TASK_SWEEP ||
+		 run->ends[state->failed_task] == BATCH_DONE))
+		clear_error(state);
+	state->last_run = start;
+	state->last_duration = GetCurrentTimestamp() - start;
+	state->last_worker = GetCurrentTimestamp();
+	state->runs++;
+	idem_shmem_put_sweep(state);
+}
+
+static void
+read_database_name(void)
+{
+	char	   *name;
+
+	StartTransactionCommand();
+	name = get_database_name(MyDatabaseId);
+	strlcpy(database_name, name != NULL ? name : "", sizeof(database_name));
+	CommitTransactionCommand();
+}
+
+/* One after the other, as long as nobody else wants the database. */
+static void
+do_tasks(IdemWorkerRun *run, TimestampTz start)
+{
+	for (run->task = 0; run->task < IDEM_NUM_TASKS; run->task++)
+		run->ends[run->task] = BATCH_UNWANTED;
+	for (run->task = 0; run->task < IDEM_NUM_TASKS; run->task++)
+	{
+		BatchEnd	end = run->task == IDEM_TASK_SWEEP ? sweep(run, start) :
+		run->task == IDEM_TASK_REFUSALS ? write_refusals(run) :
+		run->task == IDEM_TASK_SEALS ? seal(run) : make_partitions(run);
+
+		run->ends[run->task] = end;
+		if (end == BATCH_ABSENT || end == BATCH_UNWANTED)
+			return;
+	}
+}
+
+/*
+ * idem_worker_main
+ *		Entry point; the argument is the OID of the database.
+ *
+ * Connects as the bootstrap superuser, as autovacuum does; the statements run
+ * as the owner of the key table.  Errors of a batch are caught; a termination
+ * ends the process, and the launcher starts another one in time.
+ */
+void
+idem_worker_main(Datum arg)
+{
+	TimestampTz start = GetCurrentTimestamp();
+	IdemWorkerRun run;
+
+	pqsignal(SIGTERM, die);
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	BackgroundWorkerUnblockSignals();
+	BackgroundWorkerInitializeConnectionByOid(DatumGetObjectId(arg),
+											  InvalidOid, 0);
+	pgstat_report_appname(IDEM_WORKER_NAME);
+
+	idem_task_override_settings();
+	read_database_name();
+
+	memset(&run, 0, sizeof(run));
+	(void) idem_shmem_get_sweep(MyDatabaseId, &run.state);
+	do_tasks(&run, start);
+	report(&run, start);
+}

@@ -1,0 +1,16 @@
+/*-------------------------------------------------------------------------
+ *
+ * worker.h
+ *	  The background worker that sweeps one database.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef IDEM_WORKER_H
+#define IDEM_WORKER_H
+
+/* In pg_stat_activity, as backend_type and application_name. */
+#define IDEM_WORKER_NAME "idempotency sweep"
+
+extern PGDLLEXPORT void idem_worker_main(Datum arg);
+
+#endif							/* IDEM_WORKER_H */
