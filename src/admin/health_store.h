@@ -5,8 +5,8 @@
  *
  *-------------------------------------------------------------------------
  */
-#ifndef IDEM_STORE_HEALTH_H
-#define IDEM_STORE_HEALTH_H
+#ifndef IDEM_ADMIN_HEALTH_STORE_H
+#define IDEM_ADMIN_HEALTH_STORE_H
 
 #include "datatype/timestamp.h"
 
@@ -52,4 +52,4 @@ extern bool idem_store_health_unpartitioned(void);
 extern bool idem_store_health_has_cron(void);
 extern bool idem_store_health_cron(bool late, IdemHealthAnswer *answer);
 
-#endif							/* IDEM_STORE_HEALTH_H */
+#endif							/* IDEM_ADMIN_HEALTH_STORE_H */

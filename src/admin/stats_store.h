@@ -5,8 +5,8 @@
  *
  *-------------------------------------------------------------------------
  */
-#ifndef IDEM_STORE_STATS_H
-#define IDEM_STORE_STATS_H
+#ifndef IDEM_ADMIN_STATS_STORE_H
+#define IDEM_ADMIN_STATS_STORE_H
 
 #include "datatype/timestamp.h"
 
@@ -19,4 +19,4 @@ extern void idem_store_activity(TimestampTz now, IdemActivitySink sink,
 								void *arg);
 extern TimestampTz idem_store_oldest_due(TimestampTz now);
 
-#endif							/* IDEM_STORE_STATS_H */
+#endif							/* IDEM_ADMIN_STATS_STORE_H */

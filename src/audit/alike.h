@@ -5,9 +5,9 @@
  *
  *-------------------------------------------------------------------------
  */
-#ifndef IDEM_ALIKE_H
-#define IDEM_ALIKE_H
+#ifndef IDEM_AUDIT_ALIKE_H
+#define IDEM_AUDIT_ALIKE_H
 
 extern bool idem_alike_is_ours(const text *name);
 
-#endif							/* IDEM_ALIKE_H */
+#endif							/* IDEM_AUDIT_ALIKE_H */

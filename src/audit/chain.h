@@ -5,8 +5,8 @@
  *
  *-------------------------------------------------------------------------
  */
-#ifndef IDEM_STORE_SEAL_H
-#define IDEM_STORE_SEAL_H
+#ifndef IDEM_AUDIT_CHAIN_H
+#define IDEM_AUDIT_CHAIN_H
 
 #include "utils/timestamp.h"
 #include "utils/xid8.h"
@@ -147,4 +147,4 @@ extern int64 idem_store_seal_due(const IdemSealHead *head);
 extern bool idem_store_seal_stray(const IdemSealHead *head, int64 *id,
 								  int64 *segment);
 
-#endif							/* IDEM_STORE_SEAL_H */
+#endif							/* IDEM_AUDIT_CHAIN_H */

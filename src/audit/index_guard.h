@@ -5,9 +5,9 @@
  *
  *-------------------------------------------------------------------------
  */
-#ifndef IDEM_AUDIT_INDEX_H
-#define IDEM_AUDIT_INDEX_H
+#ifndef IDEM_AUDIT_INDEX_GUARD_H
+#define IDEM_AUDIT_INDEX_GUARD_H
 
 extern void idem_audit_index_init(void);
 
-#endif							/* IDEM_AUDIT_INDEX_H */
+#endif							/* IDEM_AUDIT_INDEX_GUARD_H */

@@ -5,8 +5,8 @@
  *
  *-------------------------------------------------------------------------
  */
-#ifndef IDEM_STORE_PARTITION_H
-#define IDEM_STORE_PARTITION_H
+#ifndef IDEM_AUDIT_PARTITION_H
+#define IDEM_AUDIT_PARTITION_H
 
 #include "datatype/timestamp.h"
 #include "storage/lockdefs.h"
@@ -25,4 +25,4 @@ extern void idem_store_partition_make(const char *period);
 extern int64 idem_store_partition_rows(const IdemCell *cell);
 extern bool idem_store_partition_drop(const IdemCell *cell);
 
-#endif							/* IDEM_STORE_PARTITION_H */
+#endif							/* IDEM_AUDIT_PARTITION_H */

@@ -5,8 +5,8 @@
  *
  *-------------------------------------------------------------------------
  */
-#ifndef IDEM_REFUSALS_H
-#define IDEM_REFUSALS_H
+#ifndef IDEM_AUDIT_REFUSAL_QUEUE_H
+#define IDEM_AUDIT_REFUSAL_QUEUE_H
 
 #include "datatype/timestamp.h"
 #include "nodes/pg_list.h"
@@ -79,4 +79,4 @@ extern List *idem_refusals_databases(void);
 extern void idem_refusals_forget(Oid database);
 extern void idem_refusals_init(void);
 
-#endif							/* IDEM_REFUSALS_H */
+#endif							/* IDEM_AUDIT_REFUSAL_QUEUE_H */

@@ -5,10 +5,10 @@
  *
  *-------------------------------------------------------------------------
  */
-#ifndef IDEM_SEAL_H
-#define IDEM_SEAL_H
+#ifndef IDEM_AUDIT_SEAL_H
+#define IDEM_AUDIT_SEAL_H
 
 extern bool idem_seal_batch(int64 rows);
 extern void idem_seal_key(void);
 
-#endif							/* IDEM_SEAL_H */
+#endif							/* IDEM_AUDIT_SEAL_H */

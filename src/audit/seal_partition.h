@@ -5,11 +5,11 @@
  *
  *-------------------------------------------------------------------------
  */
-#ifndef IDEM_SEAL_PARTITION_H
-#define IDEM_SEAL_PARTITION_H
+#ifndef IDEM_AUDIT_SEAL_PARTITION_H
+#define IDEM_AUDIT_SEAL_PARTITION_H
 
 extern void idem_seal_try_partitions(void);
 extern void idem_seal_partitions(void);
 extern void idem_seal_partition_init(void);
 
-#endif							/* IDEM_SEAL_PARTITION_H */
+#endif							/* IDEM_AUDIT_SEAL_PARTITION_H */

@@ -5,8 +5,8 @@
  *
  *-------------------------------------------------------------------------
  */
-#ifndef IDEM_ARGS_H
-#define IDEM_ARGS_H
+#ifndef IDEM_BASE_ARGS_H
+#define IDEM_BASE_ARGS_H
 
 #include "fmgr.h"
 
@@ -32,4 +32,4 @@ extern text *idem_args_key(FunctionCallInfo fcinfo, int argno);
 extern text *idem_args_formatted_key(text *key, const IdemPolicy *policy);
 extern text *idem_args_format_key(text *key, const IdemPolicy *policy);
 
-#endif							/* IDEM_ARGS_H */
+#endif							/* IDEM_BASE_ARGS_H */

@@ -5,8 +5,8 @@
  *
  *-------------------------------------------------------------------------
  */
-#ifndef IDEM_CATALOG_H
-#define IDEM_CATALOG_H
+#ifndef IDEM_BASE_CATALOG_H
+#define IDEM_BASE_CATALOG_H
 
 #include "idem.h"
 
@@ -42,4 +42,4 @@ extern Oid	idem_catalog_hmac(void);
 extern void idem_catalog_watch(IdemCatalogWatcher watcher);
 extern void idem_catalog_init(void);
 
-#endif							/* IDEM_CATALOG_H */
+#endif							/* IDEM_BASE_CATALOG_H */

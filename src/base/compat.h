@@ -8,8 +8,8 @@
  *
  *-------------------------------------------------------------------------
  */
-#ifndef IDEM_COMPAT_H
-#define IDEM_COMPAT_H
+#ifndef IDEM_BASE_COMPAT_H
+#define IDEM_BASE_COMPAT_H
 
 #include "access/genam.h"
 #include "access/relscan.h"
@@ -235,4 +235,4 @@ idem_compat_named_segment(const char *name, Size size,
 #define IDEM_COMPAT_MODULE_MAGIC PG_MODULE_MAGIC
 #endif
 
-#endif							/* IDEM_COMPAT_H */
+#endif							/* IDEM_BASE_COMPAT_H */

@@ -5,8 +5,8 @@
  *
  *-------------------------------------------------------------------------
  */
-#ifndef IDEM_DIGEST_H
-#define IDEM_DIGEST_H
+#ifndef IDEM_BASE_DIGEST_H
+#define IDEM_BASE_DIGEST_H
 
 #include "key/decide.h"
 
@@ -24,4 +24,4 @@ extern bytea *idem_digest_bytea(const void *data, size_t len);
 extern char *idem_digest_short(const void *digest);
 extern char *idem_digest_log_id(const text *name);
 
-#endif							/* IDEM_DIGEST_H */
+#endif							/* IDEM_BASE_DIGEST_H */

@@ -5,8 +5,8 @@
  *
  *-------------------------------------------------------------------------
  */
-#ifndef IDEM_FOREIGN_H
-#define IDEM_FOREIGN_H
+#ifndef IDEM_BASE_FOREIGN_H
+#define IDEM_BASE_FOREIGN_H
 
 #include "fmgr.h"
 
@@ -33,4 +33,4 @@ extern IdemForeignState idem_foreign_look_up(const IdemForeign *foreign,
 											 Oid *oid);
 extern bool idem_foreign_load(IdemForeign *foreign, FmgrInfo *flinfo);
 
-#endif							/* IDEM_FOREIGN_H */
+#endif							/* IDEM_BASE_FOREIGN_H */

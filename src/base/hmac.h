@@ -5,8 +5,8 @@
  *
  *-------------------------------------------------------------------------
  */
-#ifndef IDEM_HMAC_H
-#define IDEM_HMAC_H
+#ifndef IDEM_BASE_HMAC_H
+#define IDEM_BASE_HMAC_H
 
 #include "base/foreign.h"
 
@@ -21,4 +21,4 @@ extern IdemForeignState idem_hmac_state(Oid *hmac);
 extern bytea *idem_hmac(const void *data, int len, bytea *key);
 extern bytea *idem_hmac_key(bytea *secret, const char *use);
 
-#endif							/* IDEM_HMAC_H */
+#endif							/* IDEM_BASE_HMAC_H */

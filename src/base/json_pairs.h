@@ -5,8 +5,8 @@
  *
  *-------------------------------------------------------------------------
  */
-#ifndef IDEM_PAIRS_H
-#define IDEM_PAIRS_H
+#ifndef IDEM_BASE_JSON_PAIRS_H
+#define IDEM_BASE_JSON_PAIRS_H
 
 #include "nodes/pg_list.h"
 
@@ -20,4 +20,4 @@ typedef struct IdemPair
 
 extern bool idem_pairs_read(char *json, int len, List **pairs);
 
-#endif							/* IDEM_PAIRS_H */
+#endif							/* IDEM_BASE_JSON_PAIRS_H */

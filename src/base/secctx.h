@@ -5,8 +5,8 @@
  *
  *-------------------------------------------------------------------------
  */
-#ifndef IDEM_SECCTX_H
-#define IDEM_SECCTX_H
+#ifndef IDEM_BASE_SECCTX_H
+#define IDEM_BASE_SECCTX_H
 
 typedef struct IdemSecctx
 {
@@ -18,4 +18,4 @@ typedef struct IdemSecctx
 extern void idem_secctx_enter(IdemSecctx *saved, Oid owner);
 extern void idem_secctx_leave(const IdemSecctx *saved);
 
-#endif							/* IDEM_SECCTX_H */
+#endif							/* IDEM_BASE_SECCTX_H */

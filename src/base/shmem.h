@@ -5,8 +5,8 @@
  *
  *-------------------------------------------------------------------------
  */
-#ifndef IDEM_SHMEM_H
-#define IDEM_SHMEM_H
+#ifndef IDEM_BASE_SHMEM_H
+#define IDEM_BASE_SHMEM_H
 
 #include "datatype/timestamp.h"
 #include "nodes/pg_list.h"
@@ -106,4 +106,4 @@ extern void idem_shmem_drop_database(Oid database);
 extern void idem_shmem_set_launcher(int pid);
 extern int	idem_shmem_launcher(void);
 
-#endif							/* IDEM_SHMEM_H */
+#endif							/* IDEM_BASE_SHMEM_H */

@@ -5,8 +5,8 @@
  *
  *-------------------------------------------------------------------------
  */
-#ifndef IDEM_STORE_SPI_H
-#define IDEM_STORE_SPI_H
+#ifndef IDEM_BASE_SPI_H
+#define IDEM_BASE_SPI_H
 
 #include "executor/spi.h"
 #include "utils/snapshot.h"
@@ -38,4 +38,4 @@ extern Datum idem_store_spi_value(int row, int column, bool *isnull);
 extern void idem_store_spi_require_types(const Oid *types, int number);
 extern int64 idem_store_spi_number(int column);
 
-#endif							/* IDEM_STORE_SPI_H */
+#endif							/* IDEM_BASE_SPI_H */

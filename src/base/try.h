@@ -5,11 +5,11 @@
  *
  *-------------------------------------------------------------------------
  */
-#ifndef IDEM_TRY_H
-#define IDEM_TRY_H
+#ifndef IDEM_BASE_TRY_H
+#define IDEM_BASE_TRY_H
 
 typedef void (*IdemTryWork) (void *arg);
 
 extern ErrorData *idem_try(IdemTryWork work, void *arg);
 
-#endif							/* IDEM_TRY_H */
+#endif							/* IDEM_BASE_TRY_H */

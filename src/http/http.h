@@ -5,8 +5,8 @@
  *
  *-------------------------------------------------------------------------
  */
-#ifndef IDEM_HTTP_H
-#define IDEM_HTTP_H
+#ifndef IDEM_HTTP_HTTP_H
+#define IDEM_HTTP_HTTP_H
 
 #include "lib/stringinfo.h"
 
@@ -30,4 +30,4 @@ extern void idem_http_add_result(IdemHttpHeaders *headers,
 								 const IdemResultHttp *result);
 extern char *idem_http_end_headers(IdemHttpHeaders *headers);
 
-#endif							/* IDEM_HTTP_H */
+#endif							/* IDEM_HTTP_HTTP_H */

@@ -8,8 +8,8 @@
  *
  *-------------------------------------------------------------------------
  */
-#ifndef IDEM_CANONICAL_H
-#define IDEM_CANONICAL_H
+#ifndef IDEM_KEY_CANONICAL_H
+#define IDEM_KEY_CANONICAL_H
 
 /*
  * No text longer than this is measured or parsed: one byte less than what
@@ -42,4 +42,4 @@ extern Size idem_canonical_write_string(const char *text, Size len,
 extern int	idem_canonical_compare_keys(const char *a, Size alen,
 										const char *b, Size blen);
 
-#endif							/* IDEM_CANONICAL_H */
+#endif							/* IDEM_KEY_CANONICAL_H */

@@ -5,8 +5,8 @@
  *
  *-------------------------------------------------------------------------
  */
-#ifndef IDEM_CLAIM_H
-#define IDEM_CLAIM_H
+#ifndef IDEM_KEY_CLAIM_H
+#define IDEM_KEY_CLAIM_H
 
 #include "portability/instr_time.h"
 
@@ -51,4 +51,4 @@ extern void idem_claim_count(const IdemClaim *claim, IdemOutcome outcome);
 extern Datum idem_claim_result(const IdemClaim *claim, IdemOutcome outcome);
 IDEM_COMPAT_NORETURN extern void idem_claim_too_many_tries(const IdemKey *id);
 
-#endif							/* IDEM_CLAIM_H */
+#endif							/* IDEM_KEY_CLAIM_H */

@@ -5,8 +5,8 @@
  *
  *-------------------------------------------------------------------------
  */
-#ifndef IDEM_STATE_H
-#define IDEM_STATE_H
+#ifndef IDEM_KEY_DECIDE_H
+#define IDEM_KEY_DECIDE_H
 
 #include "idem.h"
 
@@ -78,4 +78,4 @@ idem_state_finished(IdemState state)
 		state == IDEM_STATE_FAILED;
 }
 
-#endif							/* IDEM_STATE_H */
+#endif							/* IDEM_KEY_DECIDE_H */

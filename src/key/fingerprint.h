@@ -5,12 +5,12 @@
  *
  *-------------------------------------------------------------------------
  */
-#ifndef IDEM_FINGERPRINT_H
-#define IDEM_FINGERPRINT_H
+#ifndef IDEM_KEY_FINGERPRINT_H
+#define IDEM_KEY_FINGERPRINT_H
 
 #include "fmgr.h"
 #include "utils/jsonb.h"
 
 extern bytea *idem_fingerprint_of(Jsonb *request);
 
-#endif							/* IDEM_FINGERPRINT_H */
+#endif							/* IDEM_KEY_FINGERPRINT_H */

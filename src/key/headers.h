@@ -5,8 +5,8 @@
  *
  *-------------------------------------------------------------------------
  */
-#ifndef IDEM_HEADERS_H
-#define IDEM_HEADERS_H
+#ifndef IDEM_KEY_HEADERS_H
+#define IDEM_KEY_HEADERS_H
 
 #include "fmgr.h"
 #include "nodes/pg_list.h"
@@ -15,4 +15,4 @@ extern void idem_headers_check(text *headers);
 extern List *idem_headers_to_send(text *headers);
 extern bool idem_headers_is_media_type(const text *value);
 
-#endif							/* IDEM_HEADERS_H */
+#endif							/* IDEM_KEY_HEADERS_H */

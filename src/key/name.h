@@ -5,8 +5,8 @@
  *
  *-------------------------------------------------------------------------
  */
-#ifndef IDEM_TEXT_H
-#define IDEM_TEXT_H
+#ifndef IDEM_KEY_NAME_H
+#define IDEM_KEY_NAME_H
 
 #include "fmgr.h"
 
@@ -15,4 +15,4 @@ extern PGDLLEXPORT Datum idem_scope(PG_FUNCTION_ARGS);
 extern int	idem_text_components(FunctionCallInfo fcinfo, Datum **components);
 extern text *idem_text_header_key(const char *c, int len);
 
-#endif							/* IDEM_TEXT_H */
+#endif							/* IDEM_KEY_NAME_H */

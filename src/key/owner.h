@@ -5,8 +5,8 @@
  *
  *-------------------------------------------------------------------------
  */
-#ifndef IDEM_ROLE_H
-#define IDEM_ROLE_H
+#ifndef IDEM_KEY_OWNER_H
+#define IDEM_KEY_OWNER_H
 
 #include "base/compat.h"
 #include "rule/policy.h"
@@ -18,4 +18,4 @@ extern void idem_role_require(const IdemKey *id, const text *claimed_by,
 							  const IdemPolicy *policy);
 extern text *idem_role_owner(const IdemPolicy *policy, const IdemKey *id);
 
-#endif							/* IDEM_ROLE_H */
+#endif							/* IDEM_KEY_OWNER_H */

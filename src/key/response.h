@@ -5,8 +5,8 @@
  *
  *-------------------------------------------------------------------------
  */
-#ifndef IDEM_ANSWER_H
-#define IDEM_ANSWER_H
+#ifndef IDEM_KEY_RESPONSE_H
+#define IDEM_KEY_RESPONSE_H
 
 #include "rule/policy.h"
 
@@ -34,4 +34,4 @@ extern bool idem_answer_is_stored(const IdemAnswer *answer, const IdemRow *row);
 extern void idem_answer_finish(const IdemPolicy *policy, IdemRow *row,
 							   IdemState state, TimestampTz now);
 
-#endif							/* IDEM_ANSWER_H */
+#endif							/* IDEM_KEY_RESPONSE_H */

@@ -5,8 +5,8 @@
  *
  *-------------------------------------------------------------------------
  */
-#ifndef IDEM_RESULT_H
-#define IDEM_RESULT_H
+#ifndef IDEM_KEY_RESULT_H
+#define IDEM_KEY_RESULT_H
 
 #include "access/htup.h"
 
@@ -30,4 +30,4 @@ extern Datum idem_result_form(IdemOutcome outcome, const IdemRow *row,
 extern void idem_result_read(HeapTupleHeader result, IdemResultHttp *http);
 extern text *idem_result_json(bytea *body);
 
-#endif							/* IDEM_RESULT_H */
+#endif							/* IDEM_KEY_RESULT_H */

@@ -5,8 +5,8 @@
  *
  *-------------------------------------------------------------------------
  */
-#ifndef IDEM_RUN_H
-#define IDEM_RUN_H
+#ifndef IDEM_KEY_RUN_H
+#define IDEM_KEY_RUN_H
 
 #include "fmgr.h"
 
@@ -27,4 +27,4 @@ typedef enum IdemRunArg
 
 extern PGDLLEXPORT Datum idem_run(PG_FUNCTION_ARGS);
 
-#endif							/* IDEM_RUN_H */
+#endif							/* IDEM_KEY_RUN_H */

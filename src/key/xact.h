@@ -5,8 +5,8 @@
  *
  *-------------------------------------------------------------------------
  */
-#ifndef IDEM_XACT_H
-#define IDEM_XACT_H
+#ifndef IDEM_KEY_XACT_H
+#define IDEM_KEY_XACT_H
 
 #include "idem.h"
 
@@ -28,4 +28,4 @@ extern bool idem_xact_is_running(const IdemKey *id);
 extern int64 idem_xact_token(TimestampTz now, int64 last);
 extern void idem_xact_init(void);
 
-#endif							/* IDEM_XACT_H */
+#endif							/* IDEM_KEY_XACT_H */

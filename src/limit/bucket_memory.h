@@ -5,8 +5,8 @@
  *
  *-------------------------------------------------------------------------
  */
-#ifndef IDEM_BUCKETS_MEMORY_H
-#define IDEM_BUCKETS_MEMORY_H
+#ifndef IDEM_LIMIT_BUCKET_MEMORY_H
+#define IDEM_LIMIT_BUCKET_MEMORY_H
 
 #include "storage/lwlock.h"
 
@@ -84,4 +84,4 @@ idem_buckets_shares(const IdemBucketsPartition *partition)
 						   number * idem_shares_size(room));
 }
 
-#endif							/* IDEM_BUCKETS_MEMORY_H */
+#endif							/* IDEM_LIMIT_BUCKET_MEMORY_H */

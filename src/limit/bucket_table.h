@@ -5,8 +5,8 @@
  *
  *-------------------------------------------------------------------------
  */
-#ifndef IDEM_BUCKETS_H
-#define IDEM_BUCKETS_H
+#ifndef IDEM_LIMIT_BUCKET_TABLE_H
+#define IDEM_LIMIT_BUCKET_TABLE_H
 
 #include "limit/token_bucket.h"
 
@@ -57,4 +57,4 @@ extern int	idem_buckets_copy(int partition, Oid database,
 extern void idem_buckets_use(IdemBucketsUse *use);
 extern void idem_buckets_init(void);
 
-#endif							/* IDEM_BUCKETS_H */
+#endif							/* IDEM_LIMIT_BUCKET_TABLE_H */

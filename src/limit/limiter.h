@@ -5,8 +5,8 @@
  *
  *-------------------------------------------------------------------------
  */
-#ifndef IDEM_LIMITER_H
-#define IDEM_LIMITER_H
+#ifndef IDEM_LIMIT_LIMITER_H
+#define IDEM_LIMIT_LIMITER_H
 
 #include "limit/token_bucket.h"
 
@@ -37,4 +37,4 @@ extern void idem_limiter_get(const char *name, IdemLimiter *limiter);
 extern uint64 idem_limiter_id(const char *name);
 extern void idem_limiter_init(void);
 
-#endif							/* IDEM_LIMITER_H */
+#endif							/* IDEM_LIMIT_LIMITER_H */

@@ -5,8 +5,8 @@
  *
  *-------------------------------------------------------------------------
  */
-#ifndef IDEM_SHARES_H
-#define IDEM_SHARES_H
+#ifndef IDEM_LIMIT_SHARES_H
+#define IDEM_LIMIT_SHARES_H
 
 typedef struct IdemShares IdemShares;
 
@@ -19,4 +19,4 @@ extern void idem_shares_add(IdemShares *shares, uint64 database,
 extern void idem_shares_remove(IdemShares *shares, uint64 database,
 							   uint64 limiter);
 
-#endif							/* IDEM_SHARES_H */
+#endif							/* IDEM_LIMIT_SHARES_H */

@@ -5,8 +5,8 @@
  *
  *-------------------------------------------------------------------------
  */
-#ifndef IDEM_BUCKET_H
-#define IDEM_BUCKET_H
+#ifndef IDEM_LIMIT_TOKEN_BUCKET_H
+#define IDEM_LIMIT_TOKEN_BUCKET_H
 
 /*
  * Bounds of a rule, for the caller to enforce: within them no value of now,
@@ -64,4 +64,4 @@ extern void idem_bucket_peek(const IdemBucketRule *rule,
 extern int64 idem_bucket_full_at(const IdemBucketRule *rule,
 								 const IdemBucket *bucket);
 
-#endif							/* IDEM_BUCKET_H */
+#endif							/* IDEM_LIMIT_TOKEN_BUCKET_H */

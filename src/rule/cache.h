@@ -5,8 +5,8 @@
  *
  *-------------------------------------------------------------------------
  */
-#ifndef IDEM_CACHE_H
-#define IDEM_CACHE_H
+#ifndef IDEM_RULE_CACHE_H
+#define IDEM_RULE_CACHE_H
 
 #include "utils/hsearch.h"
 
@@ -30,4 +30,4 @@ extern bool idem_cache_find(IdemCache *cache, const char *name, void *value,
 							bool keep_missing);
 extern void idem_cache_init(IdemCache *cache);
 
-#endif							/* IDEM_CACHE_H */
+#endif							/* IDEM_RULE_CACHE_H */

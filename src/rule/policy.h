@@ -5,8 +5,8 @@
  *
  *-------------------------------------------------------------------------
  */
-#ifndef IDEM_POLICY_H
-#define IDEM_POLICY_H
+#ifndef IDEM_RULE_POLICY_H
+#define IDEM_RULE_POLICY_H
 
 #include "idem.h"
 
@@ -84,4 +84,4 @@ extern int64 idem_policy_ttl_usec(const char *what, int64 usec);
 extern int64 idem_policy_wait_usec(const char *what, int64 usec);
 extern void idem_policy_init(void);
 
-#endif							/* IDEM_POLICY_H */
+#endif							/* IDEM_RULE_POLICY_H */

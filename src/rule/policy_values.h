@@ -5,8 +5,8 @@
  *
  *-------------------------------------------------------------------------
  */
-#ifndef IDEM_POLICY_VALUES_H
-#define IDEM_POLICY_VALUES_H
+#ifndef IDEM_RULE_POLICY_VALUES_H
+#define IDEM_RULE_POLICY_VALUES_H
 
 #include "rule/policy.h"
 
@@ -16,4 +16,4 @@ extern void idem_policy_values_apply(IdemPolicy *policy, const Datum *values,
 extern void idem_policy_values_form(const IdemPolicy *policy, Datum *values);
 extern void idem_policy_values_init(void);
 
-#endif							/* IDEM_POLICY_VALUES_H */
+#endif							/* IDEM_RULE_POLICY_VALUES_H */

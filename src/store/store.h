@@ -9,8 +9,8 @@
  *
  *-------------------------------------------------------------------------
  */
-#ifndef IDEM_STORE_H
-#define IDEM_STORE_H
+#ifndef IDEM_STORE_STORE_H
+#define IDEM_STORE_STORE_H
 
 #include "nodes/pg_list.h"
 #include "storage/lock.h"
@@ -137,4 +137,4 @@ extern int32 idem_store_secret_add(const text *purpose, const bytea *secret);
 extern bytea *idem_store_secret_newest(const char *purpose, int32 *key_id);
 extern bytea *idem_store_secret_get(const char *purpose, int32 key_id);
 
-#endif							/* IDEM_STORE_H */
+#endif							/* IDEM_STORE_STORE_H */

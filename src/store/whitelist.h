@@ -5,8 +5,8 @@
  *
  *-------------------------------------------------------------------------
  */
-#ifndef IDEM_STORE_WAY_H
-#define IDEM_STORE_WAY_H
+#ifndef IDEM_STORE_WHITELIST_H
+#define IDEM_STORE_WHITELIST_H
 
 #include "storage/lockdefs.h"
 #include "utils/rel.h"
@@ -16,4 +16,4 @@ extern Relation idem_store_way_open(LOCKMODE lockmode, Oid *pkey,
 extern const char *idem_store_way_describe(void);
 extern void idem_store_way_init(void);
 
-#endif							/* IDEM_STORE_WAY_H */
+#endif							/* IDEM_STORE_WHITELIST_H */

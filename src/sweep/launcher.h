@@ -5,8 +5,8 @@
  *
  *-------------------------------------------------------------------------
  */
-#ifndef IDEM_LAUNCHER_H
-#define IDEM_LAUNCHER_H
+#ifndef IDEM_SWEEP_LAUNCHER_H
+#define IDEM_SWEEP_LAUNCHER_H
 
 extern PGDLLEXPORT void idem_launcher_main(Datum arg);
 /* Whether keys are swept here by themselves. */
@@ -21,4 +21,4 @@ extern const char *idem_launcher_describe(IdemLauncherState *state);
 extern int64 idem_launcher_interval(void);
 extern void idem_launcher_init(void);
 
-#endif							/* IDEM_LAUNCHER_H */
+#endif							/* IDEM_SWEEP_LAUNCHER_H */

@@ -5,8 +5,8 @@
  *
  *-------------------------------------------------------------------------
  */
-#ifndef IDEM_SWEEP_H
-#define IDEM_SWEEP_H
+#ifndef IDEM_SWEEP_SWEEP_H
+#define IDEM_SWEEP_SWEEP_H
 
 #include "datatype/timestamp.h"
 
@@ -15,4 +15,4 @@ extern int	idem_sweep_batch_size(void);
 extern int	idem_sweep_delay(void);
 extern void idem_sweep_init(void);
 
-#endif							/* IDEM_SWEEP_H */
+#endif							/* IDEM_SWEEP_SWEEP_H */

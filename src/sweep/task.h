@@ -5,8 +5,8 @@
  *
  *-------------------------------------------------------------------------
  */
-#ifndef IDEM_TASK_H
-#define IDEM_TASK_H
+#ifndef IDEM_SWEEP_TASK_H
+#define IDEM_SWEEP_TASK_H
 
 #include "base/shmem.h"
 
@@ -15,4 +15,4 @@ extern void idem_task_log_failure(IdemTask task, const char *database,
 								  int sqlstate, const char *message);
 extern void idem_task_log_success(IdemTask task, const char *database);
 
-#endif							/* IDEM_TASK_H */
+#endif							/* IDEM_SWEEP_TASK_H */

@@ -5,12 +5,12 @@
  *
  *-------------------------------------------------------------------------
  */
-#ifndef IDEM_WORKER_H
-#define IDEM_WORKER_H
+#ifndef IDEM_SWEEP_WORKER_H
+#define IDEM_SWEEP_WORKER_H
 
 /* In pg_stat_activity, as backend_type and application_name. */
 #define IDEM_WORKER_NAME "idempotency sweep"
 
 extern PGDLLEXPORT void idem_worker_main(Datum arg);
 
-#endif							/* IDEM_WORKER_H */
+#endif							/* IDEM_SWEEP_WORKER_H */
