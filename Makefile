@@ -44,6 +44,7 @@ OBJS = \
 	src/key/fingerprint.o \
 	src/key/finish.o \
 	src/key/headers.o \
+	src/key/lifetime.o \
 	src/key/name.o \
 	src/key/owner.o \
 	src/key/require.o \
@@ -149,6 +150,7 @@ TAP_TESTS = 1
 UNIT = \
 	test/unit/canonical \
 	test/unit/decide \
+	test/unit/lifetime \
 	test/unit/shares \
 	test/unit/token_bucket
 
@@ -167,6 +169,7 @@ unit: $(UNIT)
 
 test/unit/canonical: src/key/canonical.c
 test/unit/decide: src/key/decide.c
+test/unit/lifetime: src/key/lifetime.c
 test/unit/shares: src/limit/shares.c
 test/unit/token_bucket: src/limit/token_bucket.c
 

@@ -173,9 +173,9 @@ find_key(const HttpRequest *request, const IdemPolicy *policy, text **key)
 	}
 	if (header == NULL)
 		return KEY_MISSING;
-	*key = idem_text_header_key(header, strlen(header));
+	*key = idem_name_header_key(header, strlen(header));
 	if (*key != NULL)
-		*key = idem_args_formatted_key(*key, policy);
+		*key = idem_name_formatted_key(*key, policy);
 	return *key == NULL ? KEY_INVALID : KEY_FOUND;
 }
 
@@ -334,7 +334,7 @@ idem_http_run(PG_FUNCTION_ARGS)
 	HttpRequest request;
 	text	   *answer;
 
-	idem_xact_require_writable();
+	idem_args_require_writable();
 	idem_args_require(fcinfo, ARG_HANDLER, "handler");
 	idem_args_require(fcinfo, ARG_REQUEST, "request");	/* else no fingerprint */
 	idem_args_require(fcinfo, ARG_POLICY, "policy");

@@ -41,10 +41,13 @@
 #include "audit/log.h"
 #include "audit/refusal_queue.h"
 #include "base/args.h"
+#include "base/bytes.h"
 #include "base/digest.h"
 #include "base/shmem.h"
 #include "key/claim.h"
 #include "key/fingerprint.h"
+#include "key/lifetime.h"
+#include "key/name.h"
 #include "key/owner.h"
 #include "key/result.h"
 #include "key/xact.h"
@@ -99,19 +102,6 @@ idem_claim_begin(IdemClaim *claim, text *scope, const text *policy)
 }
 
 static IdemBytes
-bytes_of(const bytea *value)
-{
-	IdemBytes	bytes = {NULL, 0};
-
-	if (value != NULL)
-	{
-		bytes.data = VARDATA_ANY(value);
-		bytes.len = VARSIZE_ANY_EXHDR(value);
-	}
-	return bytes;
-}
-
-static IdemBytes
 owner_bytes(bool has_owner, const pg_uuid_t *owner)
 {
 	IdemBytes	bytes = {NULL, 0};
@@ -141,8 +131,8 @@ decide(IdemClaim *claim)
 		found.own = idem_xact_owns(row);
 		found.permitted = idem_role_permits(row->claimed_by);
 		found.attempt = row->attempt;
-		found.fingerprint = bytes_of(row->fingerprint);
-		found.context = bytes_of(row->context);
+		found.fingerprint = idem_bytes_of(row->fingerprint);
+		found.context = idem_bytes_of(row->context);
 		found.owner = owner_bytes(row->has_owner, &row->owner);
 		found.lease_until = row->lease_until;
 		found.expires_at = row->expires_at;
@@ -151,11 +141,11 @@ decide(IdemClaim *claim)
 		found.reject_expired = claim->row_policy.reject_expired;
 		found.tombstone = claim->row_policy.tombstone;
 	}
-	asked.fingerprint = bytes_of(claim->fingerprint);
-	asked.context = bytes_of(claim->context);
+	asked.fingerprint = idem_bytes_of(claim->fingerprint);
+	asked.context = idem_bytes_of(claim->context);
 	asked.owner = owner_bytes(claim->has_owner, &claim->owner);
 	claim->now = asked.now = idem_xact_now();
-	claim->decision = idem_state_decide(&found, &asked);
+	claim->decision = idem_decide(&found, &asked);
 }
 
 /* In progress with a row that we cannot or need not see. */
@@ -373,6 +363,7 @@ idem_claim_fill(IdemClaim *claim)
 	const IdemPolicy *policy;
 
 	memset(row, 0, sizeof(*row));
+	row->purge_at = DT_NOBEGIN;
 	if (claim->decision.verdict == IDEM_CLAIM_FRESH)
 	{
 		claim->row_policy = claim->policy;
@@ -400,10 +391,8 @@ idem_claim_fill(IdemClaim *claim)
 	row->token = idem_xact_token(claim->now, claim->found ? last.token : 0);
 	row->claim_xid = U64FromFullTransactionId(GetTopFullTransactionId());
 	row->finished_at = DT_NOBEGIN;
-	row->lease_until = idem_state_add(claim->now, claim->lease >= 0 ?
-									  claim->lease : policy->lease);
-	row->expires_at = idem_policy_expiry(policy, row, false, row->lease_until);
-	row->purge_at = idem_policy_purge_bound(policy, row);
+	idem_lifetime_lease(policy, row, claim->now,
+						claim->lease >= 0 ? claim->lease : policy->lease);
 	row->has_owner = claim->has_owner;
 	row->owner = claim->owner;
 	row->body_size = -1;
@@ -471,10 +460,10 @@ read_fingerprint(FunctionCallInfo fcinfo, IdemClaim *claim)
 static void
 read_arguments(FunctionCallInfo fcinfo, IdemClaim *claim)
 {
-	idem_xact_require_writable();
-	idem_claim_begin(claim, idem_args_scope(fcinfo, ARG_SCOPE),
+	idem_args_require_writable();
+	idem_claim_begin(claim, idem_name_scope(fcinfo, ARG_SCOPE),
 					 idem_args_text(fcinfo, ARG_POLICY, "policy"));
-	claim->id.key = idem_args_format_key(idem_args_key(fcinfo, ARG_KEY),
+	claim->id.key = idem_name_format_key(idem_name_key(fcinfo, ARG_KEY),
 										 &claim->policy);
 	read_fingerprint(fcinfo, claim);
 	claim->context = idem_args_digest(fcinfo, ARG_CONTEXT, "context");

@@ -25,6 +25,8 @@
 #include "base/args.h"
 #include "base/shmem.h"
 #include "key/claim.h"
+#include "key/lifetime.h"
+#include "key/name.h"
 #include "key/owner.h"
 #include "key/response.h"
 #include "key/xact.h"
@@ -103,7 +105,7 @@ read_keys(IdemDedupe *dedupe, ArrayType *array)
 		DedupeKey  *key = &dedupe->keys[i];
 
 		key->given = nulls[i] ? NULL : DatumGetTextPP(values[i]);
-		key->key = idem_args_format_key(key->given, &dedupe->claim.policy);
+		key->key = idem_name_format_key(key->given, &dedupe->claim.policy);
 		key->ord = i;
 		key->first = false;
 	}
@@ -213,7 +215,7 @@ free_attempt(IdemState state, int32 attempt, TimestampTz expires_at,
 	found.reject_expired = policy.reject_expired;
 	found.tombstone = policy.tombstone;
 	asked.now = idem_xact_now();
-	decision = idem_state_decide(&found, &asked);
+	decision = idem_decide(&found, &asked);
 	return decision.verdict == IDEM_CLAIM_FRESH ? decision.attempt : 0;
 }
 
@@ -408,7 +410,7 @@ make_row(IdemDedupe *dedupe)
 	claim->row.purge_at = claim->now;
 	idem_answer_init(&answer, 200);
 	idem_answer_store(&answer, &claim->row);
-	idem_answer_finish(&claim->row_policy, &claim->row, IDEM_STATE_COMPLETED,
+	idem_lifetime_finish(&claim->row_policy, &claim->row, IDEM_STATE_COMPLETED,
 					   claim->now);
 }
 
@@ -461,9 +463,9 @@ idem_dedupe(PG_FUNCTION_ARGS)
 {
 	IdemDedupe	dedupe;
 
-	idem_xact_require_writable();
+	idem_args_require_writable();
 	memset(&dedupe, 0, sizeof(dedupe));
-	idem_claim_begin(&dedupe.claim, idem_args_scope(fcinfo, 0),
+	idem_claim_begin(&dedupe.claim, idem_name_scope(fcinfo, 0),
 					 idem_args_text(fcinfo, 2, "policy"));
 	idem_args_require(fcinfo, 1, "keys");
 	read_keys(&dedupe, PG_GETARG_ARRAYTYPE_P(1));

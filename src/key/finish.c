@@ -27,6 +27,8 @@
 #include "base/shmem.h"
 #include "key/claim.h"
 #include "key/decide.h"
+#include "key/lifetime.h"
+#include "key/name.h"
 #include "key/owner.h"
 #include "key/response.h"
 #include "key/result.h"
@@ -62,8 +64,8 @@ static bool
 find(FunctionCallInfo fcinfo, IdemHeld *held,
 	 bool (*read) (const IdemKey *, IdemRow *))
 {
-	held->id.scope = idem_args_scope(fcinfo, ARG_SCOPE);
-	held->id.key = idem_args_key(fcinfo, ARG_KEY);
+	held->id.scope = idem_name_scope(fcinfo, ARG_SCOPE);
+	held->id.key = idem_name_key(fcinfo, ARG_KEY);
 	if (!read(&held->id, &held->row))
 		return false;
 	idem_policy_get_stored(held->row.policy, &held->policy);
@@ -77,7 +79,7 @@ find(FunctionCallInfo fcinfo, IdemHeld *held,
 static bool
 hold(FunctionCallInfo fcinfo, IdemHeld *held)
 {
-	idem_xact_require_writable();
+	idem_args_require_writable();
 	if (!find(fcinfo, held, idem_store_hold) ||
 		idem_xact_is_running(&held->id))
 		return false;
@@ -95,10 +97,10 @@ hold(FunctionCallInfo fcinfo, IdemHeld *held)
 static bool
 hold_or_read_finished(FunctionCallInfo fcinfo, IdemHeld *held)
 {
-	idem_xact_require_writable();
+	idem_args_require_writable();
 	if (TransactionIdIsValid(GetTopTransactionIdIfAny()) ||
 		!find(fcinfo, held, idem_store_read) ||
-		!idem_state_finished(held->row.state))
+		!idem_decide_is_finished(held->row.state))
 		return hold(fcinfo, held);
 	idem_role_require(&held->id, held->row.claimed_by, &held->policy);
 	held->own = false;
@@ -221,7 +223,7 @@ finish(FunctionCallInfo fcinfo, Oid type, IdemState state)
 	require_token(&held, read_token(fcinfo, ARG_TOKEN));
 	if (state == IDEM_STATE_COMPLETED)
 		state = completed_state(&held, answer.status);
-	if (idem_state_finished(held.row.state))
+	if (idem_decide_is_finished(held.row.state))
 	{
 		if (state != held.row.state ||
 			!idem_answer_is_stored(&answer, &held.row))
@@ -235,7 +237,7 @@ finish(FunctionCallInfo fcinfo, Oid type, IdemState state)
 	}
 	idem_answer_limit(&answer, &held.id, &held.policy);
 	idem_answer_store(&answer, &held.row);
-	idem_answer_finish(&held.policy, &held.row, state, idem_xact_now());
+	idem_lifetime_finish(&held.policy, &held.row, state, idem_xact_now());
 	write_claim(&held, state == IDEM_STATE_COMPLETED ? "completed" : "failed");
 	idem_shmem_count(held.policy.counters, state == IDEM_STATE_COMPLETED ?
 					 IDEM_COUNT_COMPLETED : IDEM_COUNT_FAILED, 1);
@@ -333,18 +335,13 @@ idem_extend(PG_FUNCTION_ARGS)
 {
 	IdemHeld	held;
 	int64		lease;
-	TimestampTz bound;
 
 	idem_args_require(fcinfo, 2, "token");
 	idem_args_require(fcinfo, 3, "lease");
 	lease = idem_policy_lease_usec("lease",
 								   idem_args_usec("lease", PG_GETARG_DATUM(3)));
 	require_claim(fcinfo, &held, read_token(fcinfo, 2));
-	held.row.lease_until = idem_state_add(idem_xact_now(), lease);
-	held.row.expires_at = idem_policy_expiry(&held.policy, &held.row, false,
-											 held.row.lease_until);
-	bound = idem_policy_purge_bound(&held.policy, &held.row);
-	held.row.purge_at = Max(held.row.purge_at, bound);
+	idem_lifetime_lease(&held.policy, &held.row, idem_xact_now(), lease);
 	write_claim(&held, NULL);
 	ForceSyncCommit();
 	PG_RETURN_TIMESTAMPTZ(held.row.lease_until);
@@ -435,7 +432,7 @@ idem_forget(PG_FUNCTION_ARGS)
 static IdemOutcome
 outcome_of(const IdemRow *row, TimestampTz now)
 {
-	if (now >= row->expires_at && !TIMESTAMP_IS_NOEND(row->expires_at))
+	if (idem_lifetime_is_over(row->expires_at, now))
 		return IDEM_OUTCOME_EXPIRED;
 	if (row->state == IDEM_STATE_IN_PROGRESS)
 		return IDEM_OUTCOME_IN_PROGRESS;
@@ -462,7 +459,7 @@ idem_lookup(PG_FUNCTION_ARGS)
 
 	if (!find(fcinfo, &held, idem_store_peek) ||
 		held.row.state == IDEM_STATE_RELEASED ||
-		(now >= held.row.purge_at && !TIMESTAMP_IS_NOEND(held.row.purge_at)))
+		idem_lifetime_is_over(held.row.purge_at, now))
 		PG_RETURN_NULL();
 	idem_role_require(&held.id, held.row.claimed_by, &held.policy);
 	return idem_result_form(outcome_of(&held.row, now), &held.row,

@@ -43,6 +43,8 @@
 #include "base/compat.h"
 #include "key/claim.h"
 #include "key/fingerprint.h"
+#include "key/lifetime.h"
+#include "key/name.h"
 #include "key/response.h"
 #include "key/run.h"
 #include "key/xact.h"
@@ -269,7 +271,7 @@ store(IdemRun *run)
 	if (!claim->found)
 		claim->row.purge_at = claim->now;	/* no bound: written only once */
 	idem_answer_store(&run->answer, &claim->row);
-	idem_answer_finish(&claim->row_policy, &claim->row, run->state,
+	idem_lifetime_finish(&claim->row_policy, &claim->row, run->state,
 					   idem_xact_now());
 	if (claim->found)
 		idem_store_update(&claim->id, &claim->row);
@@ -301,14 +303,14 @@ read_arguments(FunctionCallInfo fcinfo, IdemRun *run)
 {
 	IdemClaim  *claim = &run->claim;
 
-	idem_xact_require_writable();
+	idem_args_require_writable();
 	idem_args_require(fcinfo, IDEM_RUN_HANDLER, "handler");
 	run->request.isnull = PG_ARGISNULL(IDEM_RUN_REQUEST);
 	run->request.value = PG_GETARG_DATUM(IDEM_RUN_REQUEST);
 	run->record = read_on_error(fcinfo);
-	idem_claim_begin(claim, idem_args_scope(fcinfo, IDEM_RUN_SCOPE),
+	idem_claim_begin(claim, idem_name_scope(fcinfo, IDEM_RUN_SCOPE),
 					 idem_args_text(fcinfo, IDEM_RUN_POLICY, "policy"));
-	claim->id.key = idem_args_format_key(idem_args_key(fcinfo, IDEM_RUN_KEY),
+	claim->id.key = idem_name_format_key(idem_name_key(fcinfo, IDEM_RUN_KEY),
 										 &claim->policy);
 	if (!run->request.isnull)
 		claim->fingerprint =

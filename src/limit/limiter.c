@@ -29,7 +29,6 @@
 #include "base/catalog.h"
 #include "base/digest.h"
 #include "base/shmem.h"
-#include "key/xact.h"
 #include "limit/bucket_table.h"
 #include "limit/limiter.h"
 #include "rule/cache.h"
@@ -234,7 +233,7 @@ idem_limiter(PG_FUNCTION_ARGS)
 		values[i] = PG_GETARG_DATUM(i);
 	}
 	form_limiter(&limiter, values, nulls);
-	idem_xact_require_writable();
+	idem_args_require_writable();
 	idem_store_named_lock(IDEM_STORE_LIMITERS);
 	exists = idem_store_named_read(IDEM_STORE_LIMITERS, NameStr(limiter.name),
 								   old_values, old_nulls);
@@ -260,7 +259,7 @@ idem_limiter_drop(PG_FUNCTION_ARGS)
 {
 	text	   *name = idem_args_text(fcinfo, 0, "name");
 
-	idem_xact_require_writable();
+	idem_args_require_writable();
 	PG_RETURN_BOOL(idem_store_named_delete(IDEM_STORE_LIMITERS, name));
 }
 

@@ -20,7 +20,6 @@
 #include "base/args.h"
 #include "base/catalog.h"
 #include "base/shmem.h"
-#include "key/xact.h"
 #include "rule/cache.h"
 #include "rule/policy.h"
 #include "rule/policy_values.h"
@@ -115,7 +114,7 @@ idem_policy(PG_FUNCTION_ARGS)
 	bool		exists;
 	int			i;
 
-	idem_xact_require_writable();
+	idem_args_require_writable();
 	if (cname[0] == '\0')
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -159,7 +158,7 @@ idem_policy_drop(PG_FUNCTION_ARGS)
 {
 	text	   *name = idem_args_text(fcinfo, 0, "name");
 
-	idem_xact_require_writable();
+	idem_args_require_writable();
 	PG_RETURN_BOOL(idem_store_named_delete(IDEM_STORE_POLICIES, name));
 }
 

@@ -4,8 +4,8 @@
  *	  Policies: what their columns say.
  *
  * Owns the shipped values, which are here and not in the table so that a
- * restored row can never collide with them, the bounds of every parameter,
- * and what follows from a policy for the times of a row.  Touches no table.
+ * restored row can never collide with them, and the bounds of every parameter.
+ * Touches no table.
  *
  *-------------------------------------------------------------------------
  */
@@ -22,7 +22,6 @@
 #include "utils/typcache.h"
 
 #include "base/args.h"
-#include "key/decide.h"
 #include "rule/policy.h"
 #include "rule/policy_values.h"
 
@@ -80,48 +79,6 @@ idem_policy_releases(const IdemPolicy *policy, int status)
 {
 	return status >= IDEM_MIN_STATUS && status <= IDEM_MAX_STATUS &&
 		(policy->releases[status / 8] & (1 << (status % 8))) != 0;
-}
-
-/*
- * idem_policy_expiry
- *		When a row expires whose retention begins at "since": the one given
- *		with its claim, else the policy's for completed or failed.
- */
-TimestampTz
-idem_policy_expiry(const IdemPolicy *policy, const IdemRow *row, bool completed,
-				   TimestampTz since)
-{
-	int64		ttl = completed ? policy->completed_ttl : policy->failed_ttl;
-
-	if (row->ttl >= 0)
-		ttl = row->ttl;
-	return ttl == 0 ? DT_NOEND : idem_state_add(since, ttl);
-}
-
-/*
- * idem_policy_purge_time
- *		When a row that expires then may be removed.
- */
-TimestampTz
-idem_policy_purge_time(const IdemPolicy *policy, TimestampTz expiry)
-{
-	return policy->reject_expired ?
-		idem_state_add(expiry, policy->tombstone) : expiry;
-}
-
-/*
- * idem_policy_purge_bound
- *		The same for a claim in progress, however it ends within its lease: a
- *		finish that leaves purge_at alone can be a HOT update.
- */
-TimestampTz
-idem_policy_purge_bound(const IdemPolicy *policy, const IdemRow *row)
-{
-	TimestampTz end = row->lease_until;
-	TimestampTz completed = idem_policy_expiry(policy, row, true, end);
-	TimestampTz failed = idem_policy_expiry(policy, row, false, end);
-
-	return idem_policy_purge_time(policy, Max(completed, failed));
 }
 
 /*
