@@ -46,8 +46,8 @@ OBJS = \
 	src/key/headers.o \
 	src/key/lifetime.o \
 	src/key/name.o \
+	src/key/outcome.o \
 	src/key/owner.o \
-	src/key/require.o \
 	src/key/response.o \
 	src/key/result.o \
 	src/key/run.o \

@@ -39,7 +39,6 @@
 #include "utils/wait_event.h"
 
 #include "audit/log.h"
-#include "audit/refusal_queue.h"
 #include "base/args.h"
 #include "base/bytes.h"
 #include "base/digest.h"
@@ -48,6 +47,7 @@
 #include "key/fingerprint.h"
 #include "key/lifetime.h"
 #include "key/name.h"
+#include "key/outcome.h"
 #include "key/owner.h"
 #include "key/result.h"
 #include "key/xact.h"
@@ -214,9 +214,10 @@ idem_claim_count(const IdemClaim *claim, IdemOutcome outcome)
 	if (granted && claim->decision.taken_over)
 		idem_shmem_count(counters, IDEM_COUNT_TAKEN_OVER, 1);
 	if (outcome != IDEM_OUTCOME_CLAIMED)
-		idem_shmem_count(counters, (IdemCounter) outcome, 1);
-	if (claim->row_policy.audit)
-		idem_refusals_note_outcome(outcome, &claim->id, &claim->row_policy);
+		idem_shmem_count(counters, idem_outcomes[outcome].counter, 1);
+	if (claim->row_policy.audit && idem_outcomes[outcome].refusal >= 0)
+		idem_refusals_note(idem_outcomes[outcome].refusal, &claim->id,
+						   &claim->row_policy);
 }
 
 /*
@@ -518,12 +519,11 @@ make_claim(IdemClaim *claim)
 }
 
 /*
- * idem_claim_call
- *		A call with the arguments of idem_claim: claim, or find out what became of
- *		the key, and count it.  Returns the outcome.
+ * A call with the arguments of idem_claim: claim, or find out what became of the
+ * key, and count it.  Returns the outcome.
  */
-IdemOutcome
-idem_claim_call(FunctionCallInfo fcinfo, IdemClaim *claim)
+static IdemOutcome
+call_claim(FunctionCallInfo fcinfo, IdemClaim *claim)
 {
 	IdemOutcome outcome;
 
@@ -538,7 +538,7 @@ IDEM_FUNCTION(idem_claim);
 /*
  * idem_claim(scope, key, request, fingerprint, policy, context, owner, wait,
  *			  lease, ttl) RETURNS idem_result
- *		Claim a key, or say what became of it; design section 3.
+ *		Claim a key, or say what became of it.
  *
  * Intervals are microseconds with a day of 24 hours.  Raises 22004, 22023,
  * 25006, 40001, 42501, 42704, ID009, ID012, XX001.  A claim that is granted
@@ -550,7 +550,25 @@ Datum
 idem_claim(PG_FUNCTION_ARGS)
 {
 	IdemClaim	claim;
-	IdemOutcome outcome = idem_claim_call(fcinfo, &claim);
+	IdemOutcome outcome = call_claim(fcinfo, &claim);
 
 	return idem_claim_result(&claim, outcome);
+}
+
+IDEM_FUNCTION(idem_require);
+
+/*
+ * idem_require(same arguments) RETURNS bigint
+ *		The token of a claim, or the error that stands for its outcome: ID003
+ *		to ID007, and whatever idem_claim raises.
+ */
+Datum
+idem_require(PG_FUNCTION_ARGS)
+{
+	IdemClaim	claim;
+	IdemOutcome outcome = call_claim(fcinfo, &claim);
+
+	if (outcome != IDEM_OUTCOME_CLAIMED)
+		idem_outcome_raise(outcome, &claim.id);
+	PG_RETURN_INT64(claim.row.token);
 }
