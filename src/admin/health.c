@@ -126,7 +126,7 @@ check_primary_key(IdemHealthAnswer *answer)
 static void
 check_storage(IdemHealthAnswer *answer)
 {
-	idem_store_health_say(answer, true, idem_store_way_describe());
+	idem_store_health_say(answer, true, idem_whitelist_describe());
 }
 
 /* Without memory no limiter works, and there should be none. */

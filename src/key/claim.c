@@ -102,15 +102,10 @@ idem_claim_begin(IdemClaim *claim, text *scope, const text *policy)
 }
 
 static IdemBytes
-owner_bytes(bool has_owner, const pg_uuid_t *owner)
+owner_bytes(const pg_uuid_t *owner)
 {
-	IdemBytes	bytes = {NULL, 0};
+	IdemBytes	bytes = {owner, UUID_LEN};
 
-	if (has_owner)
-	{
-		bytes.data = owner->data;
-		bytes.len = UUID_LEN;
-	}
 	return bytes;
 }
 
@@ -133,7 +128,7 @@ decide(IdemClaim *claim)
 		found.attempt = row->attempt;
 		found.fingerprint = idem_bytes_of(row->fingerprint);
 		found.context = idem_bytes_of(row->context);
-		found.owner = owner_bytes(row->has_owner, &row->owner);
+		found.owner = owner_bytes(row->owner);
 		found.lease_until = row->lease_until;
 		found.expires_at = row->expires_at;
 		found.purge_at = row->purge_at;
@@ -143,7 +138,7 @@ decide(IdemClaim *claim)
 	}
 	asked.fingerprint = idem_bytes_of(claim->fingerprint);
 	asked.context = idem_bytes_of(claim->context);
-	asked.owner = owner_bytes(claim->has_owner, &claim->owner);
+	asked.owner = owner_bytes(claim->owner);
 	claim->now = asked.now = idem_xact_now();
 	claim->decision = idem_decide(&found, &asked);
 }
@@ -246,7 +241,7 @@ must_take(const IdemClaim *claim)
 static IdemStoreTaken
 take(IdemClaim *claim, bool check_new)
 {
-	IdemStoreTaken taken = idem_store_take(&claim->grip, &claim->id,
+	IdemStoreTaken taken = idem_store_take(&claim->store, &claim->id,
 										   claim->found, check_new,
 										   &claim->row);
 
@@ -259,7 +254,7 @@ take(IdemClaim *claim, bool check_new)
 	}
 	if (must_take(claim))
 		return taken;
-	idem_store_drop(&claim->grip);
+	idem_store_drop(&claim->store);
 	return claim->decision.verdict == IDEM_WAIT ? IDEM_STORE_CHANGED : taken;
 }
 
@@ -268,10 +263,10 @@ take(IdemClaim *claim, bool check_new)
  * it to change is told so by 40001.  Spec: claim-same.
  */
 static void
-require_current(const IdemClaim *claim)
+require_current(IdemClaim *claim)
 {
 	if (claim->wait > 0 && claim->found && IsolationUsesXactSnapshot())
-		idem_store_require_current(&claim->id, &claim->row);
+		idem_store_require_current(&claim->store, &claim->id, &claim->row);
 }
 
 /*
@@ -298,7 +293,7 @@ idem_claim_decide(IdemClaim *claim, bool check_new)
 			decide_unseen(claim);
 			break;
 		}
-		claim->found = idem_store_look(&claim->grip, &claim->id, check_new,
+		claim->found = idem_store_look(&claim->store, &claim->id, check_new,
 									   &claim->row);
 		decide(claim);
 		if (claim->decision.verdict == IDEM_WAIT)
@@ -394,7 +389,6 @@ idem_claim_fill(IdemClaim *claim)
 	row->finished_at = DT_NOBEGIN;
 	idem_lifetime_lease(policy, row, claim->now,
 						claim->lease >= 0 ? claim->lease : policy->lease);
-	row->has_owner = claim->has_owner;
 	row->owner = claim->owner;
 	row->body_size = -1;
 }
@@ -468,9 +462,8 @@ read_arguments(FunctionCallInfo fcinfo, IdemClaim *claim)
 										 &claim->policy);
 	read_fingerprint(fcinfo, claim);
 	claim->context = idem_args_digest(fcinfo, ARG_CONTEXT, "context");
-	claim->has_owner = !PG_ARGISNULL(ARG_OWNER);
-	if (claim->has_owner)
-		claim->owner = *PG_GETARG_UUID_P(ARG_OWNER);
+	if (!PG_ARGISNULL(ARG_OWNER))
+		claim->owner = PG_GETARG_UUID_P(ARG_OWNER);
 	if (!PG_ARGISNULL(ARG_WAIT))
 		claim->wait = idem_policy_wait_usec("wait",
 											idem_args_usec("wait", PG_GETARG_DATUM(ARG_WAIT)));
@@ -487,8 +480,8 @@ static bool
 write_claim(IdemClaim *claim)
 {
 	if (!claim->found)
-		return idem_store_insert(&claim->grip, &claim->id, &claim->row);
-	idem_store_update(&claim->id, &claim->row);
+		return idem_store_insert(&claim->store, &claim->id, &claim->row);
+	idem_store_update(&claim->store, &claim->id, &claim->row);
 	return true;
 }
 
@@ -513,7 +506,7 @@ make_claim(IdemClaim *claim)
 									  &claim->id, &claim->row);
 			return IDEM_OUTCOME_CLAIMED;
 		}
-		idem_store_drop(&claim->grip);
+		idem_store_drop(&claim->store);
 	}
 	idem_claim_too_many_tries(&claim->id);
 }
@@ -529,6 +522,7 @@ call_claim(FunctionCallInfo fcinfo, IdemClaim *claim)
 
 	read_arguments(fcinfo, claim);
 	outcome = make_claim(claim);
+	idem_store_close(&claim->store);
 	idem_claim_count(claim, outcome);
 	return outcome;
 }

@@ -22,15 +22,14 @@ typedef struct IdemClaim
 	IdemPolicy	policy;			/* named in the call */
 	bytea	   *fingerprint;	/* NULL: none */
 	bytea	   *context;		/* NULL: none */
-	bool		has_owner;
-	pg_uuid_t	owner;
+	pg_uuid_t  *owner;			/* NULL: none */
 	int64		wait;			/* microseconds */
 	int64		lease;			/* -1: the policy's */
 	int64		ttl;			/* -1: the policy's; 0: for ever */
 	instr_time	started;
 	bool		waited;
 
-	IdemStoreGrip grip;
+	IdemStore	store;
 	TimestampTz now;			/* of the decision */
 	bool		found;			/* row and row_policy are set */
 	IdemRow		row;

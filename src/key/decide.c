@@ -67,6 +67,26 @@ decide_in_progress(const IdemFound *found, const IdemAsked *asked)
 }
 
 /*
+ * idem_decide_free_attempt
+ *		The attempt of a fresh claim; 0 when the key is not free, that is neither
+ *		without a row, nor released, nor expired for good.
+ */
+int32
+idem_decide_free_attempt(const IdemFound *found, int64 now)
+{
+	bool		expired;
+
+	if (!found->exists)
+		return 1;
+	expired = idem_lifetime_is_over(found->expires_at, now);
+	if (expired && !is_tombstone(found, now))
+		return 1;
+	if (found->state == IDEM_STATE_RELEASED)
+		return expired ? 1 : next_attempt(found);
+	return 0;
+}
+
+/*
  * idem_decide
  *		What the caller gets.  The order of the tests is the contract.
  */
@@ -74,17 +94,10 @@ IdemDecision
 idem_decide(const IdemFound *found, const IdemAsked *asked)
 {
 	IdemDecision forbidden = {IDEM_FORBIDDEN, IDEM_OUTCOME_EXPIRED, 0, false};
-	bool		expired;
+	int32		free_attempt = idem_decide_free_attempt(found, asked->now);
 
-	if (!found->exists)
-		return claim(IDEM_CLAIM_FRESH, 1, false);
-
-	expired = idem_lifetime_is_over(found->expires_at, asked->now);
-	if (expired && !is_tombstone(found, asked->now))
-		return claim(IDEM_CLAIM_FRESH, 1, false);
-	if (found->state == IDEM_STATE_RELEASED)
-		return claim(IDEM_CLAIM_FRESH,
-					 expired ? 1 : next_attempt(found), false);
+	if (free_attempt > 0)
+		return claim(IDEM_CLAIM_FRESH, free_attempt, false);
 
 	if (found->own && found->state == IDEM_STATE_IN_PROGRESS)
 	{
@@ -95,7 +108,7 @@ idem_decide(const IdemFound *found, const IdemAsked *asked)
 	}
 	if (!found->permitted)
 		return forbidden;
-	if (expired)
+	if (idem_lifetime_is_over(found->expires_at, asked->now))
 		return answer(IDEM_OUTCOME_EXPIRED);
 	if (found->reject_repeat && (found->state == IDEM_STATE_COMPLETED ||
 								 found->state == IDEM_STATE_FAILED))

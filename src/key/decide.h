@@ -59,7 +59,8 @@ typedef struct IdemDecision
 } IdemDecision;
 
 extern IdemDecision idem_decide(const IdemFound *found,
-									  const IdemAsked *asked);
+								const IdemAsked *asked);
+extern int32 idem_decide_free_attempt(const IdemFound *found, int64 now);
 
 /* Finished: an answer is stored, or was too large to be. */
 static inline bool

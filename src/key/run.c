@@ -274,9 +274,10 @@ store(IdemRun *run)
 	idem_lifetime_finish(&claim->row_policy, &claim->row, run->state,
 					   idem_xact_now());
 	if (claim->found)
-		idem_store_update(&claim->id, &claim->row);
+		idem_store_update(&claim->store, &claim->id, &claim->row);
 	else
-		idem_store_insert_new(&claim->grip, &claim->id, &claim->row);
+		idem_store_insert_new(&claim->store, &claim->id, &claim->row);
+	idem_store_close(&claim->store);
 	if (!claim->row_policy.audit)
 		return;
 	idem_audit_transition(claim->decision.taken_over ? "taken_over" : "claimed",
@@ -344,6 +345,7 @@ idem_run(PG_FUNCTION_ARGS)
 	memset(&run, 0, sizeof(run));
 	read_arguments(fcinfo, &run);
 	idem_claim_decide(&run.claim, true);
+	idem_store_close(&run.claim.store); /* the handler may do anything to it */
 	outcome = run.claim.decision.outcome;
 	if (idem_claim_granted(&run.claim))
 	{
