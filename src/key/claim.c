@@ -216,6 +216,20 @@ idem_claim_count(const IdemClaim *claim, IdemOutcome outcome)
 }
 
 /*
+ * idem_claim_audit
+ *		Record a claim that was written, where its policy wants that.
+ */
+void
+idem_claim_audit(const IdemClaim *claim)
+{
+	const char *action = claim->decision.taken_over ?
+	"taken_over" : idem_outcomes[IDEM_OUTCOME_CLAIMED].action;
+
+	if (claim->row_policy.audit)
+		idem_audit_transition(action, &claim->id, &claim->row);
+}
+
+/*
  * idem_claim_granted
  *		Whether the decision is to write a claim.
  */
@@ -501,9 +515,7 @@ make_claim(IdemClaim *claim)
 		if (write_claim(claim))
 		{
 			idem_xact_opened();
-			if (claim->row_policy.audit)
-				idem_audit_transition(claim->decision.taken_over ? "taken_over" : "claimed",
-									  &claim->id, &claim->row);
+			idem_claim_audit(claim);
 			return IDEM_OUTCOME_CLAIMED;
 		}
 		idem_store_drop(&claim->store);
