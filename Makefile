@@ -84,17 +84,32 @@ PG_CFLAGS = -fvisibility=hidden
 PG_CPPFLAGS = -I$(srcdir) -I$(srcdir)/src \
 	-DPGDLLEXPORT='__attribute__((visibility("default")))'
 
+# The first has what the others share; for one alone, name both.
 REGRESS = \
+	setup \
 	canonical \
 	claim \
+	claim_outcome \
+	claim_times \
+	claim_format \
+	claim_policy \
 	finish \
+	finish_body \
+	finish_holder \
+	finish_lease \
 	run \
+	run_error \
+	run_once \
 	dedupe \
 	lookup \
 	policy \
+	policy_effect \
 	audit \
+	audit_append_only \
 	helpers \
 	http \
+	http_run \
+	http_refused \
 	sweep \
 	throttle \
 	settings \
@@ -102,7 +117,7 @@ REGRESS = \
 	shop \
 	errors
 REGRESS_OPTS = --encoding=UTF8
-# The first has what the others share; for one alone, name both.
+# So it is with the specs.
 ISOLATION = \
 	spec-setup \
 	claim-two \
