@@ -88,17 +88,32 @@ PG_CFLAGS = -fvisibility=hidden
 PG_CPPFLAGS = -I$(srcdir) -I$(srcdir)/src \
 	-DPGDLLEXPORT='__attribute__((visibility("default")))'
 
+# The first has what the others share; for one alone, name both.
 REGRESS = \
+	setup \
 	canonical \
 	claim \
+	claim_outcome \
+	claim_times \
+	claim_format \
+	claim_policy \
 	finish \
+	finish_body \
+	finish_holder \
+	finish_lease \
 	run \
+	run_error \
+	run_once \
 	dedupe \
 	lookup \
 	policy \
+	policy_effect \
 	audit \
+	audit_append_only \
 	helpers \
 	http \
+	http_run \
+	http_refused \
 	sweep \
 	throttle \
 	settings \
@@ -106,7 +121,9 @@ REGRESS = \
 	shop \
 	errors
 REGRESS_OPTS = --encoding=UTF8
+# So it is with the specs.
 ISOLATION = \
+	spec-setup \
 	claim-two \
 	claim-two-ends \
 	claim-sweep \
@@ -114,38 +131,69 @@ ISOLATION = \
 	sweep-open-direct \
 	sweep-changed \
 	claim-takeover \
+	claim-takeover-open \
 	claim-isolation \
+	claim-isolation-row \
 	claim-skew \
 	claim-wait \
 	claim-cap \
 	claim-order \
 	claim-own \
 	claim-same \
+	claim-same-wait \
 	claim-serializable \
 	claim-dedupe \
-	claim-direct \
+	claim-dedupe-waits \
+	direct-new-key \
+	direct-expired-key \
+	direct-leased-key \
+	direct-old-snapshot \
+	direct-old-snapshot-row \
+	direct-wait-polls \
 	finish-savepoint \
 	finish-prepared \
+	finish-prepared-lock \
 	finish-unseen \
+	finish-unseen-run \
+	finish-unseen-change \
 	run-two \
 	run-claim \
 	run-nested \
 	run-dedupe \
+	run-dedupe-expired \
 	http-two \
 	dedupe-order \
 	dedupe-sweep \
 	dedupe-late \
-	ways-mixed \
+	ways-claim \
+	ways-run \
+	ways-consume \
+	ways-expired \
+	ways-leased \
+	ways-change \
+	ways-change-run \
 	release-claim \
 	policy-change \
 	policy-create \
-	lock-timeout
+	lock-timeout \
+	lock-timeout-claim
 # of these, those that are about the direct way or both; in the others a step
 # that takes the direct way is called ..._direct
 BOTH_WAYS = \
 	sweep-open-direct \
-	claim-direct \
-	ways-mixed
+	direct-new-key \
+	direct-expired-key \
+	direct-leased-key \
+	direct-old-snapshot \
+	direct-old-snapshot-row \
+	direct-wait-polls \
+	ways-claim \
+	ways-run \
+	ways-consume \
+	ways-expired \
+	ways-leased \
+	ways-change \
+	ways-change-run
 ISOLATION_OPTS = --load-extension=pgcrypto --load-extension=idempotency
 TAP_TESTS = 1
 
