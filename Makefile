@@ -57,10 +57,9 @@ OBJS = \
 	src/limit/shares.o \
 	src/limit/throttle.o \
 	src/limit/token_bucket.o \
-	src/rule/cache.o \
-	src/rule/named.o \
 	src/rule/policy.o \
 	src/rule/policy_values.o \
+	src/rule/rule_table.o \
 	src/store/direct.o \
 	src/store/direct_sweep.o \
 	src/store/lock.o \
