@@ -58,16 +58,11 @@ typedef struct PolicyColumn
 	const char *name;
 	ColumnKind	kind;
 	Size		offset;			/* in an IdemPolicy */
-	int64		shipped;
+	const char *shipped;		/* NULL: zero, empty, the first choice */
 	int			min;			/* of a number */
 	int			max;
 	const char *const *choices;
 	int64		(*bound) (const char *what, int64 usec);	/* of a duration */
-	struct
-	{
-		int			from;		/* 0: none */
-		int			to;
-	}			statuses[2];	/* as shipped */
 } PolicyColumn;
 
 #define FIELD(member) offsetof(IdemPolicy, member)
@@ -89,14 +84,13 @@ static const char *const format_names[] = {
  */
 static const PolicyColumn columns[] = {
 	{"name", COLUMN_NAME, FIELD(name)},
-	{"completed_ttl", COLUMN_DURATION, FIELD(completed_ttl), USECS_PER_DAY,
+	{"completed_ttl", COLUMN_DURATION, FIELD(completed_ttl), "24 hours",
 	.bound = idem_policy_ttl_usec},
-	{"failed_ttl", COLUMN_DURATION, FIELD(failed_ttl), USECS_PER_DAY,
+	{"failed_ttl", COLUMN_DURATION, FIELD(failed_ttl), "24 hours",
 	.bound = idem_policy_ttl_usec},
-	{"lease", COLUMN_DURATION, FIELD(lease), USECS_PER_MINUTE,
+	{"lease", COLUMN_DURATION, FIELD(lease), "60 s",
 	.bound = idem_policy_lease_usec},
-	{"wait", COLUMN_DURATION, FIELD(wait),
-	.bound = idem_policy_wait_usec},
+	{"wait", COLUMN_DURATION, FIELD(wait), .bound = idem_policy_wait_usec},
 	{"on_repeat", COLUMN_CHOICE, FIELD(reject_repeat),
 	.choices = repeat_names},
 	{"on_expiry", COLUMN_CHOICE, FIELD(reject_expired),
@@ -104,19 +98,19 @@ static const PolicyColumn columns[] = {
 	{"tombstone", COLUMN_DURATION, FIELD(tombstone),
 	.bound = idem_policy_ttl_usec},
 	{"require_fingerprint", COLUMN_FLAG, FIELD(require_fingerprint)},
-	{"key_format", COLUMN_CHOICE, FIELD(key_format), IDEM_KEY_ANY,
-	.choices = format_names},
-	{"max_key_bytes", COLUMN_NUMBER, FIELD(max_key_bytes), 255,
+	{"key_format", COLUMN_CHOICE, FIELD(key_format), .choices = format_names},
+	{"max_key_bytes", COLUMN_NUMBER, FIELD(max_key_bytes), "255",
 	1, IDEM_MAX_KEY_BYTES},
-	{"mismatch_status", COLUMN_NUMBER, FIELD(mismatch_status), 422, 400, 499},
+	{"mismatch_status", COLUMN_NUMBER, FIELD(mismatch_status), "422",
+	400, 499},
 	{"release_statuses", COLUMN_STATUSES, FIELD(releases),
-	.statuses = {{429, 429}, {500, IDEM_MAX_STATUS}}},
-	{"max_body_bytes", COLUMN_NUMBER, FIELD(max_body_bytes), 1024 * 1024,
+	"{[429,429],[500,599]}"},
+	{"max_body_bytes", COLUMN_NUMBER, FIELD(max_body_bytes), "1048576",
 	0, IDEM_MAX_BODY_BYTES},
 	{"on_oversize", COLUMN_CHOICE, FIELD(digest_oversize),
 	.choices = oversize_names},
 	{"owner_role", COLUMN_NAME, FIELD(owner_role)},
-	{"max_live_keys", COLUMN_NUMBER, FIELD(max_live_keys), 0,
+	{"max_live_keys", COLUMN_NUMBER, FIELD(max_live_keys), NULL,
 	0, PG_INT32_MAX},
 	{"audit", COLUMN_FLAG, FIELD(audit)}
 };
@@ -219,6 +213,17 @@ idem_policy_purge_bound(const IdemPolicy *policy, const IdemRow *row)
 	return idem_policy_purge_time(policy, Max(completed, failed));
 }
 
+/* A value of a kind, by the input function of its type. */
+static Datum
+read_text(ColumnKind kind, const char *value)
+{
+	Oid			input;
+	Oid			param;
+
+	getTypeInputInfo(kind_types[kind], &input, &param);
+	return OidInputFunctionCall(input, unconstify(char *, value), param, -1);
+}
+
 static int
 check_choice(const PolicyColumn *column, Datum value)
 {
@@ -319,44 +324,11 @@ set_value(const PolicyColumn *column, void *field, Datum value, bool strict)
 	}
 }
 
-/* Of a zeroed policy. */
-static void
-ship_value(const PolicyColumn *column, void *field)
-{
-	int			i;
-	int			status;
-
-	switch (column->kind)
-	{
-		case COLUMN_NAME:
-			break;				/* empty */
-		case COLUMN_DURATION:
-			*(int64 *) field = column->shipped;
-			break;
-		case COLUMN_FLAG:
-			*(bool *) field = column->shipped != 0;
-			break;
-		case COLUMN_CHOICE:
-		case COLUMN_NUMBER:
-			*(int *) field = (int) column->shipped;
-			break;
-		case COLUMN_STATUSES:
-			for (i = 0; i < lengthof(column->statuses); i++)
-				for (status = column->statuses[i].from;
-					 status > 0 && status <= column->statuses[i].to; status++)
-					set_status(field, status);
-			break;
-	}
-}
-
-/* The statuses of the bit map as an int4multirange, by the type's own input. */
 static Datum
 form_statuses(const uint8 *map)
 {
 	StringInfoData text;
 	int			status;
-	Oid			input;
-	Oid			param;
 
 	initStringInfo(&text);
 	appendStringInfoChar(&text, '{');
@@ -365,8 +337,7 @@ form_statuses(const uint8 *map)
 			appendStringInfo(&text, "%s[%d,%d]", text.len > 1 ? "," : "",
 							 status, status);
 	appendStringInfoChar(&text, '}');
-	getTypeInputInfo(INT4MULTIRANGEOID, &input, &param);
-	return OidInputFunctionCall(input, text.data, param, -1);
+	return read_text(COLUMN_STATUSES, text.data);
 }
 
 static Datum
@@ -401,7 +372,9 @@ idem_policy_values_ship(IdemPolicy *policy, const char *name)
 
 	memset(policy, 0, sizeof(*policy));
 	for (i = 0; i < lengthof(columns); i++)
-		ship_value(&columns[i], (char *) policy + columns[i].offset);
+		if (columns[i].shipped != NULL)
+			set_value(&columns[i], (char *) policy + columns[i].offset,
+					  read_text(columns[i].kind, columns[i].shipped), false);
 	namestrcpy(&policy->name, name);
 }
 

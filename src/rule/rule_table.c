@@ -206,6 +206,19 @@ execute_read(IdemPlan *plan, Datum *values)
 	return rows;
 }
 
+static uint64
+execute_change(IdemPlan *plan, const Datum *values, const char *nulls)
+{
+	IdemSecctx	saved;
+	uint64		rows;
+
+	idem_store_spi_begin(&saved);
+	rows = idem_store_spi_execute(plan, unconstify(Datum *, values), nulls,
+								  false, 0);
+	idem_store_spi_end(&saved);
+	return rows;
+}
+
 /*
  * idem_rule_lock
  *		Keep off other changes of the table until the transaction ends.
@@ -286,28 +299,23 @@ idem_rule_write(IdemRuleTable *table, const Datum *values, const bool *nulls,
 				bool exists)
 {
 	char		sql_nulls[IDEM_RULE_MAX_COLUMNS];
-	IdemSecctx	saved;
-	uint64		rows;
 	int			i;
 
 	make_statements(table);
 	for (i = 0; i < table->ncolumns; i++)
 		sql_nulls[i] = nulls[i] ? 'n' : ' ';
-	idem_store_spi_begin(&saved);
-	rows = idem_store_spi_execute(exists ? &table->update : &table->insert,
-								  (Datum *) values, sql_nulls, false, 0);
 
 	/*
-	 * The latest snapshot, under the lock, had the row; that of a REPEATABLE
-	 * READ transaction has not (specs/policy-create).
+	 * The latest snapshot, under the lock, had the row to be overwritten;
+	 * that of a REPEATABLE READ transaction need not (specs/policy-create).
 	 */
-	if (rows == 0)
+	if (execute_change(exists ? &table->update : &table->insert, values,
+					   sql_nulls) == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
 				 errmsg("could not serialize access due to a concurrent change of %s",
 						table->title),
 				 errhint("Repeat the whole transaction.")));
-	idem_store_spi_end(&saved);
 }
 
 /*
@@ -318,14 +326,9 @@ bool
 idem_rule_delete(IdemRuleTable *table, const text *name)
 {
 	Datum		arg = PointerGetDatum(name);
-	IdemSecctx	saved;
-	uint64		rows;
 
 	make_statements(table);
-	idem_store_spi_begin(&saved);
-	rows = idem_store_spi_execute(&table->delete, &arg, NULL, false, 0);
-	idem_store_spi_end(&saved);
-	return rows > 0;
+	return execute_change(&table->delete, &arg, NULL) > 0;
 }
 
 /*
