@@ -50,9 +50,9 @@ is(files_with(qr/InternalSubTransaction/),
 	'src/base/try.c src/key/run.c',
 	'two rooms have subtransactions: on_error = record, and what may fail');
 is( files_with(qr/"(?:SELECT|INSERT|UPDATE|DELETE|GRANT)\b/),
-	'src/admin/grant.c src/admin/health_audit.c '
-	  . 'src/admin/health_rights.c src/admin/health_store.c '
-	  . 'src/admin/stats_store.c src/audit/acl.c '
+	'src/admin/grant.c src/admin/health.c src/admin/health_log.c '
+	  . 'src/admin/health_rights.c src/admin/health_sweep.c '
+	  . 'src/admin/health_tables.c src/admin/stats.c src/audit/acl.c '
 	  . 'src/audit/chain.c src/audit/partition.c '
 	  . 'src/audit/sealed_rows.c src/audit/store_audit.c '
 	  . 'src/rule/rule_table.c src/store/sql.c src/sweep/cron.c',
