@@ -3,12 +3,9 @@
  * limiter.c
  *	  Rate limiters: defining, changing, dropping and finding them.
  *
- * Owns a cache of limiters (rule/rule_table.c), so that a call of idem_throttle()
- * costs no query, the bounds of every parameter, and the list of limiters
- * that this transaction has dropped: their buckets are forgotten when it
- * commits, and kept when it does not.  A session that has yet to hear of that
- * may make one anew; so a limiter that is defined where there was none has
- * its buckets forgotten once more.
+ * Owns the bounds of every parameter, and the list of limiters that this
+ * transaction has dropped: their buckets are forgotten when it commits, and
+ * kept when it does not.
  *
  *-------------------------------------------------------------------------
  */
@@ -301,17 +298,17 @@ note_dropped(uint64 id)
 	dropped = new;
 }
 
-/*
- * One that this transaction has dropped keeps its buckets.  Should that be
- * rolled back to a savepoint, they stay until they are full, as they do after
- * PREPARE TRANSACTION.  Nobody can use any other before we commit.
- */
 static void
 note_defined(uint64 id)
 {
 	DroppedLimiter **link = &dropped;
 	bool		was_dropped = false;
 
+	/*
+	 * One that this transaction has dropped keeps its buckets.  Should that
+	 * be rolled back to a savepoint, they stay until they are full, as they
+	 * do after PREPARE TRANSACTION.
+	 */
 	while (*link != NULL)
 	{
 		if ((*link)->id == id)
@@ -322,17 +319,23 @@ note_defined(uint64 id)
 		else
 			link = &(*link)->next;
 	}
+
+	/*
+	 * Any other begins with none.  A session that had yet to hear of a drop
+	 * may have made some after the commit that forgot them; nobody can use
+	 * the new limiter before we commit.
+	 */
 	if (!was_dropped)
 		idem_buckets_forget(MyDatabaseId, &id);
 }
 
-/*
- * Nobody defines a limiter of that name before this is done: who wants to
- * waits for our lock on the table, which goes later.
- */
 static void
 at_transaction_event(XactEvent event, void *arg)
 {
+	/*
+	 * Nobody defines a limiter of that name before this is done: who wants to
+	 * waits for our lock on the table, which is released after the callbacks.
+	 */
 	if (event == XACT_EVENT_COMMIT)
 		for (; dropped != NULL; dropped = dropped->next)
 			idem_buckets_forget(MyDatabaseId, &dropped->id);
@@ -379,7 +382,8 @@ idem_limiter_changed(PG_FUNCTION_ARGS)
 	TriggerData *trigdata = idem_rule_changed(&idem_limiter_table, fcinfo);
 	TupleDesc	desc = RelationGetDescr(trigdata->tg_relation);
 
-	(void) idem_buckets_exist();	/* at commit it would be too late */
+	/* at commit it would be too late: attaching to the memory may fail */
+	(void) idem_buckets_exist();
 	if (TRIGGER_FIRED_BY_DELETE(trigdata->tg_event) ||
 		TRIGGER_FIRED_BY_UPDATE(trigdata->tg_event))
 		note_dropped(get_id(trigdata->tg_trigtuple, desc));
