@@ -44,9 +44,10 @@ OBJS = \
 	src/key/fingerprint.o \
 	src/key/finish.o \
 	src/key/headers.o \
+	src/key/lifetime.o \
 	src/key/name.o \
+	src/key/outcome.o \
 	src/key/owner.o \
-	src/key/require.o \
 	src/key/response.o \
 	src/key/result.o \
 	src/key/run.o \
@@ -62,10 +63,13 @@ OBJS = \
 	src/rule/rule_table.o \
 	src/store/direct.o \
 	src/store/direct_sweep.o \
+	src/store/direct_write.o \
 	src/store/lock.o \
+	src/store/many.o \
 	src/store/parts.o \
 	src/store/row.o \
 	src/store/sql.o \
+	src/store/sql_sweep.o \
 	src/store/store.o \
 	src/store/whitelist.o \
 	src/sweep/cron.o \
@@ -148,6 +152,7 @@ TAP_TESTS = 1
 UNIT = \
 	test/unit/canonical \
 	test/unit/decide \
+	test/unit/lifetime \
 	test/unit/shares \
 	test/unit/token_bucket
 
@@ -166,6 +171,7 @@ unit: $(UNIT)
 
 test/unit/canonical: src/key/canonical.c
 test/unit/decide: src/key/decide.c
+test/unit/lifetime: src/key/lifetime.c
 test/unit/shares: src/limit/shares.c
 test/unit/token_bucket: src/limit/token_bucket.c
 

@@ -98,7 +98,7 @@ _PG_init(void)
 	idem_audit_index_init();
 	idem_catalog_init();
 	idem_xact_init();
-	idem_store_way_init();
+	idem_whitelist_init();
 	idem_launcher_init();
 	if (process_shared_preload_libraries_in_progress)
 	{

@@ -55,7 +55,7 @@ is( files_with(qr/"(?:SELECT|INSERT|UPDATE|DELETE|GRANT)\b/),
 	  . 'src/admin/health_tables.c src/admin/stats.c src/audit/acl.c '
 	  . 'src/audit/chain.c src/audit/partition.c '
 	  . 'src/audit/sealed_rows.c src/audit/store_audit.c '
-	  . 'src/rule/rule_table.c src/store/sql.c src/sweep/cron.c',
+	  . 'src/rule/rule_table.c src/store/many.c src/store/sql.c src/store/sql_sweep.c src/sweep/cron.c',
 	'SQL text is where it belongs');
 is(files_with(qr/SPI_execute\(/),
 	'src/base/spi.c',

@@ -114,9 +114,9 @@ make_key_columns(Datum *names, Datum *types, Datum *not_null)
 
 	for (i = 0; i < IDEM_NUM_COLUMNS; i++)
 	{
-		each_name[i] = CStringGetTextDatum(idem_store_row_shape[i].name);
-		each_type[i] = ObjectIdGetDatum(idem_store_row_types[i]);
-		each_not_null[i] = BoolGetDatum(idem_store_row_shape[i].not_null);
+		each_name[i] = CStringGetTextDatum(idem_store_columns[i].name);
+		each_type[i] = ObjectIdGetDatum(idem_store_columns[i].type);
+		each_not_null[i] = BoolGetDatum(idem_store_columns[i].not_null);
 	}
 	*names = make_array(each_name, IDEM_NUM_COLUMNS, TEXTOID);
 	*types = make_array(each_type, IDEM_NUM_COLUMNS, OIDOID);

@@ -24,7 +24,7 @@ check_primary_key(IdemHealthAnswer *answer)
 static void
 check_storage(IdemHealthAnswer *answer)
 {
-	idem_health_say(answer, true, idem_store_way_describe());
+	idem_health_say(answer, true, idem_whitelist_describe());
 }
 
 const IdemHealthCheck idem_health_tables[] = {

@@ -29,7 +29,6 @@
 #include "base/args.h"
 #include "base/catalog.h"
 #include "base/digest.h"
-#include "key/xact.h"
 #include "store/store.h"
 
 /*
@@ -140,7 +139,7 @@ idem_audit(PG_FUNCTION_ARGS)
 	IdemStoreAudit audit;
 	text	   *entity;
 
-	idem_xact_require_writable();
+	idem_args_require_writable();
 	memset(&audit, 0, sizeof(audit));
 	audit.action = text_to_cstring(idem_args_label(fcinfo, 0, "action"));
 	entity = idem_args_label(fcinfo, 1, "entity");

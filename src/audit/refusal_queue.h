@@ -66,8 +66,6 @@ extern void idem_refusals_note_limited(const char *limiter,
 									   const void *limiter_digest,
 									   const void *subject_digest,
 									   int counters);
-extern void idem_refusals_note_outcome(IdemOutcome outcome, const IdemKey *id,
-									   const IdemPolicy *policy);
 extern const char *idem_refusals_name(IdemRefusal action);
 extern const char *idem_refusals_entity(IdemRefusal action);
 

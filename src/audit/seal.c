@@ -43,7 +43,6 @@
 #include "base/compat.h"
 #include "base/hmac.h"
 #include "idem.h"
-#include "key/xact.h"
 #include "store/store.h"
 
 #define SEGMENT_ROWS	10000
@@ -347,7 +346,7 @@ idem_audit_seal(PG_FUNCTION_ARGS)
 	int64		sealed;
 	bool		more;
 
-	idem_xact_require_writable();
+	idem_args_require_writable();
 	idem_store_seal_lock(true);
 	idem_store_seal_begin(&access);
 	idem_store_audit_adopt();
@@ -515,7 +514,7 @@ idem_audit_prune(PG_FUNCTION_ARGS)
 	int			i;
 
 	idem_args_require(fcinfo, 0, "before");
-	idem_xact_require_writable();
+	idem_args_require_writable();
 	pruning.before = PG_GETARG_TIMESTAMPTZ(0);
 	idem_store_seal_lock(true);
 	idem_store_seal_begin(&access);

@@ -23,7 +23,6 @@
 #include "base/compat.h"
 #include "base/hmac.h"
 #include "idem.h"
-#include "key/name.h"
 #include "store/store.h"
 
 #define DIGEST_FORMAT "idem1:" INT64_FORMAT ":%s"

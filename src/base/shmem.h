@@ -13,7 +13,7 @@
 #include "storage/ipc.h"
 #include "storage/lwlock.h"
 
-/* What is counted for a policy.  The first are those of IdemOutcome. */
+/* What is counted for a policy. */
 typedef enum IdemCounter
 {
 	IDEM_COUNT_CLAIMED,

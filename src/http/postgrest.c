@@ -32,7 +32,6 @@
 #include "key/headers.h"
 #include "key/name.h"
 #include "key/run.h"
-#include "key/xact.h"
 
 #define KEY_HEADER "idempotency-key"
 #define MEDIA_TYPE_JSON "application/json"	/* what PostgREST says itself */
@@ -173,14 +172,14 @@ find_key(const HttpRequest *request, const IdemPolicy *policy, text **key)
 	}
 	if (header == NULL)
 		return KEY_MISSING;
-	*key = idem_text_header_key(header, strlen(header));
+	*key = idem_name_header_key(header, strlen(header));
 	if (*key != NULL)
-		*key = idem_args_formatted_key(*key, policy);
+		*key = idem_name_formatted_key(*key, policy);
 	return *key == NULL ? KEY_INVALID : KEY_FOUND;
 }
 
 /* idem_scope(principal, method, path); 22023. */
-static Datum
+static text *
 make_scope(text *principal, const HttpRequest *request)
 {
 	Datum		components[3];
@@ -191,36 +190,8 @@ make_scope(text *principal, const HttpRequest *request)
 	components[2] = PointerGetDatum(request->path);
 	array = construct_array(components, lengthof(components), TEXTOID, -1,
 							false, TYPALIGN_INT);
-	return DirectFunctionCall1(idem_scope, PointerGetDatum(array));
-}
-
-static void
-put_argument(FunctionCallInfo call, IdemRunArg argument, Datum value)
-{
-	call->args[argument].value = value;
-	call->args[argument].isnull = false;
-}
-
-static HeapTupleHeader
-run(FunctionCallInfo fcinfo, Datum scope, text *key)
-{
-	LOCAL_FCINFO(call, IDEM_RUN_ARGS);
-	int			i;
-
-	InitFunctionCallInfoData(*call, NULL, IDEM_RUN_ARGS, InvalidOid, NULL,
-							 NULL);
-	for (i = 0; i < IDEM_RUN_ARGS; i++)
-	{
-		call->args[i].value = (Datum) 0;
-		call->args[i].isnull = true;
-	}
-	put_argument(call, IDEM_RUN_HANDLER, PG_GETARG_DATUM(ARG_HANDLER));
-	put_argument(call, IDEM_RUN_SCOPE, scope);
-	put_argument(call, IDEM_RUN_KEY, PointerGetDatum(key));
-	put_argument(call, IDEM_RUN_REQUEST, PG_GETARG_DATUM(ARG_REQUEST));
-	put_argument(call, IDEM_RUN_POLICY, PG_GETARG_DATUM(ARG_POLICY));
-	put_argument(call, IDEM_RUN_ON_ERROR, CStringGetTextDatum("raise"));
-	return DatumGetHeapTupleHeader(idem_run(call));
+	return DatumGetTextPP(DirectFunctionCall1(idem_scope,
+											  PointerGetDatum(array)));
 }
 
 /* Tell PostgREST the status and the headers. */
@@ -295,15 +266,18 @@ static text *
 answer_request(FunctionCallInfo fcinfo, const HttpRequest *request)
 {
 	text	   *principal = find_principal(fcinfo);
-	text	   *key;
 	IdemPolicy	policy;
+	IdemRunRequest run = {0};
 	IdemResultHttp result;
 
-	idem_policy_get(text_to_cstring(idem_args_text(fcinfo, ARG_POLICY, "policy")),
-					&policy);
+	run.handler = PG_GETARG_OID(ARG_HANDLER);
+	run.request = fcinfo->args[ARG_REQUEST];
+	run.policy = PG_GETARG_TEXT_PP(ARG_POLICY);
+	run.wait = -1;
+	idem_policy_get(text_to_cstring(run.policy), &policy);
 	if (principal == NULL)
 		return answer_bad_request("principal_missing", 401);
-	switch (find_key(request, &policy, &key))
+	switch (find_key(request, &policy, &run.key))
 	{
 		case KEY_MISSING:
 			return answer_bad_request("idempotency_key_missing", 400);
@@ -312,7 +286,8 @@ answer_request(FunctionCallInfo fcinfo, const HttpRequest *request)
 		case KEY_FOUND:
 			break;
 	}
-	idem_result_read(run(fcinfo, make_scope(principal, request), key), &result);
+	run.scope = make_scope(principal, request);
+	idem_result_read(DatumGetHeapTupleHeader(idem_run_execute(&run)), &result);
 	return answer_result(&result);
 }
 
@@ -334,7 +309,7 @@ idem_http_run(PG_FUNCTION_ARGS)
 	HttpRequest request;
 	text	   *answer;
 
-	idem_xact_require_writable();
+	idem_args_require_writable();
 	idem_args_require(fcinfo, ARG_HANDLER, "handler");
 	idem_args_require(fcinfo, ARG_REQUEST, "request");	/* else no fingerprint */
 	idem_args_require(fcinfo, ARG_POLICY, "policy");

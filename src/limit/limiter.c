@@ -26,7 +26,6 @@
 #include "base/catalog.h"
 #include "base/digest.h"
 #include "base/shmem.h"
-#include "key/xact.h"
 #include "limit/bucket_table.h"
 #include "limit/limiter.h"
 
@@ -256,7 +255,7 @@ idem_limiter(PG_FUNCTION_ARGS)
 		values[i] = PG_GETARG_DATUM(i);
 	}
 	form_limiter(&limiter, values, nulls);
-	idem_xact_require_writable();
+	idem_args_require_writable();
 	idem_rule_lock(&idem_limiter_table);
 	exists = idem_rule_read(&idem_limiter_table, NameStr(limiter.name),
 							old_values, old_nulls);
@@ -282,7 +281,7 @@ idem_limiter_drop(PG_FUNCTION_ARGS)
 {
 	text	   *name = idem_args_text(fcinfo, 0, "name");
 
-	idem_xact_require_writable();
+	idem_args_require_writable();
 	PG_RETURN_BOOL(idem_rule_delete(&idem_limiter_table, name));
 }
 

@@ -16,7 +16,6 @@
 #include "utils/builtins.h"
 
 #include "base/args.h"
-#include "key/xact.h"
 #include "rule/policy_values.h"
 
 /*
@@ -71,7 +70,7 @@ idem_policy(PG_FUNCTION_ARGS)
 	bool		exists;
 	int			i;
 
-	idem_xact_require_writable();
+	idem_args_require_writable();
 	if (cname[0] == '\0')
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -115,7 +114,7 @@ idem_policy_drop(PG_FUNCTION_ARGS)
 {
 	text	   *name = idem_args_text(fcinfo, 0, "name");
 
-	idem_xact_require_writable();
+	idem_args_require_writable();
 	PG_RETURN_BOOL(idem_rule_delete(&idem_policy_table, name));
 }
 

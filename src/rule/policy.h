@@ -51,13 +51,6 @@ typedef struct IdemPolicy
 extern void idem_policy_get(const char *name, IdemPolicy *policy);
 extern void idem_policy_get_stored(const text *name, IdemPolicy *policy);
 extern bool idem_policy_releases(const IdemPolicy *policy, int status);
-extern TimestampTz idem_policy_expiry(const IdemPolicy *policy,
-									  const IdemRow *row, bool completed,
-									  TimestampTz since);
-extern TimestampTz idem_policy_purge_time(const IdemPolicy *policy,
-										  TimestampTz expiry);
-extern TimestampTz idem_policy_purge_bound(const IdemPolicy *policy,
-										   const IdemRow *row);
 extern int64 idem_policy_lease_usec(const char *what, int64 usec);
 extern int64 idem_policy_ttl_usec(const char *what, int64 usec);
 extern int64 idem_policy_wait_usec(const char *what, int64 usec);

@@ -6,8 +6,7 @@
  * Owns the list of columns: each is one entry of it, a member of IdemPolicy and
  * a column in the install script, and all else follows from the entry.  The
  * shipped values are here and not in the table, so that a restored row can
- * never collide with them.  Also what follows from a policy for the times of a
- * row.  Touches no table.
+ * never collide with them.  Touches no table.
  *
  *-------------------------------------------------------------------------
  */
@@ -26,7 +25,6 @@
 #include "base/args.h"
 #include "base/catalog.h"
 #include "base/shmem.h"
-#include "key/decide.h"
 #include "rule/policy_values.h"
 
 static int	max_lease = SECS_PER_DAY;
@@ -171,48 +169,6 @@ idem_policy_releases(const IdemPolicy *policy, int status)
 {
 	return status >= IDEM_MIN_STATUS && status <= IDEM_MAX_STATUS &&
 		has_status(policy->releases, status);
-}
-
-/*
- * idem_policy_expiry
- *		When a row expires whose retention begins at "since": the one given
- *		with its claim, else the policy's for completed or failed.
- */
-TimestampTz
-idem_policy_expiry(const IdemPolicy *policy, const IdemRow *row, bool completed,
-				   TimestampTz since)
-{
-	int64		ttl = completed ? policy->completed_ttl : policy->failed_ttl;
-
-	if (row->ttl >= 0)
-		ttl = row->ttl;
-	return ttl == 0 ? DT_NOEND : idem_state_add(since, ttl);
-}
-
-/*
- * idem_policy_purge_time
- *		When a row that expires then may be removed.
- */
-TimestampTz
-idem_policy_purge_time(const IdemPolicy *policy, TimestampTz expiry)
-{
-	return policy->reject_expired ?
-		idem_state_add(expiry, policy->tombstone) : expiry;
-}
-
-/*
- * idem_policy_purge_bound
- *		The same for a claim in progress, however it ends within its lease: a
- *		finish that leaves purge_at alone can be a HOT update.
- */
-TimestampTz
-idem_policy_purge_bound(const IdemPolicy *policy, const IdemRow *row)
-{
-	TimestampTz end = row->lease_until;
-	TimestampTz completed = idem_policy_expiry(policy, row, true, end);
-	TimestampTz failed = idem_policy_expiry(policy, row, false, end);
-
-	return idem_policy_purge_time(policy, Max(completed, failed));
 }
 
 /* A value of a kind, by the input function of its type. */

@@ -24,7 +24,7 @@
 #include "base/args.h"
 #include "base/catalog.h"
 #include "base/shmem.h"
-#include "key/decide.h"
+#include "key/lifetime.h"
 #include "key/xact.h"
 #include "rule/policy.h"
 #include "store/store.h"
@@ -87,7 +87,7 @@ idem_sweep(PG_FUNCTION_ARGS)
 	TimestampTz low = DT_NOBEGIN;
 	int64		rows;
 
-	idem_xact_require_writable();
+	idem_args_require_writable();
 	if (max_rows <= 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -152,7 +152,7 @@ idem_sweep_all(PG_FUNCTION_ARGS)
 	int64		all = 0;
 
 	if (!PG_ARGISNULL(0))
-		end = idem_state_add(start,
+		end = idem_lifetime_add(start,
 							 idem_args_usec("max_duration", PG_GETARG_DATUM(0)));
 	if (atomic)
 		ereport(ERROR,
@@ -160,7 +160,7 @@ idem_sweep_all(PG_FUNCTION_ARGS)
 				 errmsg("idem_sweep_all() cannot run inside a transaction block"),
 				 errhint("CALL it by itself, or use idem_sweep() in a transaction.")));
 	SPI_connect_ext(SPI_OPT_NONATOMIC);
-	idem_xact_require_writable();
+	idem_args_require_writable();
 	while ((rows = idem_sweep_batch(&low, sweep_batch)) > 0)
 	{
 		all += rows;
@@ -191,7 +191,7 @@ idem_schedule(PG_FUNCTION_ARGS)
 {
 	text	   *schedule = idem_args_text(fcinfo, 0, "schedule");
 
-	idem_xact_require_writable();
+	idem_args_require_writable();
 	PG_RETURN_INT64(idem_store_cron_schedule(schedule));
 }
 
@@ -205,7 +205,7 @@ IDEM_FUNCTION(idem_unschedule);
 Datum
 idem_unschedule(PG_FUNCTION_ARGS)
 {
-	idem_xact_require_writable();
+	idem_args_require_writable();
 	PG_RETURN_BOOL(idem_store_cron_unschedule());
 }
 

@@ -58,6 +58,7 @@
 #include "audit/refusal_queue.h"
 #include "audit/seal.h"
 #include "audit/seal_partition.h"
+#include "base/args.h"
 #include "base/catalog.h"
 #include "base/shmem.h"
 #include "key/xact.h"
@@ -152,7 +153,7 @@ begin_batch(void)
 	if (!lock_extension(extension))
 		return BATCH_UNWANTED;
 	idem_catalog_require_version();
-	idem_xact_require_writable();
+	idem_args_require_writable();
 	return BATCH_DONE;
 }
 
