@@ -5,11 +5,11 @@ OBJS = \
 	idempotency.o \
 	src/admin/grant.o \
 	src/admin/health.o \
-	src/admin/health_audit.o \
+	src/admin/health_log.o \
 	src/admin/health_rights.o \
-	src/admin/health_store.o \
+	src/admin/health_sweep.o \
+	src/admin/health_tables.o \
 	src/admin/stats.o \
-	src/admin/stats_store.o \
 	src/audit/acl.o \
 	src/audit/alike.o \
 	src/audit/chain.o \
@@ -58,10 +58,9 @@ OBJS = \
 	src/limit/shares.o \
 	src/limit/throttle.o \
 	src/limit/token_bucket.o \
-	src/rule/cache.o \
-	src/rule/named.o \
 	src/rule/policy.o \
 	src/rule/policy_values.o \
+	src/rule/rule_table.o \
 	src/store/direct.o \
 	src/store/direct_sweep.o \
 	src/store/direct_write.o \

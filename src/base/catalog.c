@@ -5,8 +5,8 @@
  *
  * Owns a backend-local cache of their OIDs, and of the name of the schema.
  * It is looked up anew after an invalidation of one of our relations (owner,
- * DROP EXTENSION) or of any schema (RENAME).  Callbacks only set a flag; those
- * of other rooms that watch relations are called from here.
+ * DROP EXTENSION) or of any schema (RENAME).  Callbacks only count; those of
+ * other rooms that watch relations are called from here.
  * Needs a transaction; takes AccessShareLock on catalogs for the look-up.
  *
  *-------------------------------------------------------------------------
@@ -39,7 +39,8 @@ static IdemCatalogWatcher watchers[MAX_WATCHERS];
 static int	nwatchers = 0;
 
 static IdemCatalog cached;
-static bool cached_valid = false;
+static uint64 changes = 1;		/* invalidations, and one: nothing is cached */
+static uint64 cached_as_of = 0; /* before those that "cached" knows of */
 static uint64 generation = 0;	/* of what "cached" says */
 
 static void
@@ -53,13 +54,13 @@ relation_changed(Datum arg, Oid relid)
 		relid == cached.policies || relid == cached.limiters ||
 		relid == cached.audit_log || relid == cached.audit_seals ||
 		relid == cached.secrets)
-		cached_valid = false;
+		changes++;
 }
 
 static void
 namespace_changed(Datum arg, int cacheid, uint32 hashvalue)
 {
-	cached_valid = false;
+	changes++;
 }
 
 /*
@@ -215,30 +216,23 @@ idem_catalog(void)
 {
 	int			tries = 0;
 
-	while (!cached_valid && tries++ < MAX_LOOKUPS)
+	while (cached_as_of != changes && tries++ < MAX_LOOKUPS)
 	{
 		IdemCatalog found;
+		uint64		as_of = changes;
 
 		/*
-		 * An invalidation during the look-up makes it be repeated; not for
-		 * ever, since debug_discard_caches invalidates all the time.
+		 * An invalidation during the look-up has it repeated; not for ever,
+		 * since debug_discard_caches invalidates all the time.  An error
+		 * leaves all as it was, so that the next call looks again.
 		 */
-		cached_valid = true;
-		PG_TRY();
-		{
-			look_up(&found);
-		}
-		PG_CATCH();
-		{
-			cached_valid = false;
-			PG_RE_THROW();
-		}
-		PG_END_TRY();
+		look_up(&found);
 		if (memcmp(&found, &cached, sizeof(found)) != 0)
 		{
 			cached = found;
 			generation++;
 		}
+		cached_as_of = as_of;
 	}
 	return &cached;
 }

@@ -256,12 +256,14 @@ idem_http_add_result(IdemHttpHeaders *headers, const IdemResultHttp *result)
 	ListCell   *cell;
 
 	if (result->headers != NULL)
+	{
 		foreach(cell, idem_headers_to_send(result->headers))
 		{
 			IdemPair   *pair = lfirst(cell);
 
 			idem_http_add_header(headers, pair->name, pair->value);
 		}
+	}
 	if (result->replayed)
 		idem_http_add_header(headers, "Idempotency-Replayed", "true");
 	initStringInfo(&expires);

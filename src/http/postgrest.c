@@ -46,14 +46,6 @@ typedef enum HttpRunArg
 	ARG_PRINCIPAL
 } HttpRunArg;
 
-/* Why a request is refused before its key is looked at. */
-typedef enum KeyFault
-{
-	KEY_FOUND,
-	KEY_MISSING,
-	KEY_INVALID
-} KeyFault;
-
 /* What PostgREST says of the request. */
 typedef struct HttpRequest
 {
@@ -153,10 +145,14 @@ find_principal(FunctionCallInfo fcinfo)
 		principal;
 }
 
-/* The key as the policy wants it.  Two keys are not one key. */
-static KeyFault
+/*
+ * The key as the policy wants it; returns what is wrong with it, or NULL.  Two
+ * keys are not one key.
+ */
+static const char *
 find_key(const HttpRequest *request, const IdemPolicy *policy, text **key)
 {
+	static const char *const invalid = "idempotency_key_invalid";
 	const char *header = NULL;
 	ListCell   *cell;
 
@@ -167,15 +163,15 @@ find_key(const HttpRequest *request, const IdemPolicy *policy, text **key)
 		if (pg_strcasecmp(pair->name, KEY_HEADER) != 0)
 			continue;
 		if (!pair->is_string || pair->in_list || header != NULL)
-			return KEY_INVALID;
+			return invalid;
 		header = pair->value;
 	}
 	if (header == NULL)
-		return KEY_MISSING;
+		return "idempotency_key_missing";
 	*key = idem_name_header_key(header, strlen(header));
 	if (*key != NULL)
 		*key = idem_name_formatted_key(*key, policy);
-	return *key == NULL ? KEY_INVALID : KEY_FOUND;
+	return *key == NULL ? invalid : NULL;
 }
 
 /* idem_scope(principal, method, path); 22023. */
@@ -266,6 +262,7 @@ static text *
 answer_request(FunctionCallInfo fcinfo, const HttpRequest *request)
 {
 	text	   *principal = find_principal(fcinfo);
+	const char *fault;
 	IdemPolicy	policy;
 	IdemRunRequest run = {0};
 	IdemResultHttp result;
@@ -277,15 +274,9 @@ answer_request(FunctionCallInfo fcinfo, const HttpRequest *request)
 	idem_policy_get(text_to_cstring(run.policy), &policy);
 	if (principal == NULL)
 		return answer_bad_request("principal_missing", 401);
-	switch (find_key(request, &policy, &run.key))
-	{
-		case KEY_MISSING:
-			return answer_bad_request("idempotency_key_missing", 400);
-		case KEY_INVALID:
-			return answer_bad_request("idempotency_key_invalid", 400);
-		case KEY_FOUND:
-			break;
-	}
+	fault = find_key(request, &policy, &run.key);
+	if (fault != NULL)
+		return answer_bad_request(fault, 400);
 	run.scope = make_scope(principal, request);
 	idem_result_read(DatumGetHeapTupleHeader(idem_run_execute(&run)), &result);
 	return answer_result(&result);

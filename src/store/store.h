@@ -242,22 +242,6 @@ extern int	idem_store_read_many(const text *scope, ArrayType *keys,
 extern int64 idem_store_cron_schedule(text *schedule);
 extern bool idem_store_cron_unschedule(void);
 
-/* rule/named.c */
-
-typedef enum IdemStoreNamed
-{
-	IDEM_STORE_POLICIES,
-	IDEM_STORE_LIMITERS
-} IdemStoreNamed;
-
-extern bool idem_store_named_read(IdemStoreNamed table, const char *name,
-								  Datum *values, bool *nulls);
-extern void idem_store_named_lock(IdemStoreNamed table);
-extern void idem_store_named_write(IdemStoreNamed table, const Datum *values,
-								   const bool *nulls, bool exists);
-extern bool idem_store_named_delete(IdemStoreNamed table, const text *name);
-extern List *idem_store_named_names(IdemStoreNamed table);
-
 /* audit/store_audit.c */
 extern int64 idem_store_audit(const IdemStoreAudit *audit);
 extern bool idem_store_audit_passes(const IdemStoreAudit *row);
