@@ -43,6 +43,7 @@
 #include "utils/varlena.h"
 
 #include "audit/refusal_queue.h"
+#include "base/compat.h"
 #include "base/shmem.h"
 #include "limit/bucket_table.h"
 #include "sweep/launcher.h"
@@ -255,7 +256,8 @@ static void
 sleep_ms(long timeout)
 {
 	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-					 timeout, PG_WAIT_EXTENSION);
+					 timeout,
+					 idem_compat_wait_event("IdempotencyLauncher"));
 	ResetLatch(MyLatch);
 	CHECK_FOR_INTERRUPTS();
 	if (ShutdownRequestPending)

@@ -59,6 +59,7 @@
 #include "audit/seal.h"
 #include "audit/seal_partition.h"
 #include "base/catalog.h"
+#include "base/compat.h"
 #include "base/shmem.h"
 #include "key/xact.h"
 #include "limit/bucket_table.h"
@@ -325,7 +326,8 @@ static void
 rest_for(long milliseconds)
 {
 	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-					 milliseconds, PG_WAIT_EXTENSION);
+					 milliseconds,
+					 idem_compat_wait_event("IdempotencySweepPause"));
 	ResetLatch(MyLatch);
 	CHECK_FOR_INTERRUPTS();
 	if (ConfigReloadPending)
