@@ -25,11 +25,12 @@ OBJS = \
 	src/audit/verify.o \
 	src/base/args.o \
 	src/base/catalog.o \
+	src/base/counters.o \
+	src/base/databases.o \
 	src/base/digest.o \
 	src/base/foreign.o \
 	src/base/hmac.o \
 	src/base/json_pairs.o \
-	src/base/keep.o \
 	src/base/secctx.o \
 	src/base/secret_rows.o \
 	src/base/shmem.o \

@@ -29,7 +29,7 @@
 #include "admin/stats_store.h"
 #include "audit/refusal_queue.h"
 #include "base/catalog.h"
-#include "base/shmem.h"
+#include "base/databases.h"
 #include "base/try.h"
 #include "idem.h"
 #include "limit/bucket_table.h"
@@ -173,7 +173,7 @@ get_error(IdemTask task)
 {
 	IdemSweepState state;
 
-	if (!idem_shmem_get_sweep(MyDatabaseId, &state) ||
+	if (!idem_databases_get(MyDatabaseId, &state) ||
 		state.last_error[0] == '\0' || state.failed_task != task)
 		return NULL;
 	return pstrdup(state.last_error);
@@ -261,7 +261,7 @@ is_swept(void)
 {
 	IdemSweepState state;
 
-	return idem_shmem_get_sweep(MyDatabaseId, &state) &&
+	return idem_databases_get(MyDatabaseId, &state) &&
 		state.last_run != DT_NOBEGIN &&
 		GetCurrentTimestamp() - state.last_run < MAX_CALLS_USEC;
 }
@@ -305,7 +305,7 @@ last_seen(void)
 	IdemSweepState state;
 	TimestampTz last = PgStartTime;
 
-	if (idem_shmem_get_sweep(MyDatabaseId, &state))
+	if (idem_databases_get(MyDatabaseId, &state))
 		last = Max(last, Max(state.known_at, state.last_worker));
 	return last;
 }
@@ -467,7 +467,7 @@ idem_health(PG_FUNCTION_ARGS)
 	InitMaterializedSRF(fcinfo, 0);
 	level = pin_settings();
 	if (!RecoveryInProgress())
-		idem_shmem_know_database();
+		idem_databases_know();
 	for (i = 0; i < lengthof(checks); i++)
 	{
 		Attempt		this = {checks[i].check};

@@ -30,7 +30,7 @@
  * under it, and nothing can throw there.
  *
  * Without preload there is a line in the log of the server instead.  Over a
- * clean restart the queue is kept in a file (base/keep.c).
+ * clean restart the queue is kept in a file (base/shmem.c).
  *
  *-------------------------------------------------------------------------
  */
@@ -42,6 +42,7 @@
 #include "fmgr.h"
 #include "miscadmin.h"
 #include "pgstat.h"
+#include "storage/ipc.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/timestamp.h"
@@ -49,7 +50,7 @@
 #include "audit/refusal_queue.h"
 #include "base/catalog.h"
 #include "base/digest.h"
-#include "base/keep.h"
+#include "base/counters.h"
 #include "base/shmem.h"
 
 #define TRANCHE "idempotency_refusals"
@@ -279,7 +280,7 @@ note(const IdemRefusalSubject *subject, int counters)
 	if (queue == NULL)
 		log_refusal(subject);
 	else if (!enqueue(subject))
-		idem_shmem_count(counters, IDEM_COUNT_REFUSALS_DROPPED, 1);
+		idem_counters_add(counters, IDEM_COUNT_REFUSALS_DROPPED, 1);
 }
 
 /*
@@ -521,35 +522,27 @@ idem_refusals_forget(Oid database)
 	LWLockRelease(lock);
 }
 
-/* on_shmem_exit of the postmaster, when no other process is left. */
-static void
-save(int code, Datum arg)
+/* What a clean restart keeps, in its order. */
+static Size
+keep(void *data)
 {
-	IdemRefused *kept;
+	IdemRefused *kept = data;
 	int			number = 0;
 	int			i;
 
-	if (code != 0 || queue == NULL || queue->used == 0)
-		return;
-	kept = palloc(MAX_REFUSALS * sizeof(IdemRefused));
 	for (i = 0; i < MAX_REFUSALS; i++)
 		if (queue->entries[i].refused.count > 0)
 			kept[number++] = queue->entries[i].refused;
 	qsort(kept, number, sizeof(IdemRefused), compare_serials);
-	idem_keep_write(FILE_NAME, FILE_MAGIC, kept, number * sizeof(IdemRefused));
+	return number * sizeof(IdemRefused);
 }
 
-/* What a clean shutdown left, in the same order. */
 static void
-restore(void)
+resume(const void *data, Size size)
 {
-	Size		room = MAX_REFUSALS * sizeof(IdemRefused);
-	IdemRefused *kept = palloc(room);
-	Size		size = 0;
+	const IdemRefused *kept = data;
 	int			i;
 
-	if (!idem_keep_read(FILE_NAME, FILE_MAGIC, kept, room, &size))
-		size = 0;
 	for (i = 0; i < size / sizeof(IdemRefused); i++)
 	{
 		const IdemRefusalSubject *subject = &kept[i].subject;
@@ -559,7 +552,6 @@ restore(void)
 		entry->refused.count = kept[i].count;
 		entry->refused.last_at = kept[i].last_at;
 	}
-	pfree(kept);
 }
 
 static void
@@ -582,7 +574,6 @@ start(void *memory, LWLock *its_lock, bool found)
 	if (found)
 		return;
 	init();
-	restore();
 }
 
 /*
@@ -593,7 +584,14 @@ void
 idem_refusals_init(void)
 {
 	static const IdemShmemArea area = {
-		TRANCHE, sizeof(RefusalQueue), start, save
+		.name = TRANCHE,
+		.size = sizeof(RefusalQueue),
+		.start = start,
+		.file = FILE_NAME,
+		.magic = FILE_MAGIC,
+		.room = MAX_REFUSALS * sizeof(IdemRefused),
+		.keep = keep,
+		.resume = resume
 	};
 
 	idem_shmem_add(&area);

@@ -24,7 +24,7 @@
 #include "audit/refusal_queue.h"
 #include "base/args.h"
 #include "base/digest.h"
-#include "base/shmem.h"
+#include "base/counters.h"
 #include "key/claim.h"
 #include "key/decide.h"
 #include "key/owner.h"
@@ -129,7 +129,7 @@ require_token(const IdemHeld *held, int64 token)
 {
 	if (token == NO_TOKEN ? held->own : token == held->row.token)
 		return;
-	idem_shmem_count(held->policy.counters, IDEM_COUNT_LOST, 1);
+	idem_counters_add(held->policy.counters, IDEM_COUNT_LOST, 1);
 	idem_refusals_note(IDEM_REFUSAL_LOST, &held->id, &held->policy);
 	ereport(ERROR,
 			(errcode(ERRCODE_IDEM_CLAIM_LOST),
@@ -237,8 +237,8 @@ finish(FunctionCallInfo fcinfo, Oid type, IdemState state)
 	idem_answer_store(&answer, &held.row);
 	idem_answer_finish(&held.policy, &held.row, state, idem_xact_now());
 	write_claim(&held, state == IDEM_STATE_COMPLETED ? "completed" : "failed");
-	idem_shmem_count(held.policy.counters, state == IDEM_STATE_COMPLETED ?
-					 IDEM_COUNT_COMPLETED : IDEM_COUNT_FAILED, 1);
+	idem_counters_add(held.policy.counters, state == IDEM_STATE_COMPLETED ?
+					  IDEM_COUNT_COMPLETED : IDEM_COUNT_FAILED, 1);
 	return return_expiry(fcinfo, &held.row);
 }
 

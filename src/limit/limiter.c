@@ -28,7 +28,7 @@
 #include "base/args.h"
 #include "base/catalog.h"
 #include "base/digest.h"
-#include "base/shmem.h"
+#include "base/counters.h"
 #include "key/xact.h"
 #include "limit/bucket_table.h"
 #include "limit/limiter.h"
@@ -172,7 +172,7 @@ load(const char *name, void *value)
 	if (!idem_store_named_read(IDEM_STORE_LIMITERS, name, values, nulls))
 		return false;
 	form_limiter(limiter, values, nulls);
-	limiter->counters = idem_shmem_policy(IDEM_SHMEM_NO_POLICY);
+	limiter->counters = idem_counters_find(IDEM_COUNTERS_NO_POLICY);
 	return true;
 }
 

@@ -19,7 +19,8 @@
 
 #include "base/args.h"
 #include "base/catalog.h"
-#include "base/shmem.h"
+#include "base/counters.h"
+#include "base/databases.h"
 #include "key/xact.h"
 #include "rule/cache.h"
 #include "rule/policy.h"
@@ -48,8 +49,8 @@ load_for_use(const char *name, void *value)
 
 	if (!load(name, policy))
 		return false;
-	policy->counters = idem_shmem_policy(name);
-	idem_shmem_know_database();
+	policy->counters = idem_counters_find(name);
+	idem_databases_know();
 	return true;
 }
 

@@ -44,7 +44,8 @@
 
 #include "audit/refusal_queue.h"
 #include "base/compat.h"
-#include "base/shmem.h"
+#include "base/counters.h"
+#include "base/databases.h"
 #include "limit/bucket_table.h"
 #include "sweep/launcher.h"
 #include "sweep/task.h"
@@ -133,8 +134,9 @@ refresh_targets(TimestampTz now)
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	/* before the catalog is read */
-	known = list_concat_unique_oid(idem_shmem_databases(),
-								   idem_refusals_databases());
+	known = list_concat_unique_oid(idem_databases_list(),
+								   idem_counters_databases());
+	known = list_concat_unique_oid(known, idem_refusals_databases());
 	(void) SplitIdentifierString(pstrdup(databases), ',', &names);
 	catalog = table_open(DatabaseRelationId, AccessShareLock);
 	scan = table_beginscan_catalog(catalog, 0, NULL);
@@ -152,7 +154,8 @@ refresh_targets(TimestampTz now)
 	{
 		if (list_member_oid(all, lfirst_oid(cell)))
 			continue;
-		idem_shmem_drop_database(lfirst_oid(cell));
+		idem_databases_forget(lfirst_oid(cell));
+		idem_counters_forget(lfirst_oid(cell));
 		idem_refusals_forget(lfirst_oid(cell));
 		idem_buckets_forget(lfirst_oid(cell), NULL);
 	}
@@ -174,7 +177,7 @@ advance(Target *target, TimestampTz now)
 {
 	IdemSweepState state;
 
-	if (target->probed && idem_shmem_get_sweep(target->database, &state))
+	if (target->probed && idem_databases_get(target->database, &state))
 	{
 		target->probed = false;
 		target->due = now;
@@ -314,7 +317,7 @@ reschedule(Target *target, const IdemSweepState *before, TimestampTz start)
 {
 	IdemSweepState after;
 
-	target->probed = !idem_shmem_get_sweep(target->database, &after);
+	target->probed = !idem_databases_get(target->database, &after);
 	if (target->probed)
 	{
 		grow_pause(target, MAX_PAUSE_USEC, MAX_PROBE_USEC);
@@ -341,7 +344,7 @@ sweep_target(Target *target)
 		target->due = start + MIN_PAUSE_USEC;
 		return;
 	}
-	(void) idem_shmem_get_sweep(target->database, &before);
+	(void) idem_databases_get(target->database, &before);
 	if (!start_worker(target->database, &handle))
 	{
 		note_slots(true);
@@ -356,7 +359,7 @@ sweep_target(Target *target)
 static void
 forget_launcher(int code, Datum arg)
 {
-	idem_shmem_set_launcher(0);
+	idem_databases_set_launcher(0);
 }
 
 static void
@@ -388,7 +391,7 @@ idem_launcher_main(Datum arg)
 	SetConfigOption("default_transaction_read_only", "off", PGC_SUSET,
 					PGC_S_OVERRIDE);
 	before_shmem_exit(forget_launcher, (Datum) 0);
-	idem_shmem_set_launcher(MyProcPid);
+	idem_databases_set_launcher(MyProcPid);
 	init_targets();
 	for (;;)
 	{
@@ -450,13 +453,13 @@ const char *
 idem_launcher_describe(IdemLauncherState *state)
 {
 	*state = IDEM_LAUNCHER_ABSENT;
-	if (!idem_shmem_exists())
+	if (!idem_counters_exist())
 		return "the library is not in shared_preload_libraries";
 	if (!worker_enabled)
 		return "idempotency.worker is off";
 	if (RecoveryInProgress())
 		return "this is a standby";
-	if (idem_shmem_launcher() == 0)
+	if (idem_databases_launcher() == 0)
 		return "not running; see the log of the server";
 	if (comes_here())
 	{

@@ -23,7 +23,8 @@
 
 #include "base/args.h"
 #include "base/catalog.h"
-#include "base/shmem.h"
+#include "base/counters.h"
+#include "base/databases.h"
 #include "key/decide.h"
 #include "key/xact.h"
 #include "rule/policy.h"
@@ -39,7 +40,7 @@ count_swept(const text *policy, int64 rows)
 	IdemPolicy	values;
 
 	idem_policy_get_stored(policy, &values);
-	idem_shmem_count(values.counters, IDEM_COUNT_SWEPT, rows);
+	idem_counters_add(values.counters, IDEM_COUNT_SWEPT, rows);
 }
 
 /*
@@ -94,7 +95,7 @@ idem_sweep(PG_FUNCTION_ARGS)
 				 errmsg("argument \"%s\" must be greater than zero", "max_rows"),
 				 errhint("Leave it out for \"idempotency.sweep_batch\" rows.")));
 	rows = idem_sweep_batch(&low, max_rows);
-	idem_shmem_note_sweep(start, rows);
+	idem_databases_note_sweep(start, rows);
 	PG_RETURN_INT64(rows);
 }
 
@@ -171,7 +172,7 @@ idem_sweep_all(PG_FUNCTION_ARGS)
 	}
 	if (rows == 0)
 		warn_if_locked();
-	idem_shmem_note_sweep(start, all);
+	idem_databases_note_sweep(start, all);
 	SPI_finish();
 	PG_RETURN_VOID();
 }

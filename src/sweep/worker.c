@@ -60,7 +60,7 @@
 #include "audit/seal_partition.h"
 #include "base/catalog.h"
 #include "base/compat.h"
-#include "base/shmem.h"
+#include "base/databases.h"
 #include "key/xact.h"
 #include "limit/bucket_table.h"
 #include "sweep/sweep.h"
@@ -515,7 +515,7 @@ report(IdemWorkerRun *run, TimestampTz start)
 	{
 		if (run->ends[task] != BATCH_ABSENT)
 			continue;
-		idem_shmem_forget(MyDatabaseId);
+		idem_databases_forget(MyDatabaseId);
 		idem_refusals_forget(MyDatabaseId);
 		idem_buckets_forget(MyDatabaseId, NULL);
 		return;
@@ -530,7 +530,7 @@ report(IdemWorkerRun *run, TimestampTz start)
 	state->last_duration = GetCurrentTimestamp() - start;
 	state->last_worker = GetCurrentTimestamp();
 	state->runs++;
-	idem_shmem_put_sweep(state);
+	idem_databases_put(state);
 }
 
 static void
@@ -587,7 +587,7 @@ idem_worker_main(Datum arg)
 	read_database_name();
 
 	memset(&run, 0, sizeof(run));
-	(void) idem_shmem_get_sweep(MyDatabaseId, &run.state);
+	(void) idem_databases_get(MyDatabaseId, &run.state);
 	do_tasks(&run, start);
 	report(&run, start);
 }
