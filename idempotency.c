@@ -62,7 +62,7 @@
 
 #include "src/audit/index_guard.h"
 #include "src/audit/refusal_queue.h"
-#include "src/audit/seal_partition.h"
+#include "src/audit/partition.h"
 #include "src/base/catalog.h"
 #include "src/base/compat.h"
 #include "src/base/counters.h"
@@ -96,7 +96,7 @@ _PG_init(void)
 	idem_limiter_init();
 	idem_buckets_init();
 	idem_sweep_init();
-	idem_seal_partition_init();
+	idem_partition_init();
 	idem_audit_index_init();
 	idem_catalog_init();
 	idem_xact_init();

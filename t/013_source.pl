@@ -52,10 +52,9 @@ is(files_with(qr/InternalSubTransaction/),
 is( files_with(qr/"(?:SELECT|INSERT|UPDATE|DELETE|GRANT)\b/),
 	'src/admin/grant.c src/admin/health_audit.c '
 	  . 'src/admin/health_rights.c src/admin/health_store.c '
-	  . 'src/admin/stats_store.c src/audit/acl.c '
-	  . 'src/audit/chain.c src/audit/partition.c '
-	  . 'src/audit/sealed_rows.c src/audit/store_audit.c '
-	  . 'src/rule/named.c src/store/sql.c src/sweep/cron.c',
+	  . 'src/admin/stats_store.c src/audit/chain.c src/audit/log.c '
+	  . 'src/audit/partition.c src/audit/sealed_rows.c src/base/acl.c '
+	  . 'src/rule/named.c src/store/sql.c src/sweep/sweep.c',
 	'SQL text is where it belongs');
 is(files_with(qr/SPI_execute\(/),
 	'src/base/spi.c',

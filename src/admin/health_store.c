@@ -161,6 +161,7 @@ const IdemHealthQuery idem_store_health_tables[] = {
 		" ELSE string_agg(format('%I on %s', r.rulename, r.ev_class::regclass), ', ' ORDER BY r.rulename) END"
 		" FROM pg_rewrite r WHERE r.ev_class = ANY ($1)"
 	},
+
 	/*
 	 * The keys that expire first and last, so that it costs the same however
 	 * many there are.  A role that is gone is nobody, and so is one that has
@@ -393,7 +394,7 @@ idem_store_health_unpartitioned(void)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	int			number;
-	IdemCell   *cells = idem_store_partition_cells(&number);
+	IdemCell   *cells = idem_partition_cells(&number);
 	int			i;
 
 	for (i = 0; i < number; i++)

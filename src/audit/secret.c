@@ -19,7 +19,6 @@
 #include "idem.h"
 #include "key/name.h"
 #include "key/xact.h"
-#include "store/store.h"
 
 #define MIN_SECRET_BYTES 16
 #define MAX_SECRET_BYTES 1024
@@ -49,14 +48,14 @@ idem_context(PG_FUNCTION_ARGS)
 	Datum	   *components;
 	int			count = idem_text_components(fcinfo, &components);
 	int32		key_id;
-	bytea	   *secret = idem_store_secret_newest(IDEM_PURPOSE_CONTEXT,
-												  &key_id);
+	bytea	   *secret = idem_secret_newest(IDEM_PURPOSE_CONTEXT,
+											&key_id);
 	bytea	   *mac;
 	StringInfoData buffer;
 	int			i;
 
 	if (secret == NULL)
-		secret = idem_store_secret_newest(IDEM_PURPOSE_AUDIT, &key_id);
+		secret = idem_secret_newest(IDEM_PURPOSE_AUDIT, &key_id);
 	if (secret == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -124,7 +123,7 @@ idem_secret(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("a secret has %d to %d bytes", MIN_SECRET_BYTES, MAX_SECRET_BYTES),
 				 errhint("Make one with gen_random_bytes(32).")));
-	key_id = idem_store_secret_add(purpose, secret);
+	key_id = idem_secret_add(purpose, secret);
 	if (strcmp(name, IDEM_PURPOSE_AUDIT) == 0)
 		idem_seal_key();
 	PG_RETURN_INT32(key_id);

@@ -27,8 +27,8 @@
 
 #include "base/args.h"
 #include "base/catalog.h"
-#include "base/digest.h"
 #include "base/counters.h"
+#include "base/digest.h"
 #include "key/xact.h"
 #include "limit/bucket_table.h"
 #include "limit/limiter.h"

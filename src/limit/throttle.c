@@ -21,8 +21,8 @@
 
 #include "audit/refusal_queue.h"
 #include "base/args.h"
-#include "base/digest.h"
 #include "base/counters.h"
+#include "base/digest.h"
 #include "limit/bucket_table.h"
 #include "limit/limiter.h"
 #include "store/store.h"

@@ -47,24 +47,6 @@ typedef struct IdemStoreGrip
 	uint64		ended;			/* SQL way: transactions ended at the look */
 } IdemStoreGrip;
 
-/* A row of the audit log, less what the server knows itself. */
-typedef struct IdemStoreAudit
-{
-	const char *action;
-	const char *entity;
-	const char *entity_id;
-	int32		attempt;		/* 0: null */
-	int64		token;			/* 0: null */
-	const char *effective_role;
-	Datum		detail;			/* jsonb; 0: null */
-
-	/* of another session; else zero, for the time and session that it is */
-	TimestampTz at;
-	const char *session_role;
-	const char *client_addr;
-	const char *application_name;
-} IdemStoreAudit;
-
 /* lock.c */
 extern bool idem_store_lock_key(const IdemKey *id, LOCKTAG *tag, bool wait);
 extern void idem_store_unlock_key(const LOCKTAG *tag);
@@ -100,8 +82,6 @@ typedef void (*IdemSweepCount) (const text *policy, int64 rows);
 
 extern int64 idem_store_sweep(TimestampTz *low, TimestampTz now,
 							  int64 max_rows, IdemSweepCount count);
-extern int64 idem_store_cron_schedule(text *schedule);
-extern bool idem_store_cron_unschedule(void);
 extern int	idem_store_insert_many(const text *scope, ArrayType *keys,
 								   const IdemRow *row, text **inserted);
 extern int	idem_store_read_many(const text *scope, ArrayType *keys,
@@ -122,19 +102,5 @@ extern void idem_store_named_write(IdemStoreNamed table, const Datum *values,
 								   const bool *nulls, bool exists);
 extern bool idem_store_named_delete(IdemStoreNamed table, const text *name);
 extern List *idem_store_named_names(IdemStoreNamed table);
-
-/* audit/store_audit.c */
-extern int64 idem_store_audit(const IdemStoreAudit *audit);
-extern bool idem_store_audit_passes(const IdemStoreAudit *row);
-extern bool idem_store_audit_begun(void);
-extern int64 idem_store_audit_origin(void);
-extern void idem_store_audit_adopt(void);
-extern int64 idem_store_audit_last_id(void);
-extern void idem_store_audit_own(void);
-
-/* base/secret_rows.c */
-extern int32 idem_store_secret_add(const text *purpose, const bytea *secret);
-extern bytea *idem_store_secret_newest(const char *purpose, int32 *key_id);
-extern bytea *idem_store_secret_get(const char *purpose, int32 key_id);
 
 #endif							/* IDEM_STORE_STORE_H */

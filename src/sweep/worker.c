@@ -54,10 +54,9 @@
 #include "utils/timeout.h"
 #include "utils/timestamp.h"
 
-#include "audit/log.h"
+#include "audit/partition.h"
 #include "audit/refusal_queue.h"
 #include "audit/seal.h"
-#include "audit/seal_partition.h"
 #include "base/catalog.h"
 #include "base/compat.h"
 #include "base/databases.h"
@@ -193,7 +192,7 @@ partitions_batch(IdemWorkerRun *run)
 	if (begun != BATCH_DONE)
 		return begun;
 	PushActiveSnapshot(GetTransactionSnapshot());
-	idem_seal_partitions();
+	idem_partition_ensure();
 	PopActiveSnapshot();
 	return BATCH_DONE;
 }
@@ -207,9 +206,8 @@ refusals_batch(IdemWorkerRun *run)
 	if (begun != BATCH_DONE)
 		return begun;
 	PushActiveSnapshot(GetTransactionSnapshot());
-	idem_audit_refused(run->refused, number);
+	idem_refusals_write(run->refused, number);
 	PopActiveSnapshot();
-	idem_refusals_release(run->refused, number);
 	return BATCH_DONE;
 }
 

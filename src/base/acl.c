@@ -21,7 +21,7 @@
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
 
-#include "audit/acl.h"
+#include "base/acl.h"
 #include "base/catalog.h"
 #include "base/spi.h"
 
@@ -110,7 +110,7 @@ execute_all(const char *sql, Oid object)
 }
 
 /*
- * idem_store_acl_install
+ * idem_acl_install
  *		For the install script: give the members of the extension to the one
  *		role that is a superuser for ever, and take what anybody else has on
  *		them.
@@ -121,7 +121,7 @@ execute_all(const char *sql, Oid object)
  * extension, to give them to a role without other rights.
  */
 void
-idem_store_acl_install(void)
+idem_acl_install(void)
 {
 	Oid			extension = get_extension_oid("idempotency", false);
 	IdemSecctx	saved;
@@ -133,12 +133,12 @@ idem_store_acl_install(void)
 }
 
 /*
- * idem_store_acl_strip
+ * idem_acl_strip
  *		The same privileges for a new table, given by its qualified name.
  *		Between begin and end.
  */
 void
-idem_store_acl_strip(const char *table)
+idem_acl_strip(const char *table)
 {
 	Datum		relid = DirectFunctionCall1(regclassin, CStringGetDatum(table));
 
@@ -146,14 +146,14 @@ idem_store_acl_strip(const char *table)
 }
 
 /*
- * idem_store_acl_restored
+ * idem_acl_restored
  *		Take what default privileges have given on the partitions of the log
  *		when pg_restore made them.  Between begin and end.
  *
  * Nobody is waited for, and two do not do it at once.
  */
 void
-idem_store_acl_restored(void)
+idem_acl_restored(void)
 {
 	if (ConditionalLockRelationOid(idem_catalog()->audit_seals,
 								   ShareUpdateExclusiveLock))
