@@ -5,8 +5,8 @@
  *
  * Owns a backend-local cache of their OIDs, and of the name of the schema.
  * It is looked up anew after an invalidation of one of our relations (owner,
- * DROP EXTENSION) or of any schema (RENAME).  Callbacks only set a flag; those
- * of other rooms that watch relations are called from here.
+ * DROP EXTENSION) or of any schema (RENAME).  Owns the one relation cache
+ * callback of the library, too, which tells other rooms.
  * Needs a transaction; takes AccessShareLock on catalogs for the look-up.
  *
  *-------------------------------------------------------------------------
@@ -53,12 +53,14 @@ static int	nwatchers = 0;
 static IdemCatalog cached;
 static bool cached_valid = false;
 static uint64 generation = 0;	/* of what "cached" says */
+static uint64 changes = 0;		/* invalidations seen, of whatever */
 
 static void
 relation_changed(Datum arg, Oid relid)
 {
 	int			i;
 
+	changes++;
 	for (i = 0; i < nwatchers; i++)
 		watchers[i] (relid);
 	if (relid == InvalidOid || relid == cached.keys ||
@@ -71,6 +73,7 @@ relation_changed(Datum arg, Oid relid)
 static void
 namespace_changed(Datum arg, int cacheid, uint32 hashvalue)
 {
+	changes++;
 	cached_valid = false;
 }
 
@@ -245,28 +248,22 @@ idem_catalog(void)
 
 	while (!cached_valid && tries++ < MAX_LOOKUPS)
 	{
+		uint64		before = changes;
 		IdemCatalog found;
 
-		/*
-		 * An invalidation during the look-up makes it be repeated; not for
-		 * ever, since debug_discard_caches invalidates all the time.
-		 */
-		cached_valid = true;
-		PG_TRY();
-		{
-			look_up(&found);
-		}
-		PG_CATCH();
-		{
-			cached_valid = false;
-			PG_RE_THROW();
-		}
-		PG_END_TRY();
+		look_up(&found);
 		if (memcmp(&found, &cached, sizeof(found)) != 0)
 		{
 			cached = found;
 			generation++;
 		}
+
+		/*
+		 * Any change during the look-up makes it be repeated: which relations
+		 * are ours was not known before it.  Not for ever, since
+		 * debug_discard_caches invalidates all the time.
+		 */
+		cached_valid = changes == before;
 	}
 	return &cached;
 }
