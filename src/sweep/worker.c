@@ -3,30 +3,10 @@
  * worker.c
  *	  The sweep of one database, as a background worker.
  *
- * Started by the launcher (launcher.c), removes what is past its
- * retention batch by batch: until nothing is left, or for MAX_RUN_USEC, for
- * other databases to have their turn.  Then it writes the refusals that are
- * queued for the database to the audit log, and seals that log, for as long
- * at most each; sees that the log has a partition to go on in; and ends.
- *
- * Whoever wants the database for himself (DROP, RENAME, CREATE ... TEMPLATE)
- * locks it and then waits a few seconds for others to leave.  So each batch
- * begins by asking for the lock that a connection takes, without waiting for
- * it, and ends the worker if it cannot have it; and no batch takes longer than
- * BATCH_TIMEOUT_MS.  Whoever drops the extension waits for the batch, since
- * that holds a lock on the extension; one that comes later finds it gone and
- * ends the worker without a word.
- *
- * Rows that were removed stay in the index on purge_at while an old snapshot
- * may see them, and a scan from the beginning passes them all.  For rows that
- * were locked then, or whose transaction committed late, the worker begins at
- * the beginning nevertheless, as often as that takes no more than one part in
- * FULL_PASS_SHARE of its time, and else goes on where it was.  If it takes too
- * long, it is left for another time.
- *
- * Of the refusals, those that were queued when it began to write are written.
- * They leave the queue with the commit (audit/refusal_queue.c); after an error or a
- * termination they are still there, for the next worker.
+ * Started by the launcher, does its tasks one after the other, each batch by
+ * batch: until nothing is left, or for MAX_RUN_USEC, for other databases to
+ * have their turn.  Owns what a batch is, how long it may take, and what
+ * becomes of its errors.  Who may run when is in the README.
  *
  *-------------------------------------------------------------------------
  */
@@ -106,9 +86,27 @@ typedef struct IdemWorkerRun
 } IdemWorkerRun;
 
 /* What a batch does within its transaction. */
-typedef BatchEnd (*BatchWork) (IdemWorkerRun *run);
+typedef void (*BatchWork) (IdemWorkerRun *run);
 
 static char database_name[NAMEDATALEN]; /* for the log */
+
+/* Of a batch, and whether it has come. */
+static TimeoutId batch_timeout;
+static volatile sig_atomic_t batch_timed_out = false;
+
+/*
+ * Handler of the time-out: cancel as SIGINT does.  STATEMENT_TIMEOUT would do
+ * as well, but for not telling afterwards whether it was that, or somebody's
+ * pg_cancel_backend().
+ */
+static void
+cut_off_batch(void)
+{
+	batch_timed_out = true;
+	InterruptPending = true;
+	QueryCancelPending = true;
+	SetLatch(MyLatch);
+}
 
 /* The lock that a connection takes on its database while it starts. */
 static bool
@@ -116,6 +114,11 @@ lock_database(void)
 {
 	LOCKTAG		tag;
 
+	/*
+	 * Whoever wants the database for himself (DROP, RENAME, CREATE ...
+	 * TEMPLATE) locks it and then waits a few seconds for others to leave: a
+	 * worker that cannot have the lock at once is in his way, and ends.
+	 */
 	SET_LOCKTAG_OBJECT(tag, InvalidOid, DatabaseRelationId, MyDatabaseId, 0);
 	return LockAcquire(&tag, RowExclusiveLock, false, true) !=
 		LOCKACQUIRE_NOT_AVAIL;
@@ -130,6 +133,11 @@ lock_extension(Oid extension)
 {
 	LOCKTAG		tag;
 
+	/*
+	 * DROP EXTENSION waits for the batch that has this lock.  One that had it
+	 * before us may have committed between our look-up and our lock: so look
+	 * again (t/027_worker_lifecycle.pl).
+	 */
 	SET_LOCKTAG_OBJECT(tag, MyDatabaseId, ExtensionRelationId, extension, 0);
 	if (LockAcquire(&tag, AccessShareLock, false, true) ==
 		LOCKACQUIRE_NOT_AVAIL)
@@ -156,59 +164,29 @@ begin_batch(void)
 	return BATCH_DONE;
 }
 
-static BatchEnd
+static void
 sweep_batch(IdemWorkerRun *run)
 {
-	BatchEnd	begun = begin_batch();
-
-	if (begun != BATCH_DONE)
-		return begun;
 	run->reached = run->state.low;
-	PushActiveSnapshot(GetTransactionSnapshot());
 	run->rows = idem_sweep_batch(&run->reached, run->batch);
-	PopActiveSnapshot();
-	return BATCH_DONE;
 }
 
-static BatchEnd
-seal_batch(IdemWorkerRun *run)
-{
-	BatchEnd	begun = begin_batch();
-
-	run->unsealed = false;
-	if (begun != BATCH_DONE)
-		return begun;
-	PushActiveSnapshot(GetTransactionSnapshot());
-	run->unsealed = idem_seal_batch(run->seal_rows);
-	PopActiveSnapshot();
-	return BATCH_DONE;
-}
-
-static BatchEnd
-partitions_batch(IdemWorkerRun *run)
-{
-	BatchEnd	begun = begin_batch();
-
-	if (begun != BATCH_DONE)
-		return begun;
-	PushActiveSnapshot(GetTransactionSnapshot());
-	idem_partition_ensure();
-	PopActiveSnapshot();
-	return BATCH_DONE;
-}
-
-static BatchEnd
+static void
 refusals_batch(IdemWorkerRun *run)
 {
-	int			number = Min(run->nrefused, run->refused_batch);
-	BatchEnd	begun = begin_batch();
+	idem_refusals_write(run->refused, Min(run->nrefused, run->refused_batch));
+}
 
-	if (begun != BATCH_DONE)
-		return begun;
-	PushActiveSnapshot(GetTransactionSnapshot());
-	idem_refusals_write(run->refused, number);
-	PopActiveSnapshot();
-	return BATCH_DONE;
+static void
+seal_batch(IdemWorkerRun *run)
+{
+	run->unsealed = idem_seal_batch(run->seal_rows);
+}
+
+static void
+partitions_batch(IdemWorkerRun *run)
+{
+	idem_partition_ensure();
 }
 
 /*
@@ -245,14 +223,14 @@ clean_up(IdemWorkerRun *run, MemoryContext context)
 	BatchEnd	end = BATCH_FAILED;
 
 	HOLD_INTERRUPTS();
-	disable_timeout(STATEMENT_TIMEOUT, false);
+	disable_timeout(batch_timeout, false);
 	QueryCancelPending = false;
 	MemoryContextSwitchTo(context);
 	error = CopyErrorData();
 	AbortOutOfAnyTransaction();
 	MemoryContextSwitchTo(context);
 	FlushErrorState();
-	if (error->sqlerrcode == ERRCODE_QUERY_CANCELED)
+	if (batch_timed_out && error->sqlerrcode == ERRCODE_QUERY_CANCELED)
 		end = BATCH_TOO_LONG;
 	else
 		note_error(run, error->sqlerrcode,
@@ -273,9 +251,16 @@ run_batch(IdemWorkerRun *run, BatchWork work, const char *activity)
 	PG_TRY();
 	{
 		StartTransactionCommand();
-		enable_timeout_after(STATEMENT_TIMEOUT, BATCH_TIMEOUT_MS);
-		end = work(run);
-		disable_timeout(STATEMENT_TIMEOUT, false);
+		batch_timed_out = false;
+		enable_timeout_after(batch_timeout, BATCH_TIMEOUT_MS);
+		end = begin_batch();
+		if (end == BATCH_DONE)
+		{
+			PushActiveSnapshot(GetTransactionSnapshot());
+			work(run);
+			PopActiveSnapshot();
+		}
+		disable_timeout(batch_timeout, false);
 		QueryCancelPending = false; /* too late to be of use */
 		CommitTransactionCommand();
 	}
@@ -382,6 +367,14 @@ sweep(IdemWorkerRun *run, TimestampTz start)
 	if (state->low > start)
 		state->low = DT_NOBEGIN;	/* the clock stepped back */
 	run->resume = state->low;
+
+	/*
+	 * Rows that were removed stay in the index on purge_at while an old
+	 * snapshot may see them, and a scan from the beginning passes them all
+	 * (t/026_sweep_snapshot.pl).  It is made nevertheless, for rows that were
+	 * locked the last time or whose transaction committed late, as often as
+	 * it takes no more than one part in FULL_PASS_SHARE of the time.
+	 */
 	run->full = start >= state->full_due ||
 		state->full_due - start > FULL_PASS_USEC;
 	if (run->full)
@@ -459,6 +452,7 @@ seal(IdemWorkerRun *run)
 	run->seal_rows = SEAL_BATCH;
 	do
 	{
+		run->unsealed = false;
 		end = run_batch(run, seal_batch, "sealing the audit log");
 		if (end != BATCH_TOO_LONG)
 			continue;
@@ -582,6 +576,7 @@ idem_worker_main(Datum arg)
 	pgstat_report_appname(IDEM_WORKER_NAME);
 
 	idem_task_override_settings();
+	batch_timeout = RegisterTimeout(USER_TIMEOUT, cut_off_batch);
 	read_database_name();
 
 	memset(&run, 0, sizeof(run));
