@@ -33,6 +33,7 @@ OBJS = \
 	src/base/shmem.o \
 	src/base/spi.o \
 	src/base/try.o \
+	src/base/utf8.o \
 	src/http/http.o \
 	src/http/postgrest.o \
 	src/key/canonical.o \

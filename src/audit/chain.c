@@ -3,12 +3,8 @@
  * chain.c
  *	  The seals of the audit log.
  *
- * Owns the statements on idempotency_audit_seals, and the snapshot and the
- * settings with which log and seals are read (sealed_rows.c): those
- * that COPY of an export is to have, too (doc/audit-format.md).
- *
- * Everything between begin and end sees one snapshot, taken at the beginning
- * whatever the isolation level, and runs as the owner of the tables.
+ * Owns the statements on idempotency_audit_seals, and the snapshot, the user
+ * and the settings with which log and seals are read between begin and end.
  *
  *-------------------------------------------------------------------------
  */
@@ -118,11 +114,19 @@ idem_chain_begin(IdemSealAccess *access)
 	};
 	int			i;
 
+	/* what is hashed is text: as COPY of an export is to have it, too */
 	idem_store_spi_begin_as(&access->saved, idem_catalog()->seals_owner);
 	for (i = 0; i < lengthof(pinned); i++)
 		(void) set_config_option(pinned[i][0], pinned[i][1], PGC_USERSET,
 								 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0,
 								 false);
+
+	/*
+	 * The last id first, and after it what tells which transactions had begun
+	 * (idem_chain_horizon): whoever begins later takes greater ids.  The
+	 * latest snapshot at any isolation level, to see what the last sealer has
+	 * committed.
+	 */
 	access->next_id = idem_audit_last_id();
 	PushActiveSnapshot(GetLatestSnapshot());
 }
@@ -139,16 +143,18 @@ idem_chain_end(IdemSealAccess *access)
  *		Be the only one who adds to the chain, to the end of the transaction;
  *		false when somebody else is and we do not wait.  To be called before
  *		idem_chain_begin(): the snapshot must see what was added.  Readers
- *		and writers of the log go on.
- *
- * Log and seals must have one owner, 55000 else: what the owner of the one has
- * put on his table would run as the owner of the other.
+ *		and writers of the log go on.  55000 when log and seals have not one
+ *		owner.
  */
 bool
 idem_chain_lock(bool wait)
 {
 	Oid			seals = idem_catalog()->audit_seals;
 
+	/*
+	 * What the owner of the one table has put on it would else run as the
+	 * owner of the other (t/033_audit_roles.pl).
+	 */
 	if (idem_catalog()->audit_owner != idem_catalog()->seals_owner)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -174,15 +180,17 @@ get_xid(int column)
  * idem_chain_horizon
  *		Transactions before "ended" have ended; none from "next" on had begun
  *		when the last id was read.
- *
- * The snapshot does not tell the second one: its xmax comes after the last
- * that has ended, and others run beyond it and have taken ids.
  */
 void
 idem_chain_horizon(uint64 *ended, uint64 *next)
 {
 	(void) idem_store_spi_execute(&horizon_plan, NULL, NULL, true, 1);
 	*ended = get_xid(0);
+
+	/*
+	 * Not the snapshot's xmax: that comes after the last transaction that has
+	 * ended, and others run beyond it and have taken ids.
+	 */
 	*next = U64FromFullTransactionId(ReadNextFullTransactionId());
 }
 
@@ -216,10 +224,8 @@ idem_chain_head(IdemSealHead *head)
 
 /*
  * idem_chain_low_id
- *		No transaction from xid on has taken this id or a smaller one.
- *
- * A writer has its transaction id before it takes an id, so one that began
- * after a seal was made has taken none of those that had been taken then.
+ *		No transaction from xid on has taken this id or a smaller one: what a
+ *		seal says that was made before they began (see take_id() of log.c).
  */
 int64
 idem_chain_low_id(const IdemSealHead *head, uint64 xid)

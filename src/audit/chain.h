@@ -130,7 +130,6 @@ extern void idem_chain_add(const IdemSeal *seal);
 extern Datum idem_chain_ranges(const char *text);
 
 /* sealed_rows.c */
-extern const char *idem_sealed_utf8(const char *text, int *len);
 extern void idem_sealed_digest(const IdemSeal *seal, uint8 *digest);
 extern bool idem_sealed_range(const IdemSeal *seal, IdemSealRange *range);
 

@@ -3,27 +3,8 @@
  * seal.c
  *	  Sealing the audit log.
  *
- * Owns the chain: a seal is a SHA-256 over a segment of rows and the seal
- * before, with its HMAC once there is a secret of purpose "audit".  What the
- * bytes are stands in doc/audit-format.md, what checks them in
- * verify.c.
- *
- * A row is sealed when its transaction, and all before it, have ended: then
- * nobody can add another one that would belong beside it.  So a step seals
- * the rows of a range of transactions, [where the last step ended, the oldest
- * that runs), in the order of their ids, partition by partition.  Writers take
- * no lock for it and wait for nobody; a late commit has a later transaction
- * id than the range, whatever the id of its row.
- *
- * Rows that came with a restore have transaction ids of another cluster.  Of
- * them all those are sealed that were not sealed there, once the log is
- * written to here or idem_audit_seal() is called: then the restore is over.
- *
- * The worker does so in batches: of fewer transactions, so that each is whole;
- * one that is not, since a single transaction wrote so much, is gone on with
- * ("closed").
- *
- * One seals at a time, under SHARE ROW EXCLUSIVE on the table of seals.
+ * Owns which rows are sealed when, in segments of which size, and which are
+ * removed again (README, "Sealing").
  *
  *-------------------------------------------------------------------------
  */
@@ -274,12 +255,20 @@ seal_ended(SealStep *step, uint64 from, uint64 to)
 	IdemSealRange range = {0};
 	bool		complete;
 
+	/*
+	 * All these transactions have ended: nobody can add a row that would
+	 * belong beside theirs.  Writers take no lock for that and wait for
+	 * nobody: one that commits late has a later transaction id than the
+	 * range, whatever the ids of its rows (t/034_audit_sealing.pl).
+	 */
 	range.id_from = idem_chain_low_id(&step->head, from);
 	range.id_to = idem_audit_last_id();
 	range.xid_from = from;
 	range.xid_to = to;
 	range.at_from = DT_NOBEGIN;
 	range.at_to = DT_NOEND;
+
+	/* a batch of fewer transactions, so that each of them is whole */
 	if (to != step->head.xid_to && step->budget < PG_INT64_MAX)
 		range.xid_to = idem_sealed_bound(&range, step->budget / 2);
 	complete = seal_range(step, range, BOUND_NONE);
@@ -317,6 +306,7 @@ seal_rows(int64 budget, bool *more)
 	flush_segment(&step, complete);
 	if (complete && step.head.origin != 0)
 	{
+		/* one transaction wrote more than a batch: go on with it */
 		if (!step.head.closed && step.head.xid_to != 0)
 			complete = seal_ended(&step, step.head.xid_from, step.head.xid_to);
 		if (complete && step.head.xid_to < ended)
@@ -359,13 +349,14 @@ idem_audit_seal(PG_FUNCTION_ARGS)
 
 /*
  * idem_seal_batch
- *		The same for the worker, up to some rows; true when there are more.
+ *		For the worker: seal up to some rows; true when there are more.
  */
 bool
 idem_seal_batch(int64 rows)
 {
 	bool		more = false;
 
+	/* it waits for nobody, and seals nothing while a restore goes on */
 	if (!idem_audit_begun() ||
 		!idem_partition_lock(AccessShareLock) ||
 		!idem_chain_lock(false))
@@ -452,6 +443,8 @@ prune_cell(Pruning *pruning, const IdemCell *cell)
 			segment->range.at_to == cell->to)
 			rows += segment->rows;
 	}
+
+	/* rows that are not sealed yet, or not old enough, keep the partition */
 	if (idem_partition_rows(cell) != rows ||
 		!idem_partition_drop(cell))
 		return;

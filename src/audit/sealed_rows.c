@@ -4,23 +4,21 @@
  *	  The rows of the audit log as they are sealed.
  *
  * Owns what of a row, and of a seal, is hashed (doc/audit-format.md): the text
- * of each column as COPY gives it, in UTF-8.  Called within
- * idem_chain_begin() and end.
+ * of each column as COPY gives it, in UTF-8.  Called between
+ * idem_chain_begin() and idem_chain_end().
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
 #include "access/htup_details.h"
-#include "catalog/namespace.h"
 #include "catalog/pg_type.h"
 #include "libpq/pqformat.h"
-#include "mb/pg_wchar.h"
 #include "utils/lsyscache.h"
-#include "utils/memutils.h"
 
 #include "audit/chain.h"
 #include "audit/log.h"
+#include "base/utf8.h"
 
 /* What the bytes of a seal begin with. */
 #define SEAL_LABEL "idempotency audit seal 1"
@@ -83,42 +81,6 @@ static IdemPlan stray_plan = {
 };
 
 /*
- * idem_sealed_utf8
- *		A text in UTF-8; as it is, and no copy, where it has none: anything can
- *		be in a database of encoding SQL_ASCII, and a byte without a character
- *		in some others, and one such row must not hold up the sealing of all
- *		that follow.
- */
-const char *
-idem_sealed_utf8(const char *text, int *len)
-{
-	int			encoding = GetDatabaseEncoding();
-	Oid			conversion;
-	Size		room;
-	char	   *utf8;
-
-	*len = strlen(text);
-	if (encoding == PG_UTF8 || encoding == PG_SQL_ASCII)
-		return text;
-
-	conversion = FindDefaultConversionProc(encoding, PG_UTF8);
-	room = (Size) *len * MAX_CONVERSION_GROWTH + 1;
-	utf8 = MemoryContextAllocHuge(CurrentMemoryContext, room);
-	if (!OidIsValid(conversion) ||
-		pg_do_encoding_conversion_buf(conversion, encoding, PG_UTF8,
-									  (unsigned char *) text, *len,
-									  (unsigned char *) utf8,
-									  (int) Min(room, PG_INT32_MAX),
-									  true) < *len)
-	{
-		pfree(utf8);
-		return text;
-	}
-	*len = strlen(utf8);
-	return utf8;
-}
-
-/*
  * One column: a byte 0 for a null, else 1, the length of its text in four
  * bytes, big-endian, and the text in UTF-8.
  */
@@ -136,7 +98,7 @@ append_column(StringInfo bytes, FmgrInfo *output, Datum value, bool isnull)
 	}
 	text = OutputFunctionCall(output, value);
 
-	utf8 = idem_sealed_utf8(text, &len);
+	utf8 = idem_utf8(text, &len);
 	appendStringInfoChar(bytes, 1);
 	pq_sendint32(bytes, len);
 	appendBinaryStringInfo(bytes, utf8, len);
