@@ -3,19 +3,9 @@
  * launcher.c
  *	  The background worker that starts the sweeps.
  *
- * Connected to no database, so that it is in nobody's way: it reads
- * pg_database, and starts a worker (worker.c) for one database after the
- * other, every idempotency.sweep_interval for those known to have the
- * extension.  The others are probed by the same worker, at the start of the
- * launcher and then with growing pauses, in case the extension was created by
- * a backend that has not used it, or before a crash.
- *
- * A database that cannot be swept (an error, no free slot for a worker) is
- * tried again with pauses that grow up to MAX_PAUSE_USEC.  What goes wrong is
- * logged when it changes, not each time.
- *
- * All that it knows is in its own memory and in shared memory; after its end
- * postmaster starts it anew within RESTART_SECONDS, on a primary only.
+ * Connected to no database, so that it is in nobody's way.  Owns when which
+ * database has its turn (README, "The launcher").  All that it knows is in its
+ * own memory and in shared memory.
  *
  *-------------------------------------------------------------------------
  */
@@ -113,30 +103,16 @@ add_target(Oid database, TimestampTz now)
 	target->pause = 0;
 }
 
-/* Read pg_database: new targets, and those that are gone. */
-static void
-refresh_targets(TimestampTz now)
+/* Read pg_database for targets; returns all databases that there are. */
+static List *
+read_databases(TimestampTz now)
 {
-	List	   *known;
 	List	   *names = NIL;
 	List	   *all = NIL;
-	ListCell   *cell;
 	Relation	catalog;
 	TableScanDesc scan;
 	HeapTuple	tuple;
-	HASH_SEQ_STATUS status;
-	Target	   *target;
 
-	hash_seq_init(&status, targets);
-	while ((target = hash_seq_search(&status)) != NULL)
-		target->exists = false;
-
-	StartTransactionCommand();
-	PushActiveSnapshot(GetTransactionSnapshot());
-	/* before the catalog is read */
-	known = list_concat_unique_oid(idem_databases_list(),
-								   idem_counters_databases());
-	known = list_concat_unique_oid(known, idem_refusals_databases());
 	(void) SplitIdentifierString(pstrdup(databases), ',', &names);
 	catalog = table_open(DatabaseRelationId, AccessShareLock);
 	scan = table_beginscan_catalog(catalog, 0, NULL);
@@ -150,15 +126,45 @@ refresh_targets(TimestampTz now)
 	}
 	table_endscan(scan);
 	table_close(catalog, AccessShareLock);
+	return all;
+}
+
+/* Free the shared memory of a database that is gone. */
+static void
+forget_database(Oid database)
+{
+	idem_databases_forget(database);
+	idem_counters_forget(database);
+	idem_refusals_forget(database);
+	idem_buckets_forget(database, NULL);
+}
+
+/* New targets, and those that are gone. */
+static void
+refresh_targets(TimestampTz now)
+{
+	List	   *known;
+	ListCell   *cell;
+	HASH_SEQ_STATUS status;
+	Target	   *target;
+
+	hash_seq_init(&status, targets);
+	while ((target = hash_seq_search(&status)) != NULL)
+		target->exists = false;
+
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+
+	/*
+	 * What is known is asked for before the catalog is read: a database that
+	 * is created and used meanwhile would else be known, and seem to be gone.
+	 */
+	known = list_concat_unique_oid(idem_databases_list(),
+								   idem_counters_databases());
+	known = list_concat_unique_oid(known, idem_refusals_databases());
+	known = list_difference_oid(known, read_databases(now));
 	foreach(cell, known)
-	{
-		if (list_member_oid(all, lfirst_oid(cell)))
-			continue;
-		idem_databases_forget(lfirst_oid(cell));
-		idem_counters_forget(lfirst_oid(cell));
-		idem_refusals_forget(lfirst_oid(cell));
-		idem_buckets_forget(lfirst_oid(cell), NULL);
-	}
+		forget_database(lfirst_oid(cell));
 	PopActiveSnapshot();
 	CommitTransactionCommand();
 
@@ -204,16 +210,17 @@ next_target(TimestampTz now)
 	return first;
 }
 
-/*
- * Whether somebody has the database for himself, or waits for that: a worker
- * would have to wait, too, and all others with it.
- */
+/* Whether somebody has the database for himself, or waits for that. */
 static bool
 is_locked(Oid database)
 {
 	LOCKTAG		tag;
 	bool		locked;
 
+	/*
+	 * A worker would have to wait as it connects, too, and all other
+	 * databases with it (t/027_worker_lifecycle.pl).
+	 */
 	StartTransactionCommand();
 	SET_LOCKTAG_OBJECT(tag, InvalidOid, DatabaseRelationId, database, 0);
 	locked = LockAcquire(&tag, RowExclusiveLock, false, true) ==
