@@ -390,14 +390,11 @@ idem_audit_guard(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 				 errmsg("function \"%s\" was not called by trigger manager",
-						"idem_audit_guard"),
-				 errhint("It is for the triggers of \"%s\" only.",
-						 "idempotency_audit_log")));
+						"idem_audit_guard")));
 	if (!has_row_pass(trigdata) && !change_pass && !superuser())
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("the audit log can only be appended to, by idem_audit()"),
-				 errhint("Call idem_audit(action, entity, entity_id, detail).")));
+				 errmsg("the audit log can only be appended to, by idem_audit()")));
 	if (!TRIGGER_FIRED_FOR_ROW(trigdata->tg_event))
 		return PointerGetDatum(NULL);
 	return PointerGetDatum(TRIGGER_FIRED_BY_UPDATE(trigdata->tg_event) ?

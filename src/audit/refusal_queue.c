@@ -449,8 +449,7 @@ idem_refusals_write(const IdemRefused *refused, int number)
 	if (!idem_partition_lock(RowExclusiveLock))
 		ereport(ERROR,
 				(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
-				 errmsg("the audit log is locked"),
-				 errhint("End the transaction that has locked it.")));
+				 errmsg("the audit log is locked")));
 
 	/* those of a log that has been dropped since are passed over */
 	for (i = 0; i < number; i++)

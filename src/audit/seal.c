@@ -418,8 +418,8 @@ collect_segment(void *arg, const IdemSeal *seal)
 		memcmp(rows.sha256, VARDATA_ANY(sealed), IDEM_DIGEST_BYTES) != 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("segment " INT64_FORMAT " of the audit log is not as it was sealed",
-						segment->segment),
+				 errmsg("segment %lld of the audit log is not as it was sealed",
+						(long long) segment->segment),
 				 errhint("Look into it first: SELECT * FROM idem_audit_verify().")));
 	segment->rows = rows.count;
 	pruning->rows += rows.count;

@@ -107,8 +107,7 @@ idem_secret(PG_FUNCTION_ARGS)
 	if (!superuser())
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("must be superuser to set a secret"),
-				 errhint("Ask a superuser to call idem_secret().")));
+				 errmsg("must be superuser to set a secret")));
 	if (strcmp(name, IDEM_PURPOSE_CONTEXT) != 0 &&
 		strcmp(name, IDEM_PURPOSE_AUDIT) != 0)
 		ereport(ERROR,
