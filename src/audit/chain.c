@@ -205,6 +205,8 @@ idem_chain_head(IdemSealHead *head)
 
 	memset(head, 0, sizeof(*head));
 	head->origin = idem_audit_origin();
+
+	/* before there is an origin, all seals are of another cluster */
 	origin = Int64GetDatum(head->origin != 0 ? head->origin : PG_INT64_MAX);
 	if (idem_store_spi_execute(&old_plan, &origin, NULL, true, 1) > 0)
 	{
@@ -248,6 +250,7 @@ idem_chain_set_back(void)
 {
 	int64		given;
 
+	/* a sequence is not transactional: its value is the latest of all */
 	(void) idem_store_spi_execute(&given_plan, NULL, NULL, true, 1);
 	given = idem_store_spi_number(0);
 	return idem_audit_last_id() < given;
@@ -346,6 +349,8 @@ idem_chain_each(IdemSealSink sink, void *arg)
 		values[1] = Int64GetDatum(CHUNK_ROWS);
 		count = idem_store_spi_execute(&each_plan, values, NULL, true, 0);
 		seals = palloc0(sizeof(IdemSeal) * (count + 1));
+
+		/* copies: the sink executes statements of its own */
 		for (i = 0; i < count; i++)
 			copy_seal(i, &seals[i]);
 		SPI_freetuptable(SPI_tuptable);
@@ -371,6 +376,8 @@ idem_chain_add(const IdemSeal *seal)
 
 	for (i = 0; i < IDEM_SEAL_COLUMNS; i++)
 		nulls[i] = seal->nulls[i] ? 'n' : ' ';
+
+	/* a trigger that returns null, or a rule, would lose it without a word */
 	if (idem_audit_change(&add_plan, (Datum *) seal->values, nulls) != 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_DATA_CORRUPTED),

@@ -107,6 +107,8 @@ idem_audit_origin(void)
 
 	(void) idem_store_spi_execute(&origin_plan, NULL, NULL, true, 1);
 	origin = idem_store_spi_number(0);
+
+	/* not remembered in the transaction that wrote it: it may roll back */
 	if (origin != 0 &&
 		(current_xid() == 0 || current_xid() != origin_written))
 		origin_known = idem_catalog_generation();
@@ -232,6 +234,8 @@ idem_audit_write(const IdemAuditRow *row)
 	int64		id = take_id();
 
 	set_values(row, id, values, nulls);
+
+	/* before the first row of this cluster, which it is to begin with */
 	if (origin_known != idem_catalog_generation())
 		ensure_origin(id);
 	idem_store_spi_begin_as(&saved, idem_catalog()->audit_owner);
@@ -245,6 +249,8 @@ idem_audit_write(const IdemAuditRow *row)
 		row_pass = NULL;
 	}
 	PG_END_TRY();
+
+	/* a trigger that returns null, or a rule, would lose it without a word */
 	if (rows != 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_DATA_CORRUPTED),
@@ -342,7 +348,7 @@ has_text(HeapTuple tuple, TupleDesc desc, const char *column,
 	return strcmp(value != NULL ? value : "", expected) == 0;
 }
 
-/* The same for a number, where a null is 0. */
+/* Likewise for a number, where a null is 0. */
 static bool
 has_number(HeapTuple tuple, TupleDesc desc, const char *column,
 		   int64 expected)
@@ -360,10 +366,16 @@ has_row_pass(const TriggerData *trigdata)
 	HeapTuple	tuple = trigdata->tg_trigtuple;
 	const IdemAuditRow *row = row_pass;
 
+	/* the guard is that of the seals, too, which have no entity_id */
 	if (row == NULL || !TRIGGER_FIRED_BY_INSERT(trigdata->tg_event) ||
 		!TRIGGER_FIRED_FOR_ROW(trigdata->tg_event) ||
 		SPI_fnumber(desc, "entity_id") == SPI_ERROR_NOATTRIBUTE)
 		return false;
+
+	/*
+	 * Spent before it is compared: a trigger that changes our row is refused,
+	 * and so is a second row that it makes look like ours.
+	 */
 	row_pass = NULL;
 	return has_text(tuple, desc, "action", row->action) &&
 		has_text(tuple, desc, "entity", row->entity) &&
@@ -391,6 +403,7 @@ idem_audit_guard(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 				 errmsg("function \"%s\" was not called by trigger manager",
 						"idem_audit_guard")));
+	/* the pass is looked at first: it is spent where a superuser needs none */
 	if (!has_row_pass(trigdata) && !change_pass && !superuser())
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),

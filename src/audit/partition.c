@@ -95,10 +95,7 @@ count_indexes(Oid partition)
 	return number;
 }
 
-/*
- * The partition whose indexes a new one gets: the last of those that have the
- * most, so that what an administrator has added goes on.
- */
+/* The partition whose indexes a new one gets. */
 static char *
 find_model(void)
 {
@@ -108,6 +105,7 @@ find_model(void)
 	int			most = count_indexes(model);
 	int			i;
 
+	/* the last that has the most: what an administrator has added goes on */
 	for (i = 0; i < number; i++)
 	{
 		int			has = count_indexes(cells[i].partition);
@@ -124,9 +122,6 @@ find_model(void)
 /*
  * idem_partition_lock
  *		Lock the log and its partitions, if nobody is in the way.
- *
- * For the worker, which would else wait for one while it holds another: DDL
- * on a partitioned table does not always lock in one order.
  */
 bool
 idem_partition_lock(LOCKMODE mode)
@@ -135,6 +130,10 @@ idem_partition_lock(LOCKMODE mode)
 												NoLock, NULL);
 	ListCell   *cell;
 
+	/*
+	 * The worker would else wait for one while it holds another, and DDL on a
+	 * partitioned table does not always lock in one order.
+	 */
 	foreach(cell, relations)
 		if (!ConditionalLockRelationOid(lfirst_oid(cell), mode))
 		return false;
@@ -168,11 +167,6 @@ idem_partition_cells(int *number)
 	return cells;
 }
 
-/*
- * A member of the extension it must not be: pg_dump would leave it out.  The
- * policy is for pg_dump, too: by a role that may read all tables, but not
- * bypass row security, a dump would else be without a row of it.
- */
 static void
 create_partition(TimestampTz from, TimestampTz to)
 {
@@ -187,8 +181,16 @@ create_partition(TimestampTz from, TimestampTz to)
 	name = psprintf("%s.idempotency_audit_log_%04d%02d%02d_%02d%02d%02d", schema,
 					tm.tm_year, tm.tm_mon, tm.tm_mday, tm.tm_hour, tm.tm_min,
 					tm.tm_sec);
+
+	/* no member of the extension, since pg_dump would leave it out */
 	idem_store_spi_command(psprintf("CREATE TABLE %s (LIKE %s INCLUDING INDEXES)",
 									name, find_model()));
+
+	/*
+	 * The policy is for pg_dump, too: by a role that may read all tables, but
+	 * not bypass row security, a dump would else be without a row of it
+	 * (t/003_dump_restore.pl).
+	 */
 	idem_store_spi_command(psprintf("ALTER TABLE %s ENABLE ROW LEVEL SECURITY", name));
 	idem_store_spi_command(psprintf("CREATE POLICY idempotency_audit_read ON %s"
 									" FOR SELECT USING (true)", name));
@@ -221,10 +223,7 @@ fill_hole(TimestampTz from, TimestampTz to)
 	}
 }
 
-/*
- * Only ask for what is not there: that happens once in a period, and takes
- * a lock that an auditor may hold up.
- */
+/* Whether a time has a partition of its own. */
 static bool
 is_covered(TimestampTz at)
 {
@@ -262,6 +261,8 @@ make_partitions(void)
 	(void) idem_store_spi_execute(&period_plan, values, NULL, true, 1);
 	next = get_time(0, &isnull);
 	after = get_time(1, &isnull);
+
+	/* once in a period only, since an auditor may hold up the locks below */
 	if (is_covered(now) && is_covered(next))
 		return;
 

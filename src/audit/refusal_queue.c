@@ -78,13 +78,14 @@ static LWLock *lock = NULL;
 static const IdemRefused *written = NULL;
 static int	nwritten = 0;
 
-/* What inet_client_addr() says; asked once in a session. */
+/* What inet_client_addr() says. */
 static const char *
 get_client_addr(void)
 {
 	static char address[NAMEDATALEN];
 	static bool known = false;
 
+	/* it stays what it is for a session, and a refusal may come in thousands */
 	if (!known)
 	{
 		LOCAL_FCINFO(call, 0);
@@ -114,6 +115,7 @@ static void
 fill_subject(IdemRefusalSubject *subject, IdemRefusal action,
 			 const char *entity_id, const char *rule)
 {
+	/* equal ones must be equal byte by byte, with what is between the fields */
 	memset(subject, 0, sizeof(*subject));
 	subject->database = MyDatabaseId;
 	subject->audit_log = idem_catalog()->audit_log;
@@ -127,13 +129,14 @@ fill_subject(IdemRefusalSubject *subject, IdemRefusal action,
 		strlcpy(subject->application_name, application_name, NAMEDATALEN);
 }
 
-/*
- * With the lock.  Half of the room is not for rate limits: whoever calls in
- * the name of many would drive out what is said of keys.
- */
+/* With the lock. */
 static bool
 has_room_for(IdemRefusal action)
 {
+	/*
+	 * Half of the room is not for rate limits: whoever calls in the name of
+	 * many would drive out what is said of keys.
+	 */
 	return hash_get_num_entries(entries) <
 		(action == IDEM_REFUSAL_LIMITED ? MAX_REFUSALS / 2 : MAX_REFUSALS);
 }
@@ -146,6 +149,11 @@ enter(const IdemRefusalSubject *subject, TimestampTz now)
 
 	if (entry != NULL || !has_room_for(subject->action))
 		return entry;
+
+	/*
+	 * All entries were allocated when the server started, so this one costs
+	 * nothing; NULL is for a table that has fewer than it was asked for.
+	 */
 	entry = hash_search(entries, subject, HASH_ENTER_NULL, NULL);
 	if (entry == NULL)
 		return NULL;
@@ -168,16 +176,18 @@ enqueue(const IdemRefusalSubject *subject)
 	if (entry != NULL)
 	{
 		entry->count++;
+
+		/* times may come in another order than that in which we had the lock */
 		entry->last_at = Max(entry->last_at, now);
 	}
 	LWLockRelease(lock);
 	return entry != NULL;
 }
 
-/* The statement, and the context of a function's, could have the key. */
 static void
 log_refusal(const IdemRefusalSubject *subject)
 {
+	/* the statement, and the context of a function's, could have the key */
 	ereport(LOG_SERVER_ONLY,
 			(errmsg("%s %s refused: %s",
 					subject->action == IDEM_REFUSAL_LIMITED ?
@@ -201,10 +211,8 @@ note(const IdemRefusalSubject *subject, int counters)
 /*
  * idem_refusals_note
  *		Let the audit log know of a refusal, if the policy of the key wants
- *		it; whatever becomes of the transaction.
- *
- * May be called right before an error is raised.  In a read-only transaction,
- * and on a standby, nothing is noted.
+ *		it; whatever becomes of the transaction.  May be called right before an
+ *		error is raised.
  */
 void
 idem_refusals_note(IdemRefusal action, const IdemKey *id,
@@ -212,6 +220,7 @@ idem_refusals_note(IdemRefusal action, const IdemKey *id,
 {
 	IdemRefusalSubject subject;
 
+	/* a standby has no log of its own, and what only reads is not audited */
 	if (!policy->audit || XactReadOnly || RecoveryInProgress())
 		return;
 	fill_subject(&subject, action, psprintf("%s/%s",
@@ -223,7 +232,7 @@ idem_refusals_note(IdemRefusal action, const IdemKey *id,
 
 /*
  * idem_refusals_note_limited
- *		The same for a subject that a rate limiter refuses, if policy "default"
+ *		Likewise of a subject that a rate limiter refuses, if policy "default"
  *		has audit; in a read-only transaction, too.
  */
 void
@@ -246,7 +255,7 @@ idem_refusals_note_limited(const char *limiter, const void *limiter_digest,
 
 /*
  * idem_refusals_note_outcome
- *		The same for an outcome, of which only some refuse.
+ *		Likewise of an outcome, of which only some refuse.
  */
 void
 idem_refusals_note_outcome(IdemOutcome outcome, const IdemKey *id,
@@ -276,6 +285,8 @@ remove_written(void)
 		/* forgotten, and perhaps entered again since */
 		if (entry == NULL || entry->serial != done->serial)
 			continue;
+
+		/* what callers have counted while we wrote stays, and began later */
 		entry->count -= done->count;
 		entry->first_at = done->last_at;
 		if (entry->count == 0)
@@ -496,6 +507,7 @@ idem_refusals_forget(Oid database)
 
 	if (queue == NULL)
 		return;
+	/* an entry that the scan has just returned may be removed */
 	LWLockAcquire(lock, LW_EXCLUSIVE);
 	hash_seq_init(&status, entries);
 	while ((entry = hash_seq_search(&status)) != NULL)
@@ -517,6 +529,7 @@ resume(const void *data, Size size)
 	const IdemRefused *kept = data;
 	int			i;
 
+	/* in their order, so that their serials have it, too */
 	for (i = 0; i < size / sizeof(IdemRefused); i++)
 	{
 		IdemRefused *entry = enter(&kept[i].subject, kept[i].first_at);
@@ -534,6 +547,7 @@ start(void *memory, LWLock *its_lock, bool found)
 	HASHCTL		ctl;
 
 	memset(&ctl, 0, sizeof(ctl));
+	/* each process has its own head of the table, and attaches to the rest */
 	ctl.keysize = sizeof(IdemRefusalSubject);
 	ctl.entrysize = sizeof(IdemRefused);
 	entries = ShmemInitHash(NAME " hash", MAX_REFUSALS, MAX_REFUSALS, &ctl,

@@ -111,6 +111,9 @@ add_seal(Chain *chain, IdemSeal *seal)
 	set_column(seal, SEAL_SEGMENT, Int64GetDatum(chain->segment));
 	set_column(seal, SEAL_SEALED_AT,
 			   TimestampTzGetDatum(GetCurrentTimestamp()));
+
+
+	/* the HMAC is over the seal, which is over the key id */
 	if (secret != NULL)
 	{
 		key = idem_hmac_key(secret, IDEM_HMAC_SEAL);
@@ -166,6 +169,10 @@ seal_cell(SealStep *step, IdemSealRange range)
 
 	do
 	{
+		/*
+		 * The last segment waits until it is known whether anything follows:
+		 * it says whether these transactions are done with ("closed").
+		 */
 		limit = step->budget - (step->pending ? step->rows.count : 0);
 		if (limit <= 0)
 			return !idem_sealed_exists(&range);
@@ -290,6 +297,8 @@ seal_rows(int64 budget, bool *more)
 
 	memset(&step, 0, sizeof(step));
 	idem_chain_begin(&access);
+
+	/* rows with ids that were given before would be in no segment */
 	if (idem_chain_set_back())
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -338,10 +347,14 @@ idem_audit_seal(PG_FUNCTION_ARGS)
 
 	idem_xact_require_writable();
 	idem_chain_lock(true);
+
+	/* with a snapshot of its own: sealing is to see the origin */
 	idem_chain_begin(&access);
 	idem_audit_adopt();
 	idem_chain_end(&access);
 	sealed = seal_rows(PG_INT64_MAX, &more);
+
+	/* else its locks would be held until the caller commits */
 	if (!IsTransactionBlock())
 		idem_partition_try();
 	PG_RETURN_INT64(sealed);
@@ -412,6 +425,8 @@ collect_segment(void *arg, const IdemSeal *seal)
 		DatumGetTimestampTz(seal->values[SEAL_LAST_AT]) >= pruning->before)
 		return;
 	segment->segment = DatumGetInt64(seal->values[SEAL_SEGMENT]);
+
+	/* what was tampered with is evidence, and stays */
 	idem_sealed_hash(&segment->range, PG_INT64_MAX, &rows);
 	sealed = DatumGetByteaPP(seal->values[SEAL_ROWS_SHA256]);
 	if (VARSIZE_ANY_EXHDR(sealed) != IDEM_DIGEST_BYTES ||
@@ -512,6 +527,8 @@ idem_audit_prune(PG_FUNCTION_ARGS)
 	idem_chain_lock(true);
 	idem_chain_begin(&access);
 	idem_chain_each(collect_segment, &pruning);
+
+	/* whole partitions first; what they do not remove is deleted */
 	cells = idem_partition_cells(&number);
 	for (i = 0; i < number; i++)
 		prune_cell(&pruning, &cells[i]);

@@ -98,6 +98,7 @@ append_column(StringInfo bytes, FmgrInfo *output, Datum value, bool isnull)
 	}
 	text = OutputFunctionCall(output, value);
 
+	/* with its length: else one column could be moved into the next */
 	utf8 = idem_utf8(text, &len);
 	appendStringInfoChar(bytes, 1);
 	pq_sendint32(bytes, len);
@@ -128,6 +129,7 @@ idem_sealed_digest(const IdemSeal *seal, uint8 *result)
 	StringInfoData bytes;
 	int			i;
 
+	/* with a label: no row of the log can be shown as a seal */
 	initStringInfo(&bytes);
 	appendStringInfoString(&bytes, SEAL_LABEL);
 	for (i = 0; i < IDEM_SEALED_COLUMNS; i++)
@@ -238,6 +240,10 @@ idem_sealed_hash(const IdemSealRange *range, int64 max_rows,
 	range_values(range, values, nulls);
 	do
 	{
+		/*
+		 * Goes on behind the last id of a chunk, which has all rows of that
+		 * id: there may be several, once a primary key was dropped.
+		 */
 		limit = Min(CHUNK_ROWS, max_rows - rows->count);
 		values[6] = Int64GetDatum(limit);
 		count = idem_store_spi_execute(&rows_plan, values, nulls, true, 0);
@@ -263,6 +269,8 @@ idem_sealed_bound(const IdemSealRange *range, int64 rows)
 	range_values(range, values, nulls);
 	values[6] = Int64GetDatum(rows);
 	(void) idem_store_spi_execute(&bound_plan, values, nulls, true, 1);
+
+	/* the bound is behind the last of them, not to cut a transaction in two */
 	if (idem_store_spi_number(1) < rows)
 		return range->xid_to;
 	return idem_chain_xid(idem_store_spi_value(0, 0, &isnull)) + 1;
@@ -307,6 +315,8 @@ execute_due(IdemPlan *plan, const IdemSealHead *head)
 	values[2] = idem_chain_xid_datum(head->old_xid);
 	values[3] = idem_chain_xid_datum(head->closed ? head->xid_to :
 									 head->xid_from);
+
+	/* rows of a restore are sealed before the first one of this cluster is */
 	values[4] = BoolGetDatum(head->xid_to != 0);
 	return idem_store_spi_execute(plan, values, NULL, true, 1);
 }

@@ -62,6 +62,8 @@ idem_context(PG_FUNCTION_ARGS)
 				 errmsg("there is no secret for contexts"),
 				 errhint("A superuser sets one: SELECT idem_secret('context', gen_random_bytes(32)).")));
 	initStringInfo(&buffer);
+
+	/* each with its length: else ("ab", "c") would be ("a", "bc") */
 	for (i = 0; i < count; i++)
 	{
 		text	   *component = DatumGetTextPP(components[i]);
@@ -87,8 +89,7 @@ IDEM_FUNCTION(idem_secret);
  * idem_secret(purpose text, secret bytea) RETURNS integer
  *		Superuser: store the next secret of a purpose; returns its key id.
  *
- * One of "audit" goes into the chain of seals at once: whoever rewrites the
- * chain without it can then not pretend that it was never there.
+ * One of "audit" goes into the chain of seals at once.
  *
  * Raises 22004, 22023, 25006, 42501.  Holds SHARE ROW EXCLUSIVE on the table
  * of secrets, and on that of the seals, to the end of the transaction.
@@ -123,6 +124,8 @@ idem_secret(PG_FUNCTION_ARGS)
 				 errmsg("a secret has %d to %d bytes", MIN_SECRET_BYTES, MAX_SECRET_BYTES),
 				 errhint("Make one with gen_random_bytes(32).")));
 	key_id = idem_secret_add(purpose, secret);
+
+	/* whoever rewrites the chain without it cannot say it was never there */
 	if (strcmp(name, IDEM_PURPOSE_AUDIT) == 0)
 		idem_seal_key();
 	PG_RETURN_INT32(key_id);

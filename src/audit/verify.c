@@ -170,6 +170,8 @@ check_seal(void *arg, const IdemSeal *seal)
 
 	CHECK_FOR_INTERRUPTS();
 	check_link(v, seal, segment);
+
+	/* what it says that it is, too: one bad seal is not told of the next */
 	v->segment = Max(v->segment, segment);
 	copy_digest(seal, SEAL_SEAL, v->stored);
 	idem_sealed_digest(seal, v->computed);
@@ -204,6 +206,8 @@ check_whole(Verification *v)
 	if (idem_chain_set_back())
 		report(v, segment, "sequence_set_back",
 			   "ids that were given before are given again");
+
+	/* the row is looked for only if the numbers say that there is one */
 	if (idem_sealed_due(&v->head) == v->rows)
 		return;
 	if (idem_sealed_stray(&v->head, &stray, &segment))

@@ -60,6 +60,7 @@ relation_changed(Datum arg, Oid relid)
 {
 	int			i;
 
+	/* may come at any moment, in the middle of a look-up, too: only counts */
 	changes++;
 	for (i = 0; i < nwatchers; i++)
 		watchers[i] (relid);
@@ -79,8 +80,7 @@ namespace_changed(Datum arg, int cacheid, uint32 hashvalue)
 
 /*
  * Whether the key table has its primary key, exactly (scope, key), valid and
- * immediate: all that makes a key unique.  Read from the catalog and not from
- * the relation cache, since nobody here may wait for a lock on the table.
+ * immediate: all that makes a key unique.
  */
 static bool
 has_primary_key(Oid keys)
@@ -91,6 +91,10 @@ has_primary_key(Oid keys)
 	SysScanDesc scan;
 	HeapTuple	tuple;
 
+	/*
+	 * From the catalog and not from the relation cache, since nobody here may
+	 * wait for a lock on the table.
+	 */
 	ScanKeyInit(&key, Anum_pg_index_indrelid, BTEqualStrategyNumber,
 				F_OIDEQ, ObjectIdGetDatum(keys));
 	scan = systable_beginscan(catalog, IndexIndrelidIndexId, true, NULL, 1,
@@ -110,10 +114,7 @@ has_primary_key(Oid keys)
 	return found;
 }
 
-/*
- * Schema and version of an extension; InvalidOid when it is gone.
- * get_extension_schema() is not exported before 18.
- */
+/* Schema and version of an extension; InvalidOid when it is gone. */
 static Oid
 find_extension_schema(Oid extension, char **version)
 {
@@ -125,6 +126,7 @@ find_extension_schema(Oid extension, char **version)
 	SysScanDesc scan;
 	HeapTuple	tuple;
 
+	/* get_extension_schema() is not exported before 18 */
 	ScanKeyInit(&key, Anum_pg_extension_oid, BTEqualStrategyNumber,
 				F_OIDEQ, ObjectIdGetDatum(extension));
 	scan = systable_beginscan(catalog, ExtensionOidIndexId, true, NULL, 1,
@@ -208,6 +210,7 @@ look_up(IdemCatalog *catalog)
 	char	   *version;
 	char	   *name;
 
+	/* what is between the fields, too: compared as bytes */
 	memset(catalog, 0, sizeof(*catalog));
 	schema = find_extension_schema(get_extension_oid("idempotency", false),
 								   &version);
@@ -328,13 +331,14 @@ idem_catalog_watch(IdemCatalogWatcher watcher)
 /*
  * idem_catalog_init
  *		Register the callbacks; once in a process.
- *
- * One relation cache callback serves all rooms: a backend has ten slots for
- * the server and all its extensions, and FATAL is what the eleventh gets.
  */
 void
 idem_catalog_init(void)
 {
+	/*
+	 * One for all rooms: a backend has ten slots for the server and all its
+	 * extensions, and FATAL is what the eleventh gets (t/046_callbacks.pl).
+	 */
 	CacheRegisterRelcacheCallback(relation_changed, (Datum) 0);
 	CacheRegisterSyscacheCallback(NAMESPACEOID, namespace_changed, (Datum) 0);
 }

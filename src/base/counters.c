@@ -75,6 +75,7 @@ add_entry(const char *policy)
 {
 	int			i;
 
+	/* its number is known to nobody before the lock is released */
 	for (i = NO_ROOM + 1; i < MAX_POLICIES; i++)
 	{
 		PolicyEntry *entry = &policies[i];
@@ -153,6 +154,7 @@ idem_counters_copy(int *number)
 			continue;
 		copy->database = entry->database;
 		copy->policy = entry->policy;
+		/* each number is right; that all are of one moment nobody promises */
 		copy->stats_reset =
 			(TimestampTz) pg_atomic_read_u64(&entry->stats_reset);
 		for (j = 0; j < IDEM_NUM_COUNTERS; j++)
@@ -184,7 +186,7 @@ idem_counters_reset(void)
 
 /*
  * idem_counters_databases
- *		The databases that something is counted for, perhaps several times.
+ *		The databases that something is counted for.
  */
 List *
 idem_counters_databases(void)
@@ -193,6 +195,7 @@ idem_counters_databases(void)
 	List	   *databases = NIL;
 	int			i;
 
+	/* a List is made without the lock, since that may throw */
 	LWLockAcquire(lock, LW_SHARED);
 	for (i = 0; i < MAX_POLICIES; i++)
 		found[i] = policies[i].database;
@@ -213,6 +216,7 @@ idem_counters_forget(Oid database)
 {
 	int			i;
 
+	/* no process is left that could have kept the number of an entry */
 	LWLockAcquire(lock, LW_EXCLUSIVE);
 	for (i = 0; i < MAX_POLICIES; i++)
 		if (policies[i].database == database)

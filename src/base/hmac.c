@@ -91,9 +91,8 @@ idem_hmac_key(bytea *secret, const char *use)
 
 /*
  * The key id of the newest row of a purpose, of any purpose if that is NULL;
- * the row with this key id unless it is 0.  0 when there is none, else with a
- * copy of the secret.  The key id is the order of creation, whatever the
- * purpose.
+ * of the row with this key id unless it is 0.  0 when there is none, else with
+ * a copy of the secret.
  */
 static int32
 find_newest(Relation table, const char *purpose, int32 key_id,
@@ -107,6 +106,7 @@ find_newest(Relation table, const char *purpose, int32 key_id,
 													 0);
 	int32		found = 0;
 
+	/* the key id is the order of creation, whatever the purpose */
 	index_rescan(scan, NULL, 0, NULL, 0);
 	while (found == 0 &&
 		   index_getnext_slot(scan, BackwardScanDirection, slot))
@@ -142,6 +142,11 @@ insert_row(Relation table, int32 key_id, const text *purpose,
 	slot->tts_values[SECRET_SECRET] = PointerGetDatum(secret);
 	slot->tts_values[SECRET_CREATED_AT] =
 		TimestampTzGetDatum(GetCurrentTimestamp());
+
+	/*
+	 * As logical replication inserts a row, so that whatever a superuser has
+	 * added to the table is seen to; there is no range table, hence 0.
+	 */
 	InitResultRelInfo(result, table, 0, NULL, 0);
 	ExecOpenIndices(result, false);
 	ExecSimpleRelationInsert(result, estate, slot);

@@ -74,6 +74,8 @@ write_file(const char *path, uint32 magic, const void *data, Size size)
 		fwrite(data, 1, size, file) == size;
 	if (file != NULL && FreeFile(file) != 0)
 		written = false;
+
+	/* renamed when it is whole: the postmaster may be killed at any moment */
 	if (written)
 		(void) durable_rename(temporary, path, LOG);
 	else

@@ -152,6 +152,7 @@ refresh_targets(TimestampTz now)
 	while ((target = hash_seq_search(&status)) != NULL)
 		target->exists = false;
 
+	/* what is allocated here goes with the transaction */
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
 
@@ -174,20 +175,20 @@ refresh_targets(TimestampTz now)
 			(void) hash_search(targets, &target->database, HASH_REMOVE, NULL);
 }
 
-/*
- * What happened since a target was scheduled: its database has told that it
- * has the extension, or the interval was made shorter.
- */
+/* What happened since a target was scheduled. */
 static void
 advance(Target *target, TimestampTz now)
 {
 	IdemSweepState state;
 
+	/* a backend has used a policy there: the extension is there after all */
 	if (target->probed && idem_databases_get(target->database, &state))
 	{
 		target->probed = false;
 		target->due = now;
 	}
+
+	/* the interval was made shorter */
 	if (target->pause == 0 && target->due > now + interval_usec())
 		target->due = now + interval_usec();
 }
@@ -257,11 +258,7 @@ start_worker(Oid database, BackgroundWorkerHandle **handle)
 	return RegisterDynamicBackgroundWorker(&worker, handle);
 }
 
-/*
- * Sleep, and do what has been asked of us meanwhile.  A termination ends us
- * without a word, as it comes with every shutdown; the exit code makes the
- * postmaster start us anew after any other.
- */
+/* Sleep, and do what has been asked of us meanwhile. */
 static void
 sleep_ms(long timeout)
 {
@@ -270,6 +267,11 @@ sleep_ms(long timeout)
 					 idem_compat_wait_event("IdempotencyLauncher"));
 	ResetLatch(MyLatch);
 	CHECK_FOR_INTERRUPTS();
+
+	/*
+	 * Without a word, since it comes with every shutdown; the exit code makes
+	 * the postmaster start us anew after any other.
+	 */
 	if (ShutdownRequestPending)
 		proc_exit(1);
 	if (ConfigReloadPending)
@@ -284,6 +286,11 @@ wait_for_worker(BackgroundWorkerHandle *handle, TimestampTz start)
 {
 	pid_t		pid;
 
+	/*
+	 * The postmaster sets our latch when the worker starts and ends.  It goes
+	 * by a time of its own and ends before this one is over; one that hangs
+	 * would hold up all other databases.
+	 */
 	while (GetBackgroundWorkerPid(handle, &pid) != BGWH_STOPPED)
 	{
 		if (GetCurrentTimestamp() - start > MAX_WORKER_USEC)
@@ -324,6 +331,10 @@ reschedule(Target *target, const IdemSweepState *before, TimestampTz start)
 {
 	IdemSweepState after;
 
+	/*
+	 * The worker has told how it went, unless it found no extension, or did
+	 * not come so far: then its number of runs is the same.
+	 */
 	target->probed = !idem_databases_get(target->database, &after);
 	if (target->probed)
 	{

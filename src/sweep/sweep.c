@@ -128,11 +128,7 @@ idem_sweep(PG_FUNCTION_ARGS)
 	PG_RETURN_INT64(rows);
 }
 
-/*
- * Nothing was removed, perhaps since the table or an index is locked: then
- * nobody knows what is left.  If it is not locked now, that was tried, or
- * will be the next time.
- */
+/* Nothing was removed, perhaps since the table or an index is locked. */
 static void
 warn_if_locked(void)
 {
@@ -141,6 +137,10 @@ warn_if_locked(void)
 	Relation	table;
 	ListCell   *cell;
 
+	/*
+	 * Asked again, since the sweep does not say why it did nothing.  If it is
+	 * not locked now, the rows were tried, or will be the next time.
+	 */
 	if (!locked)
 	{
 		table = table_open(keys, NoLock);
@@ -189,6 +189,11 @@ idem_sweep_all(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_INVALID_TRANSACTION_TERMINATION),
 				 errmsg("idem_sweep_all() cannot run inside a transaction block"),
 				 errhint("CALL it by itself, or use idem_sweep() in a transaction.")));
+
+	/*
+	 * A commit after each batch, so that its locks are gone, and an error
+	 * loses no more than one.
+	 */
 	SPI_connect_ext(SPI_OPT_NONATOMIC);
 	idem_xact_require_writable();
 	while ((rows = idem_sweep_batch(&low, sweep_batch)) > 0)
@@ -206,7 +211,7 @@ idem_sweep_all(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
-/* To be called as the caller, who needs what a call in SQL would need. */
+/* Make ready to call it, as the caller. */
 static bool
 load_cron(IdemForeign *foreign, FmgrInfo *flinfo)
 {
@@ -214,6 +219,8 @@ load_cron(IdemForeign *foreign, FmgrInfo *flinfo)
 
 	if (!idem_foreign_load(foreign, flinfo))
 		return false;
+
+	/* no parser and no executor ask for what a call in SQL would need */
 	if (!OidIsValid(schema) ||
 		!idem_compat_may_use_schema(schema, GetUserId()) ||
 		!idem_compat_may_execute(flinfo->fn_oid, GetUserId()))

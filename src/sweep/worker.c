@@ -189,10 +189,7 @@ partitions_batch(IdemWorkerRun *run)
 	idem_partition_ensure();
 }
 
-/*
- * Remember the first error of a run, and tell it to the log when it is not
- * that of the last one.
- */
+/* Remember the first error of a run. */
 static void
 note_error(IdemWorkerRun *run, int sqlstate, const char *message)
 {
@@ -207,15 +204,14 @@ note_error(IdemWorkerRun *run, int sqlstate, const char *message)
 	strlcpy(state->last_error, message,
 			pg_mbcliplen(message, strlen(message),
 						 sizeof(state->last_error) - 1) + 1);
+
+	/* told when it changes, and not every few seconds */
 	if (strcmp(last, state->last_error) == 0)
 		return;
 	idem_task_log_failure(run->task, database_name, sqlstate, message);
 }
 
-/*
- * After an error: as the main loop of a backend does it.  A batch that was
- * cut off after its time is no error.
- */
+/* After an error: as the main loop of a backend does it. */
 static BatchEnd
 clean_up(IdemWorkerRun *run, MemoryContext context)
 {
@@ -230,6 +226,8 @@ clean_up(IdemWorkerRun *run, MemoryContext context)
 	AbortOutOfAnyTransaction();
 	MemoryContextSwitchTo(context);
 	FlushErrorState();
+
+	/* cut off after its time, which is no error */
 	if (batch_timed_out && error->sqlerrcode == ERRCODE_QUERY_CANCELED)
 		end = BATCH_TOO_LONG;
 	else
@@ -260,8 +258,10 @@ run_batch(IdemWorkerRun *run, BatchWork work, const char *activity)
 			work(run);
 			PopActiveSnapshot();
 		}
+
+		/* it is done: too late to be cut off */
 		disable_timeout(batch_timeout, false);
-		QueryCancelPending = false; /* too late to be of use */
+		QueryCancelPending = false;
 		CommitTransactionCommand();
 	}
 	PG_CATCH();
@@ -320,19 +320,18 @@ rest_for(long milliseconds)
 	}
 }
 
-/*
- * Leave the processor and the disk to others; false when it is time to end.
- *
- * The latch is set before the time is over, too: the timer of the batch goes
- * on after disable_timeout().  And whoever wants the database waits for us to
- * leave it, so a long rest is one of many short ones.
- */
+/* Leave the processor and the disk to others; false when it is time to end. */
 static bool
 rest(TimestampTz start)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	TimestampTz end = TimestampTzPlusMilliseconds(now, idem_sweep_delay());
 
+	/*
+	 * Whoever wants the database waits for us to leave it, so a long rest is
+	 * one of many short ones.  The latch is set before the time is over, too:
+	 * the timer of the batch goes on after disable_timeout().
+	 */
 	for (;;)
 	{
 		rest_for(Min(TimestampDifferenceMilliseconds(now, end), MAX_REST_MS));
@@ -406,11 +405,7 @@ sweep(IdemWorkerRun *run, TimestampTz start)
 	}
 }
 
-/*
- * Write what is queued, batch after batch; returns how the last one ended.
- * Smaller ones if they take too long: somebody may have locked the log, or
- * put a slow trigger on it.
- */
+/* Write what is queued, batch after batch; returns how the last one ended. */
 static BatchEnd
 write_refusals(IdemWorkerRun *run)
 {
@@ -431,6 +426,8 @@ write_refusals(IdemWorkerRun *run)
 			run->refused += number;
 			run->nrefused -= number;
 		}
+
+		/* somebody may have put a slow trigger on the log */
 		else if (end == BATCH_TOO_LONG && number > 1)
 			run->refused_batch = number / 10 + 1;
 		else
@@ -470,8 +467,7 @@ seal(IdemWorkerRun *run)
 
 /*
  * See to the partitions of the log, apart from the seals, which are made where
- * partitions cannot be.  What was cut off is left for another time, without a
- * word: it waits for nobody, so the disk is busy.
+ * partitions cannot be.
  */
 static BatchEnd
 make_partitions(IdemWorkerRun *run)
@@ -481,6 +477,8 @@ make_partitions(IdemWorkerRun *run)
 	if (run->unsealed)
 		return BATCH_DONE;
 	end = run_batch(run, partitions_batch, "partitioning the audit log");
+
+	/* it waits for nobody, so the disk is busy: another time */
 	return end == BATCH_TOO_LONG ? BATCH_DONE : end;
 }
 
@@ -492,10 +490,7 @@ clear_error(IdemSweepState *state)
 	state->last_error[0] = '\0';
 }
 
-/*
- * Tell the launcher, and idem_sweep_status, how it went.  An error is over
- * when what it was at has been done.
- */
+/* Tell the launcher, and idem_sweep_status, how it went. */
 static void
 report(IdemWorkerRun *run, TimestampTz start)
 {
@@ -503,6 +498,7 @@ report(IdemWorkerRun *run, TimestampTz start)
 	BatchEnd	swept = run->ends[IDEM_TASK_SWEEP];
 	int			task;
 
+	/* no extension here, or no longer: nothing of it stays, and no entry */
 	for (task = 0; task < IDEM_NUM_TASKS; task++)
 	{
 		if (run->ends[task] != BATCH_ABSENT)
@@ -514,6 +510,8 @@ report(IdemWorkerRun *run, TimestampTz start)
 	}
 	if (swept == BATCH_UNWANTED && state->last_rows == 0)
 		return;
+
+	/* an error is over when what it was at has been done */
 	if (!run->failed && state->last_error[0] != '\0' &&
 		(state->failed_task == IDEM_TASK_SWEEP ||
 		 run->ends[state->failed_task] == BATCH_DONE))
