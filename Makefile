@@ -10,7 +10,6 @@ OBJS = \
 	src/admin/health_sweep.o \
 	src/admin/health_tables.o \
 	src/admin/stats.o \
-	src/audit/acl.o \
 	src/audit/alike.o \
 	src/audit/chain.o \
 	src/audit/index_guard.o \
@@ -18,23 +17,23 @@ OBJS = \
 	src/audit/partition.o \
 	src/audit/refusal_queue.o \
 	src/audit/seal.o \
-	src/audit/seal_partition.o \
 	src/audit/sealed_rows.o \
 	src/audit/secret.o \
-	src/audit/store_audit.o \
 	src/audit/verify.o \
+	src/base/acl.o \
 	src/base/args.o \
 	src/base/catalog.o \
+	src/base/counters.o \
+	src/base/databases.o \
 	src/base/digest.o \
 	src/base/foreign.o \
 	src/base/hmac.o \
 	src/base/json_pairs.o \
-	src/base/keep.o \
 	src/base/secctx.o \
-	src/base/secret_rows.o \
 	src/base/shmem.o \
 	src/base/spi.o \
 	src/base/try.o \
+	src/base/utf8.o \
 	src/http/http.o \
 	src/http/postgrest.o \
 	src/key/canonical.o \
@@ -72,7 +71,6 @@ OBJS = \
 	src/store/sql_sweep.o \
 	src/store/store.o \
 	src/store/whitelist.o \
-	src/sweep/cron.o \
 	src/sweep/launcher.o \
 	src/sweep/sweep.o \
 	src/sweep/task.o \
