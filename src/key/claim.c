@@ -189,7 +189,7 @@ count_wait(const IdemClaim *claim)
 	INSTR_TIME_SUBTRACT(now, claim->started);
 	idem_counters_add(claim->policy.counters, IDEM_COUNT_WAITS, 1);
 	idem_counters_add(claim->policy.counters, IDEM_COUNT_WAIT_USEC,
-					 INSTR_TIME_GET_MICROSEC(now));
+					  INSTR_TIME_GET_MICROSEC(now));
 }
 
 /*

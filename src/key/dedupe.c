@@ -400,7 +400,7 @@ make_row(IdemDedupe *dedupe)
 	idem_answer_init(&answer, 200);
 	idem_answer_store(&answer, &claim->row);
 	idem_lifetime_finish(&claim->row_policy, &claim->row, IDEM_STATE_COMPLETED,
-					   claim->now);
+						 claim->now);
 }
 
 static int

@@ -162,7 +162,7 @@ end_search(IdemProbe *probe, const IdemKey *id, bool *entries)
  */
 HeapTuple
 idem_direct_find(const IdemStore *store, const IdemKey *id, Snapshot snapshot,
-		   bool insert, bool *entries)
+				 bool insert, bool *entries)
 {
 	IdemProbe	probe;
 	HeapTuple	tuple;
