@@ -10,7 +10,6 @@ OBJS = \
 	src/admin/health_sweep.o \
 	src/admin/health_tables.o \
 	src/admin/stats.o \
-	src/audit/acl.o \
 	src/audit/alike.o \
 	src/audit/chain.o \
 	src/audit/index_guard.o \
@@ -18,23 +17,23 @@ OBJS = \
 	src/audit/partition.o \
 	src/audit/refusal_queue.o \
 	src/audit/seal.o \
-	src/audit/seal_partition.o \
 	src/audit/sealed_rows.o \
 	src/audit/secret.o \
-	src/audit/store_audit.o \
 	src/audit/verify.o \
+	src/base/acl.o \
 	src/base/args.o \
 	src/base/catalog.o \
+	src/base/counters.o \
+	src/base/databases.o \
 	src/base/digest.o \
 	src/base/foreign.o \
 	src/base/hmac.o \
 	src/base/json_pairs.o \
-	src/base/keep.o \
 	src/base/secctx.o \
-	src/base/secret_rows.o \
 	src/base/shmem.o \
 	src/base/spi.o \
 	src/base/try.o \
+	src/base/utf8.o \
 	src/http/http.o \
 	src/http/postgrest.o \
 	src/key/canonical.o \
@@ -72,7 +71,6 @@ OBJS = \
 	src/store/sql_sweep.o \
 	src/store/store.o \
 	src/store/whitelist.o \
-	src/sweep/cron.o \
 	src/sweep/launcher.o \
 	src/sweep/sweep.o \
 	src/sweep/task.o \
@@ -87,17 +85,32 @@ PG_CFLAGS = -fvisibility=hidden
 PG_CPPFLAGS = -I$(srcdir) -I$(srcdir)/src \
 	-DPGDLLEXPORT='__attribute__((visibility("default")))'
 
+# The first has what the others share; for one alone, name both.
 REGRESS = \
+	setup \
 	canonical \
 	claim \
+	claim_outcome \
+	claim_times \
+	claim_format \
+	claim_policy \
 	finish \
+	finish_body \
+	finish_holder \
+	finish_lease \
 	run \
+	run_error \
+	run_once \
 	dedupe \
 	lookup \
 	policy \
+	policy_effect \
 	audit \
+	audit_append_only \
 	helpers \
 	http \
+	http_run \
+	http_refused \
 	sweep \
 	throttle \
 	settings \
@@ -105,7 +118,9 @@ REGRESS = \
 	shop \
 	errors
 REGRESS_OPTS = --encoding=UTF8
+# So it is with the specs.
 ISOLATION = \
+	spec-setup \
 	claim-two \
 	claim-two-ends \
 	claim-sweep \
@@ -113,38 +128,69 @@ ISOLATION = \
 	sweep-open-direct \
 	sweep-changed \
 	claim-takeover \
+	claim-takeover-open \
 	claim-isolation \
+	claim-isolation-row \
 	claim-skew \
 	claim-wait \
 	claim-cap \
 	claim-order \
 	claim-own \
 	claim-same \
+	claim-same-wait \
 	claim-serializable \
 	claim-dedupe \
-	claim-direct \
+	claim-dedupe-waits \
+	direct-new-key \
+	direct-expired-key \
+	direct-leased-key \
+	direct-old-snapshot \
+	direct-old-snapshot-row \
+	direct-wait-polls \
 	finish-savepoint \
 	finish-prepared \
+	finish-prepared-lock \
 	finish-unseen \
+	finish-unseen-run \
+	finish-unseen-change \
 	run-two \
 	run-claim \
 	run-nested \
 	run-dedupe \
+	run-dedupe-expired \
 	http-two \
 	dedupe-order \
 	dedupe-sweep \
 	dedupe-late \
-	ways-mixed \
+	ways-claim \
+	ways-run \
+	ways-consume \
+	ways-expired \
+	ways-leased \
+	ways-change \
+	ways-change-run \
 	release-claim \
 	policy-change \
 	policy-create \
-	lock-timeout
+	lock-timeout \
+	lock-timeout-claim
 # of these, those that are about the direct way or both; in the others a step
 # that takes the direct way is called ..._direct
 BOTH_WAYS = \
 	sweep-open-direct \
-	claim-direct \
-	ways-mixed
+	direct-new-key \
+	direct-expired-key \
+	direct-leased-key \
+	direct-old-snapshot \
+	direct-old-snapshot-row \
+	direct-wait-polls \
+	ways-claim \
+	ways-run \
+	ways-consume \
+	ways-expired \
+	ways-leased \
+	ways-change \
+	ways-change-run
 ISOLATION_OPTS = --load-extension=pgcrypto --load-extension=idempotency
 TAP_TESTS = 1
 

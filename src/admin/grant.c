@@ -21,7 +21,7 @@
 #include "utils/regproc.h"
 #include "utils/syscache.h"
 
-#include "audit/acl.h"
+#include "base/acl.h"
 #include "base/args.h"
 #include "base/catalog.h"
 #include "base/spi.h"
@@ -191,6 +191,6 @@ IDEM_FUNCTION(idem_install_own);
 Datum
 idem_install_own(PG_FUNCTION_ARGS)
 {
-	idem_store_acl_install();
+	idem_acl_install();
 	PG_RETURN_VOID();
 }

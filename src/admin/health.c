@@ -29,7 +29,7 @@
 
 #include "admin/health.h"
 #include "base/catalog.h"
-#include "base/shmem.h"
+#include "base/databases.h"
 #include "base/spi.h"
 #include "base/try.h"
 #include "idem.h"
@@ -340,7 +340,7 @@ idem_health(PG_FUNCTION_ARGS)
 	/* after an error, which only a cancel is, the abort takes them back */
 	level = pin_settings();
 	if (!RecoveryInProgress())
-		idem_shmem_know_database();
+		idem_databases_know();
 	for (i = 0; i < lengthof(lists); i++)
 		for (check = lists[i]; check->name != NULL; check++)
 			put_row(rsinfo, check);

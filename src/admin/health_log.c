@@ -52,7 +52,7 @@ is_unpartitioned(void)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	int			number;
-	IdemCell   *cells = idem_store_partition_cells(&number);
+	IdemCell   *cells = idem_partition_cells(&number);
 	int			i;
 
 	for (i = 0; i < number; i++)

@@ -20,7 +20,7 @@
 #include "admin/health.h"
 #include "admin/stats.h"
 #include "base/compat.h"
-#include "base/shmem.h"
+#include "base/databases.h"
 #include "sweep/launcher.h"
 
 #define MAX_LAG_USEC		(10 * USECS_PER_MINUTE)
@@ -33,7 +33,7 @@ get_error(IdemTask task)
 {
 	IdemSweepState state;
 
-	if (!idem_shmem_get_sweep(MyDatabaseId, &state) ||
+	if (!idem_databases_get(MyDatabaseId, &state) ||
 		state.last_error[0] == '\0' || state.failed_task != task)
 		return NULL;
 	return pstrdup(state.last_error);
@@ -80,7 +80,7 @@ is_swept(void)
 {
 	IdemSweepState state;
 
-	return idem_shmem_get_sweep(MyDatabaseId, &state) &&
+	return idem_databases_get(MyDatabaseId, &state) &&
 		state.last_run != DT_NOBEGIN &&
 		GetCurrentTimestamp() - state.last_run < MAX_CALLS_USEC;
 }
@@ -203,7 +203,7 @@ last_seen(void)
 	IdemSweepState state;
 	TimestampTz last = PgStartTime;
 
-	if (idem_shmem_get_sweep(MyDatabaseId, &state))
+	if (idem_databases_get(MyDatabaseId, &state))
 		last = Max(last, Max(state.known_at, state.last_worker));
 	return last;
 }

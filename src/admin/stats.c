@@ -33,7 +33,8 @@
 #include "base/args.h"
 #include "base/catalog.h"
 #include "base/digest.h"
-#include "base/shmem.h"
+#include "base/counters.h"
+#include "base/databases.h"
 #include "base/spi.h"
 #include "idem.h"
 
@@ -134,7 +135,7 @@ put_counters(ReturnSetInfo *rsinfo, const IdemCounters *counters)
 	values[COLUMN_DATID] = ObjectIdGetDatum(counters->database);
 	nulls[COLUMN_DATID] = !OidIsValid(counters->database);
 	nulls[COLUMN_POLICY] = nulls[COLUMN_DATID] ||
-		strcmp(NameStr(counters->policy), IDEM_SHMEM_NO_POLICY) == 0;
+		strcmp(NameStr(counters->policy), IDEM_COUNTERS_NO_POLICY) == 0;
 	values[COLUMN_POLICY] = CStringGetTextDatum(show_policy(counters));
 	for (i = 0; i < IDEM_NUM_COUNTERS; i++)
 		values[COLUMN_FIRST_COUNTER + i] =
@@ -193,12 +194,12 @@ idem_stats_values(PG_FUNCTION_ARGS)
 	int			i;
 
 	InitMaterializedSRF(fcinfo, 0);
-	if (!idem_shmem_exists())
+	if (!idem_counters_exist())
 	{
 		put_unknown(rsinfo);
 		return (Datum) 0;
 	}
-	counters = idem_shmem_counters(&number);
+	counters = idem_counters_copy(&number);
 	for (i = 0; i < number; i++)
 		if ((OidIsValid(counters[i].database) || !is_empty(&counters[i])) &&
 			is_visible(&counters[i]))
@@ -216,7 +217,7 @@ IDEM_FUNCTION(idem_stats_reset);
 Datum
 idem_stats_reset(PG_FUNCTION_ARGS)
 {
-	idem_shmem_reset_counters();
+	idem_counters_reset();
 	PG_RETURN_VOID();
 }
 
@@ -330,7 +331,7 @@ idem_sweep_status_values(PG_FUNCTION_ARGS)
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
 	memset(nulls, true, sizeof(nulls));
-	(void) idem_shmem_get_sweep(MyDatabaseId, &state);
+	(void) idem_databases_get(MyDatabaseId, &state);
 	values[COLUMN_LAG] = idem_args_interval(now - idem_stats_oldest_due(now));
 	nulls[COLUMN_LAG] = false;
 	if (state.last_run != DT_NOBEGIN)

@@ -5,8 +5,8 @@
  *
  * Owns a backend-local cache of their OIDs, and of the name of the schema.
  * It is looked up anew after an invalidation of one of our relations (owner,
- * DROP EXTENSION) or of any schema (RENAME).  Callbacks only count; those of
- * other rooms that watch relations are called from here.
+ * DROP EXTENSION) or of any schema (RENAME).  Owns the one relation cache
+ * callback of the library, too, which tells other rooms.
  * Needs a transaction; takes AccessShareLock on catalogs for the look-up.
  *
  *-------------------------------------------------------------------------
@@ -39,34 +39,36 @@ static IdemCatalogWatcher watchers[MAX_WATCHERS];
 static int	nwatchers = 0;
 
 static IdemCatalog cached;
-static uint64 changes = 1;		/* invalidations, and one: nothing is cached */
-static uint64 cached_as_of = 0; /* before those that "cached" knows of */
+static bool cached_valid = false;
 static uint64 generation = 0;	/* of what "cached" says */
+static uint64 changes = 0;		/* invalidations seen, of whatever */
 
 static void
 relation_changed(Datum arg, Oid relid)
 {
 	int			i;
 
+	/* may come at any moment, in the middle of a look-up, too: only counts */
+	changes++;
 	for (i = 0; i < nwatchers; i++)
 		watchers[i] (relid);
 	if (relid == InvalidOid || relid == cached.keys ||
 		relid == cached.policies || relid == cached.limiters ||
 		relid == cached.audit_log || relid == cached.audit_seals ||
 		relid == cached.secrets)
-		changes++;
+		cached_valid = false;
 }
 
 static void
 namespace_changed(Datum arg, int cacheid, uint32 hashvalue)
 {
 	changes++;
+	cached_valid = false;
 }
 
 /*
  * Whether the key table has its primary key, exactly (scope, key), valid and
- * immediate: all that makes a key unique.  Read from the catalog and not from
- * the relation cache, since nobody here may wait for a lock on the table.
+ * immediate: all that makes a key unique.
  */
 static bool
 has_primary_key(Oid keys)
@@ -77,6 +79,10 @@ has_primary_key(Oid keys)
 	SysScanDesc scan;
 	HeapTuple	tuple;
 
+	/*
+	 * From the catalog and not from the relation cache, since nobody here may
+	 * wait for a lock on the table.
+	 */
 	ScanKeyInit(&key, Anum_pg_index_indrelid, BTEqualStrategyNumber,
 				F_OIDEQ, ObjectIdGetDatum(keys));
 	scan = systable_beginscan(catalog, IndexIndrelidIndexId, true, NULL, 1,
@@ -96,10 +102,7 @@ has_primary_key(Oid keys)
 	return found;
 }
 
-/*
- * Schema and version of an extension; InvalidOid when it is gone.
- * get_extension_schema() is not exported before 18.
- */
+/* Schema and version of an extension; InvalidOid when it is gone. */
 static Oid
 find_extension_schema(Oid extension, char **version)
 {
@@ -111,6 +114,7 @@ find_extension_schema(Oid extension, char **version)
 	SysScanDesc scan;
 	HeapTuple	tuple;
 
+	/* get_extension_schema() is not exported before 18 */
 	ScanKeyInit(&key, Anum_pg_extension_oid, BTEqualStrategyNumber,
 				F_OIDEQ, ObjectIdGetDatum(extension));
 	scan = systable_beginscan(catalog, ExtensionOidIndexId, true, NULL, 1,
@@ -178,6 +182,7 @@ look_up(IdemCatalog *catalog)
 	char	   *version;
 	char	   *name;
 
+	/* what is between the fields, too: compared as bytes */
 	memset(catalog, 0, sizeof(*catalog));
 	schema = find_extension_schema(get_extension_oid("idempotency", false),
 								   &version);
@@ -216,23 +221,24 @@ idem_catalog(void)
 {
 	int			tries = 0;
 
-	while (cached_as_of != changes && tries++ < MAX_LOOKUPS)
+	while (!cached_valid && tries++ < MAX_LOOKUPS)
 	{
+		uint64		before = changes;
 		IdemCatalog found;
-		uint64		as_of = changes;
 
-		/*
-		 * An invalidation during the look-up has it repeated; not for ever,
-		 * since debug_discard_caches invalidates all the time.  An error
-		 * leaves all as it was, so that the next call looks again.
-		 */
 		look_up(&found);
 		if (memcmp(&found, &cached, sizeof(found)) != 0)
 		{
 			cached = found;
 			generation++;
 		}
-		cached_as_of = as_of;
+
+		/*
+		 * Any change during the look-up makes it be repeated: which relations
+		 * are ours was not known before it.  Not for ever, since
+		 * debug_discard_caches invalidates all the time.
+		 */
+		cached_valid = changes == before;
 	}
 	return &cached;
 }
@@ -297,13 +303,14 @@ idem_catalog_watch(IdemCatalogWatcher watcher)
 /*
  * idem_catalog_init
  *		Register the callbacks; once in a process.
- *
- * One relation cache callback serves all rooms: a backend has ten slots for
- * the server and all its extensions, and FATAL is what the eleventh gets.
  */
 void
 idem_catalog_init(void)
 {
+	/*
+	 * One for all rooms: a backend has ten slots for the server and all its
+	 * extensions, and FATAL is what the eleventh gets (t/046_callbacks.pl).
+	 */
 	CacheRegisterRelcacheCallback(relation_changed, (Datum) 0);
 	CacheRegisterSyscacheCallback(NAMESPACEOID, namespace_changed, (Datum) 0);
 }

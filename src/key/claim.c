@@ -42,7 +42,7 @@
 #include "base/args.h"
 #include "base/bytes.h"
 #include "base/digest.h"
-#include "base/shmem.h"
+#include "base/counters.h"
 #include "key/claim.h"
 #include "key/fingerprint.h"
 #include "key/lifetime.h"
@@ -187,9 +187,9 @@ count_wait(const IdemClaim *claim)
 
 	INSTR_TIME_SET_CURRENT(now);
 	INSTR_TIME_SUBTRACT(now, claim->started);
-	idem_shmem_count(claim->policy.counters, IDEM_COUNT_WAITS, 1);
-	idem_shmem_count(claim->policy.counters, IDEM_COUNT_WAIT_USEC,
-					 INSTR_TIME_GET_MICROSEC(now));
+	idem_counters_add(claim->policy.counters, IDEM_COUNT_WAITS, 1);
+	idem_counters_add(claim->policy.counters, IDEM_COUNT_WAIT_USEC,
+					  INSTR_TIME_GET_MICROSEC(now));
 }
 
 /*
@@ -205,11 +205,11 @@ idem_claim_count(const IdemClaim *claim, IdemOutcome outcome)
 	claim->row_policy.counters : claim->policy.counters;
 
 	if (granted)
-		idem_shmem_count(counters, IDEM_COUNT_CLAIMED, 1);
+		idem_counters_add(counters, IDEM_COUNT_CLAIMED, 1);
 	if (granted && claim->decision.taken_over)
-		idem_shmem_count(counters, IDEM_COUNT_TAKEN_OVER, 1);
+		idem_counters_add(counters, IDEM_COUNT_TAKEN_OVER, 1);
 	if (outcome != IDEM_OUTCOME_CLAIMED)
-		idem_shmem_count(counters, idem_outcomes[outcome].counter, 1);
+		idem_counters_add(counters, idem_outcomes[outcome].counter, 1);
 	if (claim->row_policy.audit && idem_outcomes[outcome].refusal >= 0)
 		idem_refusals_note(idem_outcomes[outcome].refusal, &claim->id,
 						   &claim->row_policy);

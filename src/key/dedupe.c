@@ -23,7 +23,7 @@
 
 #include "audit/log.h"
 #include "base/args.h"
-#include "base/shmem.h"
+#include "base/counters.h"
 #include "key/claim.h"
 #include "key/lifetime.h"
 #include "key/name.h"
@@ -400,7 +400,7 @@ make_row(IdemDedupe *dedupe)
 	idem_answer_init(&answer, 200);
 	idem_answer_store(&answer, &claim->row);
 	idem_lifetime_finish(&claim->row_policy, &claim->row, IDEM_STATE_COMPLETED,
-					   claim->now);
+						 claim->now);
 }
 
 static int
@@ -430,9 +430,9 @@ put_result(FunctionCallInfo fcinfo, IdemDedupe *dedupe)
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 		nfirst += dedupe->keys[i].first;
 	}
-	idem_shmem_count(counters, IDEM_COUNT_CLAIMED, nfirst);
-	idem_shmem_count(counters, IDEM_COUNT_COMPLETED, nfirst);
-	idem_shmem_count(counters, IDEM_COUNT_DUPLICATE, dedupe->nkeys - nfirst);
+	idem_counters_add(counters, IDEM_COUNT_CLAIMED, nfirst);
+	idem_counters_add(counters, IDEM_COUNT_COMPLETED, nfirst);
+	idem_counters_add(counters, IDEM_COUNT_DUPLICATE, dedupe->nkeys - nfirst);
 }
 
 IDEM_FUNCTION(idem_dedupe);

@@ -24,7 +24,7 @@
 #include "audit/refusal_queue.h"
 #include "base/args.h"
 #include "base/digest.h"
-#include "base/shmem.h"
+#include "base/counters.h"
 #include "key/claim.h"
 #include "key/decide.h"
 #include "key/lifetime.h"
@@ -126,7 +126,7 @@ require_token(const IdemHeld *held, int64 token)
 {
 	if (token == NO_TOKEN ? held->own : token == held->row.token)
 		return;
-	idem_shmem_count(held->policy.counters, IDEM_COUNT_LOST, 1);
+	idem_counters_add(held->policy.counters, IDEM_COUNT_LOST, 1);
 	idem_refusals_note(IDEM_REFUSAL_LOST, &held->id, &held->policy);
 	ereport(ERROR,
 			(errcode(ERRCODE_IDEM_CLAIM_LOST),
@@ -232,7 +232,7 @@ store_answer(IdemHeld *held, IdemAnswer *answer, IdemState state)
 	idem_answer_store(answer, &held->row);
 	idem_lifetime_finish(&held->policy, &held->row, state, idem_xact_now());
 	write_claim(held, meaning->action);
-	idem_shmem_count(held->policy.counters, meaning->counter, 1);
+	idem_counters_add(held->policy.counters, meaning->counter, 1);
 }
 
 /* Store an answer; the state is COMPLETED or one of the failed ones. */

@@ -11,7 +11,7 @@
 
 #include "audit/refusal_queue.h"
 #include "base/compat.h"
-#include "base/shmem.h"
+#include "base/counters.h"
 #include "idem.h"
 
 /* Problem details (RFC 9457); code is NULL where an outcome is no refusal. */

@@ -293,7 +293,7 @@ store(IdemRun *run)
 		claim->row.purge_at = claim->now;	/* no bound: written only once */
 	idem_answer_store(&run->answer, &claim->row);
 	idem_lifetime_finish(&claim->row_policy, &claim->row, run->state,
-					   idem_xact_now());
+						 idem_xact_now());
 	if (claim->found)
 		idem_store_update(&claim->store, &claim->id, &claim->row);
 	else

@@ -25,7 +25,7 @@
 #include "base/args.h"
 #include "base/catalog.h"
 #include "base/digest.h"
-#include "base/shmem.h"
+#include "base/counters.h"
 #include "limit/bucket_table.h"
 #include "limit/limiter.h"
 
@@ -196,7 +196,7 @@ form_rule(void *rule, const char *name, const Datum *values, const bool *nulls)
 	if (values == NULL)
 		return false;
 	form_limiter(limiter, values, nulls);
-	limiter->counters = idem_shmem_policy(IDEM_SHMEM_NO_POLICY);
+	limiter->counters = idem_counters_find(IDEM_COUNTERS_NO_POLICY);
 	return true;
 }
 

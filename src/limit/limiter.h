@@ -18,7 +18,7 @@ typedef struct IdemLimiter
 	uint64		id;				/* in the key of a bucket */
 	IdemBucketRule rule;		/* with no byte that is not set */
 	bool		allow_when_full;
-	int			counters;		/* for idem_shmem_count() */
+	int			counters;		/* for idem_counters_add() */
 } IdemLimiter;
 
 extern IdemRuleTable idem_limiter_table;

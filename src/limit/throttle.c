@@ -21,8 +21,8 @@
 
 #include "audit/refusal_queue.h"
 #include "base/args.h"
+#include "base/counters.h"
 #include "base/digest.h"
-#include "base/shmem.h"
 #include "limit/bucket_table.h"
 #include "limit/limiter.h"
 
@@ -132,7 +132,7 @@ idem_throttle(PG_FUNCTION_ARGS)
 	if (!room && limiter.allow_when_full)
 		allow_without_room(&limiter, cost, &result);
 	if (!room || !result.allowed)
-		idem_shmem_count(limiter.counters, IDEM_COUNT_THROTTLED, 1);
+		idem_counters_add(limiter.counters, IDEM_COUNT_THROTTLED, 1);
 	if (!result.allowed)
 		idem_refusals_note_limited(NameStr(limiter.name), &limiter.id,
 								   key.subject, limiter.counters);

@@ -45,7 +45,7 @@ typedef struct IdemPolicy
 	NameData	owner_role;		/* empty: the current user */
 	int			max_live_keys;
 	bool		audit;
-	int			counters;		/* for idem_shmem_count() */
+	int			counters;		/* for idem_counters_add() */
 } IdemPolicy;
 
 extern void idem_policy_get(const char *name, IdemPolicy *policy);

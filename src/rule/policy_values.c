@@ -24,7 +24,8 @@
 
 #include "base/args.h"
 #include "base/catalog.h"
-#include "base/shmem.h"
+#include "base/counters.h"
+#include "base/databases.h"
 #include "rule/policy_values.h"
 
 static int	max_lease = SECS_PER_DAY;
@@ -391,8 +392,8 @@ form_policy(void *rule, const char *name, const Datum *values,
 	idem_policy_values_ship(policy, name);
 	if (values != NULL)
 		idem_policy_values_apply(policy, values, nulls, false);
-	policy->counters = idem_shmem_policy(name);
-	idem_shmem_know_database();
+	policy->counters = idem_counters_find(name);
+	idem_databases_know();
 	return true;
 }
 

@@ -34,8 +34,8 @@
  * insertion alone would be exact as well, but it cannot keep rivals off while
  * a handler runs, and each of many losers would leave a dead row.
  *
- * Specs: claim-two, claim-two-ends, claim-dedupe, claim-direct, run-two,
- * run-dedupe.
+ * Specs: claim-two, claim-two-ends, claim-dedupe, direct-new-key and the other
+ * direct-..., run-two, run-dedupe.
  *
  *-------------------------------------------------------------------------
  */
@@ -162,7 +162,7 @@ end_search(IdemProbe *probe, const IdemKey *id, bool *entries)
  */
 HeapTuple
 idem_direct_find(const IdemStore *store, const IdemKey *id, Snapshot snapshot,
-		   bool insert, bool *entries)
+				 bool insert, bool *entries)
 {
 	IdemProbe	probe;
 	HeapTuple	tuple;

@@ -83,7 +83,7 @@ insert_index_entries(IdemStore *store, TupleTableSlot *slot,
  */
 bool
 idem_direct_insert(IdemStore *store, const IdemKey *id,
-						 const IdemRow *row)
+				   const IdemRow *row)
 {
 	TransactionId xid = GetCurrentTransactionId();
 	TupleTableSlot *slot = make_slot(store, id, row);
@@ -109,7 +109,7 @@ idem_direct_insert(IdemStore *store, const IdemKey *id,
  */
 void
 idem_direct_insert_new(IdemStore *store, const IdemKey *id,
-							 const IdemRow *row)
+					   const IdemRow *row)
 {
 	TupleTableSlot *slot = make_slot(store, id, row);
 
@@ -129,7 +129,7 @@ idem_direct_insert_new(IdemStore *store, const IdemKey *id,
  */
 bool
 idem_direct_update(IdemStore *store, const IdemKey *id,
-						 const IdemRow *row)
+				   const IdemRow *row)
 {
 	Snapshot	snapshot = idem_direct_push_snapshot();
 	bool		entries;

@@ -50,7 +50,8 @@ typedef enum IdemColumnKind
 	KIND_INT32,
 	KIND_INT64,					/* an xid8, a time or a number */
 	KIND_VALUE,					/* pointer to a value that is decided upon */
-	KIND_STORED					/* pointer to one as it was read, toasted or not */
+	KIND_STORED					/* pointer to one as it was read, toasted or
+								 * not */
 } IdemColumnKind;
 
 typedef struct IdemColumnShape

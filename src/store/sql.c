@@ -178,7 +178,7 @@ claimed_here(const IdemKey *id)
 /*
  * The key lock, then the row.  A claim that this transaction made in the
  * direct way is without its lock, and who has that now may be waiting for us:
- * then the row has to do.  Spec: ways-mixed.  (Of a row that an earlier
+ * then the row has to do.  Spec: ways-change.  (Of a row that an earlier
  * transaction claimed and this one has changed in the direct way, before its
  * way changed, nothing tells that: the deadlock detector ends that, 40P01.)
  */

@@ -29,7 +29,7 @@
  * The lock is kept to the end of the transaction, as the executor's is.  Until
  * it is had, somebody may add what the direct way knows nothing of, so the
  * table is judged after that.  In the SQL way statements lock for themselves.
- * Spec: ways-mixed; t/015.
+ * Spec: ways-change; t/015.
  */
 void
 idem_store_open(IdemStore *store, LOCKMODE lockmode)

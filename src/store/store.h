@@ -30,24 +30,6 @@ typedef struct IdemStoreBrief
 	text	   *policy;
 } IdemStoreBrief;
 
-/* A row of the audit log, less what the server knows itself. */
-typedef struct IdemStoreAudit
-{
-	const char *action;
-	const char *entity;
-	const char *entity_id;
-	int32		attempt;		/* 0: null */
-	int64		token;			/* 0: null */
-	const char *effective_role;
-	Datum		detail;			/* jsonb; 0: null */
-
-	/* of another session; else zero, for the time and session that it is */
-	TimestampTz at;
-	const char *session_role;
-	const char *client_addr;
-	const char *application_name;
-} IdemStoreAudit;
-
 /* What a try at a key came to. */
 typedef enum IdemStoreTaken
 {
@@ -237,23 +219,5 @@ extern int	idem_store_insert_many(const text *scope, ArrayType *keys,
 								   const IdemRow *row, text **inserted);
 extern int	idem_store_read_many(const text *scope, ArrayType *keys,
 								 IdemStoreBrief *found);
-
-/* sweep/cron.c */
-extern int64 idem_store_cron_schedule(text *schedule);
-extern bool idem_store_cron_unschedule(void);
-
-/* audit/store_audit.c */
-extern int64 idem_store_audit(const IdemStoreAudit *audit);
-extern bool idem_store_audit_passes(const IdemStoreAudit *row);
-extern bool idem_store_audit_begun(void);
-extern int64 idem_store_audit_origin(void);
-extern void idem_store_audit_adopt(void);
-extern int64 idem_store_audit_last_id(void);
-extern void idem_store_audit_own(void);
-
-/* base/secret_rows.c */
-extern int32 idem_store_secret_add(const text *purpose, const bytea *secret);
-extern bytea *idem_store_secret_newest(const char *purpose, int32 *key_id);
-extern bytea *idem_store_secret_get(const char *purpose, int32 key_id);
 
 #endif							/* IDEM_STORE_STORE_H */
