@@ -5,12 +5,11 @@ OBJS = \
 	idempotency.o \
 	src/admin/grant.o \
 	src/admin/health.o \
-	src/admin/health_audit.o \
+	src/admin/health_log.o \
 	src/admin/health_rights.o \
-	src/admin/health_store.o \
+	src/admin/health_sweep.o \
+	src/admin/health_tables.o \
 	src/admin/stats.o \
-	src/admin/stats_store.o \
-	src/audit/acl.o \
 	src/audit/alike.o \
 	src/audit/chain.o \
 	src/audit/index_guard.o \
@@ -18,23 +17,23 @@ OBJS = \
 	src/audit/partition.o \
 	src/audit/refusal_queue.o \
 	src/audit/seal.o \
-	src/audit/seal_partition.o \
 	src/audit/sealed_rows.o \
 	src/audit/secret.o \
-	src/audit/store_audit.o \
 	src/audit/verify.o \
+	src/base/acl.o \
 	src/base/args.o \
 	src/base/catalog.o \
+	src/base/counters.o \
+	src/base/databases.o \
 	src/base/digest.o \
 	src/base/foreign.o \
 	src/base/hmac.o \
 	src/base/json_pairs.o \
-	src/base/keep.o \
 	src/base/secctx.o \
-	src/base/secret_rows.o \
 	src/base/shmem.o \
 	src/base/spi.o \
 	src/base/try.o \
+	src/base/utf8.o \
 	src/http/http.o \
 	src/http/postgrest.o \
 	src/key/canonical.o \
@@ -44,9 +43,10 @@ OBJS = \
 	src/key/fingerprint.o \
 	src/key/finish.o \
 	src/key/headers.o \
+	src/key/lifetime.o \
 	src/key/name.o \
+	src/key/outcome.o \
 	src/key/owner.o \
-	src/key/require.o \
 	src/key/response.o \
 	src/key/result.o \
 	src/key/run.o \
@@ -57,19 +57,20 @@ OBJS = \
 	src/limit/shares.o \
 	src/limit/throttle.o \
 	src/limit/token_bucket.o \
-	src/rule/cache.o \
-	src/rule/named.o \
 	src/rule/policy.o \
 	src/rule/policy_values.o \
+	src/rule/rule_table.o \
 	src/store/direct.o \
 	src/store/direct_sweep.o \
+	src/store/direct_write.o \
 	src/store/lock.o \
+	src/store/many.o \
 	src/store/parts.o \
 	src/store/row.o \
 	src/store/sql.o \
+	src/store/sql_sweep.o \
 	src/store/store.o \
 	src/store/whitelist.o \
-	src/sweep/cron.o \
 	src/sweep/launcher.o \
 	src/sweep/sweep.o \
 	src/sweep/task.o \
@@ -197,6 +198,7 @@ TAP_TESTS = 1
 UNIT = \
 	test/unit/canonical \
 	test/unit/decide \
+	test/unit/lifetime \
 	test/unit/shares \
 	test/unit/token_bucket
 
@@ -215,6 +217,7 @@ unit: $(UNIT)
 
 test/unit/canonical: src/key/canonical.c
 test/unit/decide: src/key/decide.c
+test/unit/lifetime: src/key/lifetime.c
 test/unit/shares: src/limit/shares.c
 test/unit/token_bucket: src/limit/token_bucket.c
 

@@ -40,10 +40,11 @@
  *					idem_pairs		names and texts in JSON
  *					idem_xact		what this transaction claims and runs
  *	storage			idem_store_*	the one door to our tables
- *	ground			idem_shmem		what all processes share
+ *	ground			idem_shmem		areas of shared memory, over a clean restart
+ *					idem_counters	counters of the policies
+ *					idem_databases	known databases, and how their sweeps go
  *					idem_buckets	all token buckets, likewise
  *					idem_refusals	refused calls, on their way to the audit log
- *					idem_keep		shmem and refusals, over a clean restart
  *					idem_task		what the background processes share
 					idem_cache		what a backend remembers of named rules
  *					idem_try		doing what may fail
@@ -61,10 +62,11 @@
 
 #include "src/audit/index_guard.h"
 #include "src/audit/refusal_queue.h"
-#include "src/audit/seal_partition.h"
+#include "src/audit/partition.h"
 #include "src/base/catalog.h"
 #include "src/base/compat.h"
-#include "src/base/shmem.h"
+#include "src/base/counters.h"
+#include "src/base/databases.h"
 #include "src/key/xact.h"
 #include "src/limit/bucket_table.h"
 #include "src/limit/limiter.h"
@@ -94,15 +96,16 @@ _PG_init(void)
 	idem_limiter_init();
 	idem_buckets_init();
 	idem_sweep_init();
-	idem_seal_partition_init();
+	idem_partition_init();
 	idem_audit_index_init();
 	idem_catalog_init();
 	idem_xact_init();
-	idem_store_way_init();
+	idem_whitelist_init();
 	idem_launcher_init();
 	if (process_shared_preload_libraries_in_progress)
 	{
-		idem_shmem_init();
+		idem_counters_init();
+		idem_databases_init();
 		idem_refusals_init();
 	}
 	MarkGUCPrefixReserved("idempotency");

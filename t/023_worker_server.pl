@@ -3,7 +3,8 @@
 # Scenario: on a standby no launcher runs, and nothing is removed; after its
 # promotion it is there by itself and removes what has expired.  Where all
 # slots for background workers are in use the launcher says so once, tries
-# again, says once that there is one again, and sweeps.  A worker that is
+# again, says once that there is one again, and sweeps.  A batch that somebody
+# cancels has failed, and was not too long.  A worker that is
 # killed makes the server restart its processes, as any process of its does
 # when it is killed, once: the launcher is among them, and goes on.
 
@@ -107,6 +108,32 @@ $holder->receive;
 gone($node);
 is(log_count($node, qr/no free slot/), 1, 'no slot is said once');
 is(log_count($node, qr/is free again/), 1, 'and once that there is one');
+
+#
+# Cancelled.
+#
+
+$node->safe_psql('postgres', q{
+CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+	PERFORM pg_sleep(0.5);
+	RETURN NEW;
+END
+$$;
+CREATE TRIGGER zzz BEFORE INSERT ON idempotency_audit_log FOR EACH ROW
+	WHEN (NEW.detail ? 'count') EXECUTE FUNCTION slow();
+SELECT idem_policy('audited', audit => true);
+SELECT idem_claim('s', 'audited', '1', policy => 'audited');
+SELECT idem_claim('s', 'audited', '2')});
+poll('a worker to cancel', sub {
+	$node->safe_psql('postgres', q{SELECT count(pg_cancel_backend(pid)) FROM pg_stat_activity
+		WHERE backend_type = 'idempotency sweep' AND wait_event = 'PgSleep'}) > 0 });
+poll('the cancel', sub { log_count($node,
+	qr/refusals of database "postgres" cannot be written.*: canceling statement due to user request/) > 0 });
+$node->safe_psql('postgres', 'DROP TRIGGER zzz ON idempotency_audit_log');
+poll('the refusal', sub { $node->safe_psql('postgres',
+	q{SELECT count(*) FROM idempotency_audit_log WHERE action = 'mismatch'}) == 1 });
+is(log_count($node, qr/takes too long/), 0, 'a cancel is not read as a batch that took too long');
 
 #
 # Killed.

@@ -21,11 +21,10 @@
 #include "utils/regproc.h"
 #include "utils/syscache.h"
 
-#include "audit/acl.h"
+#include "base/acl.h"
 #include "base/args.h"
 #include "base/catalog.h"
 #include "base/spi.h"
-#include "key/xact.h"
 
 typedef struct GrantLevel
 {
@@ -166,7 +165,7 @@ idem_grant(PG_FUNCTION_ARGS)
 	int			i;
 
 	idem_args_require(fcinfo, 0, "role");
-	idem_xact_require_writable();
+	idem_args_require_writable();
 	role = quote_identifier(GetUserNameFromId(PG_GETARG_OID(0), false));
 	level = find_level(text_to_cstring(idem_args_text(fcinfo, 1, "level")));
 
@@ -192,6 +191,6 @@ IDEM_FUNCTION(idem_install_own);
 Datum
 idem_install_own(PG_FUNCTION_ARGS)
 {
-	idem_store_acl_install();
+	idem_acl_install();
 	PG_RETURN_VOID();
 }

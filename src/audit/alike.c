@@ -21,7 +21,7 @@
 #include "utils/builtins.h"
 
 #include "audit/alike.h"
-#include "audit/chain.h"
+#include "base/utf8.h"
 
 #define OURS "idempotency"
 #define OURS_LENGTH 11
@@ -38,7 +38,7 @@ get_characters(const text *name)
 {
 	char	   *server = text_to_cstring(name);
 	int			len;
-	const char *utf8 = idem_store_seal_utf8(server, &len);
+	const char *utf8 = idem_utf8(server, &len);
 	pg_wchar   *characters = palloc0((len + 1) * sizeof(pg_wchar));
 	int			i;
 

@@ -3,12 +3,8 @@
  * chain.c
  *	  The seals of the audit log.
  *
- * Owns the statements on idempotency_audit_seals, and the snapshot and the
- * settings with which log and seals are read (sealed_rows.c): those
- * that COPY of an export is to have, too (doc/audit-format.md).
- *
- * Everything between begin and end sees one snapshot, taken at the beginning
- * whatever the isolation level, and runs as the owner of the tables.
+ * Owns the statements on idempotency_audit_seals, and the snapshot, the user
+ * and the settings with which log and seals are read between begin and end.
  *
  *-------------------------------------------------------------------------
  */
@@ -26,14 +22,14 @@
 #include "utils/xid8.h"
 
 #include "audit/chain.h"
+#include "audit/log.h"
 #include "base/catalog.h"
 #include "base/spi.h"
-#include "store/store.h"
 
 /* Read at once, with equal ones: who drops a primary key hides nothing. */
 #define CHUNK_ROWS 1000
 
-const Oid	idem_store_seal_types[IDEM_SEAL_COLUMNS] = {
+const Oid	idem_chain_types[IDEM_SEAL_COLUMNS] = {
 	INT8OID, CHAROID, TIMESTAMPTZOID, INT8OID, INT8OID, XID8OID, XID8OID,
 	TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID, INT8OID,
 	XID8OID, INT8OID, BOOLOID, INT8OID, BYTEAOID, INT8MULTIRANGEOID, BYTEAOID,
@@ -101,18 +97,15 @@ static IdemPlan each_plan = {
 static IdemPlan add_plan = {
 	"INSERT INTO %1$s.idempotency_audit_seals (" SEAL_LIST ") VALUES ($1, $2,"
 	" $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17,"
-	" $18, $19, $20, $21, $22)", IDEM_SEAL_COLUMNS, idem_store_seal_types
+	" $18, $19, $20, $21, $22)", IDEM_SEAL_COLUMNS, idem_chain_types
 };
 
-/* Set while a statement of ours changes log or seals; its trigger asks. */
-static bool writing = false;
-
 /*
- * idem_store_seal_begin, idem_store_seal_end
+ * idem_chain_begin, idem_chain_end
  *		Around all that follows.
  */
 void
-idem_store_seal_begin(IdemSealAccess *access)
+idem_chain_begin(IdemSealAccess *access)
 {
 	static const char *const pinned[][2] = {
 		{"timezone", "UTC"},
@@ -121,37 +114,47 @@ idem_store_seal_begin(IdemSealAccess *access)
 	};
 	int			i;
 
+	/* what is hashed is text: as COPY of an export is to have it, too */
 	idem_store_spi_begin_as(&access->saved, idem_catalog()->seals_owner);
 	for (i = 0; i < lengthof(pinned); i++)
 		(void) set_config_option(pinned[i][0], pinned[i][1], PGC_USERSET,
 								 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0,
 								 false);
-	access->next_id = idem_store_audit_last_id();
+
+	/*
+	 * The last id first, and after it what tells which transactions had begun
+	 * (idem_chain_horizon): whoever begins later takes greater ids.  The
+	 * latest snapshot at any isolation level, to see what the last sealer has
+	 * committed.
+	 */
+	access->next_id = idem_audit_last_id();
 	PushActiveSnapshot(GetLatestSnapshot());
 }
 
 void
-idem_store_seal_end(IdemSealAccess *access)
+idem_chain_end(IdemSealAccess *access)
 {
 	PopActiveSnapshot();
 	idem_store_spi_end(&access->saved);
 }
 
 /*
- * idem_store_seal_lock
+ * idem_chain_lock
  *		Be the only one who adds to the chain, to the end of the transaction;
  *		false when somebody else is and we do not wait.  To be called before
- *		idem_store_seal_begin(): the snapshot must see what was added.  Readers
- *		and writers of the log go on.
- *
- * Log and seals must have one owner, 55000 else: what the owner of the one has
- * put on his table would run as the owner of the other.
+ *		idem_chain_begin(): the snapshot must see what was added.  Readers
+ *		and writers of the log go on.  55000 when log and seals have not one
+ *		owner.
  */
 bool
-idem_store_seal_lock(bool wait)
+idem_chain_lock(bool wait)
 {
 	Oid			seals = idem_catalog()->audit_seals;
 
+	/*
+	 * What the owner of the one table has put on it would else run as the
+	 * owner of the other (t/033_audit_roles.pl).
+	 */
 	if (idem_catalog()->audit_owner != idem_catalog()->seals_owner)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -164,52 +167,46 @@ idem_store_seal_lock(bool wait)
 	return true;
 }
 
-/*
- * idem_store_seal_writes
- *		Whether a change of the log or its seals is one of this room.
- */
-bool
-idem_store_seal_writes(void)
-{
-	return writing;
-}
-
 static uint64
 get_xid(int column)
 {
 	bool		isnull;
 	Datum		value = idem_store_spi_value(0, column, &isnull);
 
-	return isnull ? 0 : idem_store_seal_xid(value);
+	return isnull ? 0 : idem_chain_xid(value);
 }
 
 /*
- * idem_store_seal_horizon
+ * idem_chain_horizon
  *		Transactions before "ended" have ended; none from "next" on had begun
  *		when the last id was read.
- *
- * The snapshot does not tell the second one: its xmax comes after the last
- * that has ended, and others run beyond it and have taken ids.
  */
 void
-idem_store_seal_horizon(uint64 *ended, uint64 *next)
+idem_chain_horizon(uint64 *ended, uint64 *next)
 {
 	(void) idem_store_spi_execute(&horizon_plan, NULL, NULL, true, 1);
 	*ended = get_xid(0);
+
+	/*
+	 * Not the snapshot's xmax: that comes after the last transaction that has
+	 * ended, and others run beyond it and have taken ids.
+	 */
 	*next = U64FromFullTransactionId(ReadNextFullTransactionId());
 }
 
 /*
- * idem_store_seal_head
+ * idem_chain_head
  *		How far the chain has come.
  */
 void
-idem_store_seal_head(IdemSealHead *head)
+idem_chain_head(IdemSealHead *head)
 {
 	Datum		origin;
 
 	memset(head, 0, sizeof(*head));
-	head->origin = idem_store_audit_origin();
+	head->origin = idem_audit_origin();
+
+	/* before there is an origin, all seals are of another cluster */
 	origin = Int64GetDatum(head->origin != 0 ? head->origin : PG_INT64_MAX);
 	if (idem_store_spi_execute(&old_plan, &origin, NULL, true, 1) > 0)
 	{
@@ -228,45 +225,44 @@ idem_store_seal_head(IdemSealHead *head)
 }
 
 /*
- * idem_store_seal_low_id
- *		No transaction from xid on has taken this id or a smaller one.
- *
- * A writer has its transaction id before it takes an id, so one that began
- * after a seal was made has taken none of those that had been taken then.
+ * idem_chain_low_id
+ *		No transaction from xid on has taken this id or a smaller one: what a
+ *		seal says that was made before they began (see take_id() of log.c).
  */
 int64
-idem_store_seal_low_id(const IdemSealHead *head, uint64 xid)
+idem_chain_low_id(const IdemSealHead *head, uint64 xid)
 {
 	Datum		values[2];
 
-	values[0] = idem_store_seal_xid_datum(xid);
+	values[0] = idem_chain_xid_datum(xid);
 	values[1] = Int64GetDatum(head->origin);
 	(void) idem_store_spi_execute(&low_plan, values, NULL, true, 1);
 	return Max(idem_store_spi_number(0), head->origin - 1);
 }
 
 /*
- * idem_store_seal_set_back
+ * idem_chain_set_back
  *		Whether ids that were given are given again: somebody has set the
  *		sequence back, and rows with such ids are looked for in no segment.
  */
 bool
-idem_store_seal_set_back(void)
+idem_chain_set_back(void)
 {
 	int64		given;
 
+	/* a sequence is not transactional: its value is the latest of all */
 	(void) idem_store_spi_execute(&given_plan, NULL, NULL, true, 1);
 	given = idem_store_spi_number(0);
-	return idem_store_audit_last_id() < given;
+	return idem_audit_last_id() < given;
 }
 
 /*
- * idem_store_seal_reached
+ * idem_chain_reached
  *		Up to which id the rows of these transactions at this time are sealed;
  *		0: not begun.
  */
 int64
-idem_store_seal_reached(const IdemSealHead *head, const IdemSealRange *range)
+idem_chain_reached(const IdemSealHead *head, const IdemSealRange *range)
 {
 	Datum		values[lengthof(cell_types)];
 	char		nulls[] = "     ";
@@ -274,20 +270,20 @@ idem_store_seal_reached(const IdemSealHead *head, const IdemSealRange *range)
 	values[0] = TimestampTzGetDatum(range->at_from);
 	values[1] = TimestampTzGetDatum(range->at_to);
 	values[2] = Int64GetDatum(head->origin);
-	values[3] = idem_store_seal_xid_datum(range->xid_from);
-	values[4] = idem_store_seal_xid_datum(range->xid_to);
+	values[3] = idem_chain_xid_datum(range->xid_from);
+	values[4] = idem_chain_xid_datum(range->xid_to);
 	nulls[4] = range->xid_to == 0 ? 'n' : ' ';
 	(void) idem_store_spi_execute(&reached_plan, values, nulls, true, 1);
 	return idem_store_spi_number(0);
 }
 
 /*
- * idem_store_seal_reached_before
+ * idem_chain_reached_before
  *		The last id at this time that another cluster has sealed; 0: none.
  */
 int64
-idem_store_seal_reached_before(const IdemSealHead *head,
-							   const IdemSealRange *range)
+idem_chain_reached_before(const IdemSealHead *head,
+						  const IdemSealRange *range)
 {
 	Datum		values[3];
 
@@ -309,19 +305,19 @@ copy_seal(int row, IdemSeal *seal)
 		seal->values[i] = idem_store_spi_value(row, i, &seal->nulls[i]);
 		if (!seal->nulls[i])
 			seal->values[i] = datumCopy(seal->values[i],
-										get_typbyval(idem_store_seal_types[i]),
-										get_typlen(idem_store_seal_types[i]));
+										get_typbyval(idem_chain_types[i]),
+										get_typlen(idem_chain_types[i]));
 	}
 	seal->was_pruned = DatumGetBool(idem_store_spi_value(row, IDEM_SEAL_COLUMNS,
 														 &isnull));
 }
 
 /*
- * idem_store_seal_newest
+ * idem_chain_newest
  *		The head of the chain; false when there is none.
  */
 bool
-idem_store_seal_newest(IdemSeal *seal)
+idem_chain_newest(IdemSeal *seal)
 {
 	if (idem_store_spi_execute(&newest_plan, NULL, NULL, true, 1) == 0)
 		return false;
@@ -330,11 +326,11 @@ idem_store_seal_newest(IdemSeal *seal)
 }
 
 /*
- * idem_store_seal_each
+ * idem_chain_each
  *		All seals in their order, to a sink that may use this room.
  */
 void
-idem_store_seal_each(IdemSealSink sink, void *arg)
+idem_chain_each(IdemSealSink sink, void *arg)
 {
 	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext,
 												  "idempotency seals",
@@ -353,6 +349,8 @@ idem_store_seal_each(IdemSealSink sink, void *arg)
 		values[1] = Int64GetDatum(CHUNK_ROWS);
 		count = idem_store_spi_execute(&each_plan, values, NULL, true, 0);
 		seals = palloc0(sizeof(IdemSeal) * (count + 1));
+
+		/* copies: the sink executes statements of its own */
 		for (i = 0; i < count; i++)
 			copy_seal(i, &seals[i]);
 		SPI_freetuptable(SPI_tuptable);
@@ -367,40 +365,20 @@ idem_store_seal_each(IdemSealSink sink, void *arg)
 }
 
 /*
- * idem_store_seal_change
- *		Execute a statement that the trigger of log and seals lets pass.
- */
-uint64
-idem_store_seal_change(IdemPlan *plan, Datum *values, const char *nulls)
-{
-	volatile uint64 rows = 0;
-
-	PG_TRY();
-	{
-		writing = true;
-		rows = idem_store_spi_execute(plan, values, nulls, false, 0);
-	}
-	PG_FINALLY();
-	{
-		writing = false;
-	}
-	PG_END_TRY();
-	return rows;
-}
-
-/*
- * idem_store_seal_add
+ * idem_chain_add
  *		Add to the chain, whose lock must be held.
  */
 void
-idem_store_seal_add(const IdemSeal *seal)
+idem_chain_add(const IdemSeal *seal)
 {
 	char		nulls[IDEM_SEAL_COLUMNS];
 	int			i;
 
 	for (i = 0; i < IDEM_SEAL_COLUMNS; i++)
 		nulls[i] = seal->nulls[i] ? 'n' : ' ';
-	if (idem_store_seal_change(&add_plan, (Datum *) seal->values, nulls) != 1)
+
+	/* a trigger that returns null, or a rule, would lose it without a word */
+	if (idem_audit_change(&add_plan, (Datum *) seal->values, nulls) != 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_DATA_CORRUPTED),
 				 errmsg("a seal of the audit log was suppressed"),
@@ -409,11 +387,11 @@ idem_store_seal_add(const IdemSeal *seal)
 }
 
 /*
- * idem_store_seal_ranges
+ * idem_chain_ranges
  *		An int8multirange, by the type's own input.
  */
 Datum
-idem_store_seal_ranges(const char *text)
+idem_chain_ranges(const char *text)
 {
 	Oid			function;
 	Oid			param;

@@ -96,13 +96,13 @@ typedef struct IdemSealAccess
 } IdemSealAccess;
 
 static inline Datum
-idem_store_seal_xid_datum(uint64 xid)
+idem_chain_xid_datum(uint64 xid)
 {
 	return FullTransactionIdGetDatum(FullTransactionIdFromU64(xid));
 }
 
 static inline uint64
-idem_store_seal_xid(Datum xid)
+idem_chain_xid(Datum xid)
 {
 	return U64FromFullTransactionId(DatumGetFullTransactionId(xid));
 }
@@ -110,41 +110,36 @@ idem_store_seal_xid(Datum xid)
 typedef void (*IdemSealSink) (void *arg, const IdemSeal *seal);
 
 /* chain.c */
-extern const Oid idem_store_seal_types[IDEM_SEAL_COLUMNS];
+extern const Oid idem_chain_types[IDEM_SEAL_COLUMNS];
 
-extern void idem_store_seal_begin(IdemSealAccess *access);
-extern void idem_store_seal_end(IdemSealAccess *access);
-extern bool idem_store_seal_lock(bool wait);
-extern bool idem_store_seal_writes(void);
-extern uint64 idem_store_seal_change(IdemPlan *plan, Datum *values,
-									 const char *nulls);
+extern void idem_chain_begin(IdemSealAccess *access);
+extern void idem_chain_end(IdemSealAccess *access);
+extern bool idem_chain_lock(bool wait);
+extern void idem_chain_horizon(uint64 *ended, uint64 *next);
+extern void idem_chain_head(IdemSealHead *head);
+extern int64 idem_chain_low_id(const IdemSealHead *head, uint64 xid);
+extern bool idem_chain_set_back(void);
+extern int64 idem_chain_reached(const IdemSealHead *head,
+								const IdemSealRange *range);
+extern int64 idem_chain_reached_before(const IdemSealHead *head,
+									   const IdemSealRange *range);
 
-extern void idem_store_seal_horizon(uint64 *ended, uint64 *next);
-extern void idem_store_seal_head(IdemSealHead *head);
-extern int64 idem_store_seal_low_id(const IdemSealHead *head, uint64 xid);
-extern bool idem_store_seal_set_back(void);
-extern int64 idem_store_seal_reached(const IdemSealHead *head,
-									 const IdemSealRange *range);
-extern int64 idem_store_seal_reached_before(const IdemSealHead *head,
-											const IdemSealRange *range);
-
-extern bool idem_store_seal_newest(IdemSeal *seal);
-extern void idem_store_seal_each(IdemSealSink sink, void *arg);
-extern void idem_store_seal_add(const IdemSeal *seal);
-extern Datum idem_store_seal_ranges(const char *text);
+extern bool idem_chain_newest(IdemSeal *seal);
+extern void idem_chain_each(IdemSealSink sink, void *arg);
+extern void idem_chain_add(const IdemSeal *seal);
+extern Datum idem_chain_ranges(const char *text);
 
 /* sealed_rows.c */
-extern const char *idem_store_seal_utf8(const char *text, int *len);
-extern void idem_store_seal_digest(const IdemSeal *seal, uint8 *digest);
-extern bool idem_store_seal_range(const IdemSeal *seal, IdemSealRange *range);
+extern void idem_sealed_digest(const IdemSeal *seal, uint8 *digest);
+extern bool idem_sealed_range(const IdemSeal *seal, IdemSealRange *range);
 
-extern void idem_store_seal_hash(const IdemSealRange *range, int64 max_rows,
-								 IdemSealRows *rows);
-extern uint64 idem_store_seal_bound(const IdemSealRange *range, int64 rows);
-extern bool idem_store_seal_exists(const IdemSealRange *range);
-extern int64 idem_store_seal_remove(const IdemSealRange *range);
-extern int64 idem_store_seal_due(const IdemSealHead *head);
-extern bool idem_store_seal_stray(const IdemSealHead *head, int64 *id,
-								  int64 *segment);
+extern void idem_sealed_hash(const IdemSealRange *range, int64 max_rows,
+							 IdemSealRows *rows);
+extern uint64 idem_sealed_bound(const IdemSealRange *range, int64 rows);
+extern bool idem_sealed_exists(const IdemSealRange *range);
+extern int64 idem_sealed_remove(const IdemSealRange *range);
+extern int64 idem_sealed_due(const IdemSealHead *head);
+extern bool idem_sealed_stray(const IdemSealHead *head, int64 *id,
+							  int64 *segment);
 
 #endif							/* IDEM_AUDIT_CHAIN_H */

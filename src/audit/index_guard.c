@@ -10,8 +10,6 @@
  * session that has used it; elsewhere idem_health() tells.  An index of each
  * partition is restored with it.
  *
- * The hook sees every object that is made, and looks for an index only.
- *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
@@ -87,6 +85,8 @@ object_access(ObjectAccessType access, Oid classId, Oid objectId, int subId,
 
 	if (prev_hook)
 		prev_hook(access, classId, objectId, subId, arg);
+
+	/* for every object that is made: what is no relation is passed over first */
 	if (access != OAT_POST_CREATE || classId != RelationRelationId ||
 		subId != 0 || allowSystemTableMods)
 		return;

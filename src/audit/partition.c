@@ -3,17 +3,10 @@
  * partition.c
  *	  The partitions of the audit log.
  *
- * Owns their names, how they are made, and how they are dropped.  One is made
- * for the present period and one for the next; what is written before that,
- * or when nobody has made one, goes to the default partition.
- *
- * Nobody is ever waited for: locks that cannot be had at once are for another
- * time.  A partition is attached under SHARE UPDATE EXCLUSIVE on the log,
- * which writers do not mind, and ACCESS EXCLUSIVE on the default partition,
- * which nobody writes to once there are others.  It begins a little later, so
- * that who waits for us there finds that his row still belongs there.
- *
- * Called within idem_store_seal_begin() and end.
+ * Owns their names, the setting of their length, and when and how they are
+ * made and dropped.  One is made for the present period and one for the next;
+ * what is written before that, or when nobody has made one, goes to the
+ * default partition.  Locks and their reasons are in the README.
  *
  *-------------------------------------------------------------------------
  */
@@ -26,17 +19,37 @@
 #include "partitioning/partdesc.h"
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
 #include "utils/relcache.h"
 #include "utils/timestamp.h"
 
-#include "audit/acl.h"
+#include "audit/chain.h"
+#include "audit/log.h"
 #include "audit/partition.h"
+#include "base/acl.h"
 #include "base/catalog.h"
 #include "base/spi.h"
+#include "base/try.h"
 
 #define BEGIN_USEC (10 * USECS_PER_SEC)
+
+typedef enum AuditPeriod
+{
+	PERIOD_DAY,
+	PERIOD_WEEK,
+	PERIOD_MONTH
+} AuditPeriod;
+
+static const struct config_enum_entry periods[] = {
+	{"day", PERIOD_DAY, false},
+	{"week", PERIOD_WEEK, false},
+	{"month", PERIOD_MONTH, false},
+	{NULL, 0, false}
+};
+
+static int	audit_partition = PERIOD_MONTH;
 
 static const Oid period_types[] = {TEXTOID, TIMESTAMPTZOID};
 
@@ -82,19 +95,17 @@ count_indexes(Oid partition)
 	return number;
 }
 
-/*
- * The partition whose indexes a new one gets: the last of those that have the
- * most, so that what an administrator has added goes on.
- */
+/* The partition whose indexes a new one gets. */
 static char *
 find_model(void)
 {
 	int			number;
-	IdemCell   *cells = idem_store_partition_cells(&number);
+	IdemCell   *cells = idem_partition_cells(&number);
 	Oid			model = idem_catalog()->audit_default;
 	int			most = count_indexes(model);
 	int			i;
 
+	/* the last that has the most: what an administrator has added goes on */
 	for (i = 0; i < number; i++)
 	{
 		int			has = count_indexes(cells[i].partition);
@@ -109,19 +120,20 @@ find_model(void)
 }
 
 /*
- * idem_store_partition_lock
+ * idem_partition_lock
  *		Lock the log and its partitions, if nobody is in the way.
- *
- * For the worker, which would else wait for one while it holds another: DDL
- * on a partitioned table does not always lock in one order.
  */
 bool
-idem_store_partition_lock(LOCKMODE mode)
+idem_partition_lock(LOCKMODE mode)
 {
 	List	   *relations = find_all_inheritors(idem_catalog()->audit_log,
 												NoLock, NULL);
 	ListCell   *cell;
 
+	/*
+	 * The worker would else wait for one while it holds another, and DDL on a
+	 * partitioned table does not always lock in one order.
+	 */
 	foreach(cell, relations)
 		if (!ConditionalLockRelationOid(lfirst_oid(cell), mode))
 		return false;
@@ -129,11 +141,11 @@ idem_store_partition_lock(LOCKMODE mode)
 }
 
 /*
- * idem_store_partition_cells
+ * idem_partition_cells
  *		All time, in its order.
  */
 IdemCell *
-idem_store_partition_cells(int *number)
+idem_partition_cells(int *number)
 {
 	Relation	log = table_open(idem_catalog()->audit_log, AccessShareLock);
 	PartitionDesc desc = RelationGetPartitionDesc(log, true);
@@ -155,11 +167,6 @@ idem_store_partition_cells(int *number)
 	return cells;
 }
 
-/*
- * A member of the extension it must not be: pg_dump would leave it out.  The
- * policy is for pg_dump, too: by a role that may read all tables, but not
- * bypass row security, a dump would else be without a row of it.
- */
 static void
 create_partition(TimestampTz from, TimestampTz to)
 {
@@ -174,12 +181,20 @@ create_partition(TimestampTz from, TimestampTz to)
 	name = psprintf("%s.idempotency_audit_log_%04d%02d%02d_%02d%02d%02d", schema,
 					tm.tm_year, tm.tm_mon, tm.tm_mday, tm.tm_hour, tm.tm_min,
 					tm.tm_sec);
+
+	/* no member of the extension, since pg_dump would leave it out */
 	idem_store_spi_command(psprintf("CREATE TABLE %s (LIKE %s INCLUDING INDEXES)",
 									name, find_model()));
+
+	/*
+	 * The policy is for pg_dump, too: by a role that may read all tables, but
+	 * not bypass row security, a dump would else be without a row of it
+	 * (t/003_dump_restore.pl).
+	 */
 	idem_store_spi_command(psprintf("ALTER TABLE %s ENABLE ROW LEVEL SECURITY", name));
 	idem_store_spi_command(psprintf("CREATE POLICY idempotency_audit_read ON %s"
 									" FOR SELECT USING (true)", name));
-	idem_store_acl_strip(name);
+	idem_acl_strip(name);
 	idem_store_spi_command(psprintf("CREATE TRIGGER idempotency_audit_guard_truncate"
 									" BEFORE TRUNCATE ON %s FOR EACH STATEMENT"
 									" EXECUTE FUNCTION %s.idem_audit_guard()", name, schema));
@@ -195,7 +210,7 @@ static void
 fill_hole(TimestampTz from, TimestampTz to)
 {
 	int			number;
-	IdemCell   *cells = idem_store_partition_cells(&number);
+	IdemCell   *cells = idem_partition_cells(&number);
 	int			i;
 
 	for (i = 0; i < number; i++)
@@ -208,15 +223,12 @@ fill_hole(TimestampTz from, TimestampTz to)
 	}
 }
 
-/*
- * Only ask for what is not there: that happens once in a period, and takes
- * a lock that an auditor may hold up.
- */
+/* Whether a time has a partition of its own. */
 static bool
 is_covered(TimestampTz at)
 {
 	int			number;
-	IdemCell   *cells = idem_store_partition_cells(&number);
+	IdemCell   *cells = idem_partition_cells(&number);
 	int			i;
 
 	for (i = 0; i < number; i++)
@@ -231,13 +243,9 @@ get_time(int column, bool *isnull)
 	return DatumGetTimestampTz(idem_store_spi_value(0, column, isnull));
 }
 
-/*
- * idem_store_partition_make
- *		See that there is a partition for the present period ("day", "week",
- *		"month") and the next one, once there is a row at all.
- */
-void
-idem_store_partition_make(const char *period)
+/* For the present period and the next one, once there is a row at all. */
+static void
+make_partitions(void)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	TimestampTz next;
@@ -248,20 +256,32 @@ idem_store_partition_make(const char *period)
 
 	if (idem_store_spi_execute(&exists_plan, NULL, NULL, true, 1) == 0)
 		return;
-	values[0] = CStringGetTextDatum(period);
+	values[0] = CStringGetTextDatum(periods[audit_partition].name);
 	values[1] = TimestampTzGetDatum(now);
 	(void) idem_store_spi_execute(&period_plan, values, NULL, true, 1);
 	next = get_time(0, &isnull);
 	after = get_time(1, &isnull);
+
+	/* once in a period only, since an auditor may hold up the locks below */
 	if (is_covered(now) && is_covered(next))
 		return;
+
+	/*
+	 * Writers do not mind the first lock, and nobody writes to the default
+	 * partition once there are others.  A lock that cannot be had at once is
+	 * for another time: who waits makes others wait behind him.
+	 */
 	if (!ConditionalLockRelationOid(idem_catalog()->audit_log,
 									ShareUpdateExclusiveLock) ||
 		!ConditionalLockRelationOid(idem_catalog()->audit_default,
 									AccessExclusiveLock))
 		return;
 
-	/* with nobody else there now: the last row of the default partition */
+	/*
+	 * With nobody else there now: the last row of the default partition.  A
+	 * writer that waits for our lock has its time already, and its row must
+	 * still belong there: so the new partition begins a little later.
+	 */
 	(void) idem_store_spi_execute(&period_plan, values, NULL, false, 1);
 	last = get_time(2, &isnull);
 	if (isnull)
@@ -272,12 +292,53 @@ idem_store_partition_make(const char *period)
 		fill_hole(next, after);
 }
 
+static void
+make_as_owner(void *arg)
+{
+	IdemSealAccess access;
+
+	idem_chain_begin(&access);
+	make_partitions();
+	idem_chain_end(&access);
+}
+
 /*
- * idem_store_partition_rows
+ * idem_partition_try
+ *		See to the next partition.  Where none can be made (an event trigger, a
+ *		full disk), that is a warning: what is in the default one is sealed all
+ *		the same.
+ */
+void
+idem_partition_try(void)
+{
+	ErrorData  *error = idem_try(make_as_owner, NULL);
+
+	if (error != NULL)
+		ereport(WARNING,
+				(errcode(error->sqlerrcode),
+				 errmsg("rows were sealed, but partitions of the audit log cannot be made: %s",
+						error->message),
+				 errhint("New rows go to the default partition, and are sealed there; see idem_health().")));
+}
+
+/*
+ * idem_partition_ensure
+ *		For the worker, when nothing is left to seal: see to the next partition.
+ */
+void
+idem_partition_ensure(void)
+{
+	if (idem_audit_begun() && idem_partition_lock(AccessShareLock) &&
+		idem_chain_lock(false))
+		make_as_owner(NULL);
+}
+
+/*
+ * idem_partition_rows
  *		How many rows there are of that time.
  */
 int64
-idem_store_partition_rows(const IdemCell *cell)
+idem_partition_rows(const IdemCell *cell)
 {
 	Datum		values[2];
 
@@ -288,18 +349,19 @@ idem_store_partition_rows(const IdemCell *cell)
 }
 
 /*
- * idem_store_partition_drop
+ * idem_partition_drop
  *		Drop a partition whose rows are all to go; false when that would have
  *		to wait for somebody.
- *
- * ACCESS EXCLUSIVE on the log, had at once or not at all: nobody queues up
- * behind us before we have it, and then it is a matter of moments.
  */
 bool
-idem_store_partition_drop(const IdemCell *cell)
+idem_partition_drop(const IdemCell *cell)
 {
 	char	   *name;
 
+	/*
+	 * Had at once or not at all: nobody queues up behind us before we have
+	 * it, and then it is a matter of moments.
+	 */
 	if (cell->partition == idem_catalog()->audit_default ||
 		!ConditionalLockRelationOid(idem_catalog()->audit_log,
 									AccessExclusiveLock) ||
@@ -311,4 +373,20 @@ idem_store_partition_drop(const IdemCell *cell)
 	idem_store_spi_command(psprintf("DROP TABLE %s.%s", idem_catalog()->schema,
 									quote_identifier(name)));
 	return true;
+}
+
+/*
+ * idem_partition_init
+ *		Define the setting.
+ */
+void
+idem_partition_init(void)
+{
+	DefineCustomEnumVariable("idempotency.audit_partition",
+							 "Stretch of time of one partition of the audit log.",
+							 "It holds for partitions that are yet to be made.",
+							 &audit_partition,
+							 PERIOD_MONTH, periods,
+							 PGC_SIGHUP, 0,
+							 NULL, NULL, NULL);
 }

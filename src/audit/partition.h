@@ -19,10 +19,12 @@ typedef struct IdemCell
 	Oid			partition;		/* that for any other time, or one of its own */
 } IdemCell;
 
-extern bool idem_store_partition_lock(LOCKMODE mode);
-extern IdemCell *idem_store_partition_cells(int *number);
-extern void idem_store_partition_make(const char *period);
-extern int64 idem_store_partition_rows(const IdemCell *cell);
-extern bool idem_store_partition_drop(const IdemCell *cell);
+extern bool idem_partition_lock(LOCKMODE mode);
+extern IdemCell *idem_partition_cells(int *number);
+extern int64 idem_partition_rows(const IdemCell *cell);
+extern bool idem_partition_drop(const IdemCell *cell);
+extern void idem_partition_try(void);
+extern void idem_partition_ensure(void);
+extern void idem_partition_init(void);
 
 #endif							/* IDEM_AUDIT_PARTITION_H */

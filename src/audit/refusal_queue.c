@@ -5,32 +5,26 @@
  *
  * A refused caller rolls back, or is rolled back, so that its transaction
  * cannot tell of it.  What the log is to say goes to a queue in shared memory,
- * at once and for good, and the worker of the database (sweep/worker.c) writes
- * it down.  Equal refusals are one entry with a count.
+ * at once and for good, and the worker of the database writes it down.  Equal
+ * refusals are one entry with a count.
  *
  * The queue never makes a caller wait for the worker: where there is no free
- * entry the refusal is dropped, and counted.  Values only, of fixed size; no
- * scope and no key, but their log ids:
+ * entry the refusal is dropped, and counted.  Values only; no scope and no
+ * key, but their log ids:
  *
- *	entries		written with the lock held exclusively: added and counted by
- *				whoever refuses a call, reduced and freed by the worker after
- *				the commit of what it has written, or when the database or the
- *				extension is gone.  An entry is in use while its count is not
- *				zero.
- *	buckets, next, free
- *				chains of entries with the same hash, and of the free ones;
- *				changed together with the entries.
- *	writer		the worker that is writing, by its process id; set with the
- *				lock, and taken back by itself, with the lock, at its end at
- *				the latest.  A second one, which a launcher may start that
- *				came after the first one's had gone, must not write the same.
+ *	entries		a hash table of fixed size.  Entered and counted by whoever
+ *				refuses a call; reduced and removed by the worker after the
+ *				commit of what it has written, or when the database or the
+ *				extension is gone.
+ *	serial		of the last entry, by whoever enters one.
+ *	writer		the worker that is writing, by its process id; set, and taken
+ *				back at its end at the latest, by itself.
  *
- * One LWLock of a tranche of its own guards all that.  It is held for a chain
- * of a hash, by a worker for a pass over the queue, no other lock is taken
- * under it, and nothing can throw there.
+ * All that is written with the lock held exclusively.  It is held by a worker
+ * for a pass over the queue at most, no other lock is taken under it, and
+ * nothing can throw there.
  *
- * Without preload there is a line in the log of the server instead.  Over a
- * clean restart the queue is kept in a file (base/keep.c).
+ * Without preload there is a line in the log of the server instead.
  *
  *-------------------------------------------------------------------------
  */
@@ -38,43 +32,33 @@
 
 #include "access/xact.h"
 #include "access/xlog.h"
-#include "common/hashfn.h"
 #include "fmgr.h"
 #include "miscadmin.h"
 #include "pgstat.h"
+#include "storage/ipc.h"
+#include "storage/shmem.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
+#include "utils/hsearch.h"
+#include "utils/json.h"
+#include "utils/jsonb.h"
 #include "utils/timestamp.h"
 
+#include "audit/log.h"
+#include "audit/partition.h"
 #include "audit/refusal_queue.h"
 #include "base/catalog.h"
+#include "base/counters.h"
 #include "base/digest.h"
-#include "base/keep.h"
 #include "base/shmem.h"
 
-#define TRANCHE "idempotency_refusals"
+#define NAME "idempotency_refusals"
 #define MAX_REFUSALS 1024
-#define BUCKETS 1024			/* a power of two */
-#define NONE (-1)
-
-#define FILE_NAME PGSTAT_STAT_PERMANENT_DIRECTORY "/idempotency.refusals"
-#define FILE_MAGIC 0x1DE10001	/* changes with IdemRefused */
-
-typedef struct QueueEntry
-{
-	IdemRefused refused;
-	uint32		hash;
-	int			next;			/* in its bucket, or free; NONE: the last */
-} QueueEntry;
 
 typedef struct RefusalQueue
 {
 	int			writer;			/* 0: none */
-	int			used;
-	int			free;
-	uint64		serial;			/* the last one */
-	int			buckets[BUCKETS];
-	QueueEntry	entries[MAX_REFUSALS];
+	uint64		serial;
 } RefusalQueue;
 
 static const char *const names[IDEM_NUM_REFUSALS] = {
@@ -87,40 +71,21 @@ static const char *const names[IDEM_NUM_REFUSALS] = {
 };
 
 static RefusalQueue *queue = NULL;
+static HTAB *entries = NULL;	/* of IdemRefused */
 static LWLock *lock = NULL;
 
 /* In a worker: what is free when this transaction commits. */
 static const IdemRefused *written = NULL;
 static int	nwritten = 0;
 
-/*
- * idem_refusals_name
- *		As the audit log has it.
- */
-const char *
-idem_refusals_name(IdemRefusal action)
-{
-	return names[action];
-}
-
-/*
- * idem_refusals_entity
- *		What is refused, as the audit log has it.
- */
-const char *
-idem_refusals_entity(IdemRefusal action)
-{
-	return action == IDEM_REFUSAL_LIMITED ? IDEM_ENTITY_LIMITER :
-		IDEM_ENTITY_KEY;
-}
-
-/* What inet_client_addr() says; asked once in a session. */
+/* What inet_client_addr() says. */
 static const char *
 get_client_addr(void)
 {
 	static char address[NAMEDATALEN];
 	static bool known = false;
 
+	/* it stays what it is for a session, and a refusal may come in thousands */
 	if (!known)
 	{
 		LOCAL_FCINFO(call, 0);
@@ -150,6 +115,7 @@ static void
 fill_subject(IdemRefusalSubject *subject, IdemRefusal action,
 			 const char *entity_id, const char *rule)
 {
+	/* equal ones must be equal byte by byte, with what is between the fields */
 	memset(subject, 0, sizeof(*subject));
 	subject->database = MyDatabaseId;
 	subject->audit_log = idem_catalog()->audit_log;
@@ -163,105 +129,65 @@ fill_subject(IdemRefusalSubject *subject, IdemRefusal action,
 		strlcpy(subject->application_name, application_name, NAMEDATALEN);
 }
 
-static uint32
-hash_subject(const IdemRefusalSubject *subject)
-{
-	return hash_bytes((const unsigned char *) subject, sizeof(*subject));
-}
-
-/* With the lock: the entry of a subject, or NULL. */
-static QueueEntry *
-find_entry(const IdemRefusalSubject *subject, uint32 hash)
-{
-	int			i;
-
-	for (i = queue->buckets[hash % BUCKETS]; i != NONE;
-		 i = queue->entries[i].next)
-	{
-		QueueEntry *entry = &queue->entries[i];
-
-		if (entry->hash == hash &&
-			memcmp(&entry->refused.subject, subject, sizeof(*subject)) == 0)
-			return entry;
-	}
-	return NULL;
-}
-
-/* With the lock: a new entry, not yet counted; NULL when there is no room. */
-static QueueEntry *
-add_entry(const IdemRefusalSubject *subject, uint32 hash, TimestampTz now)
-{
-	int			place = queue->free;
-	QueueEntry *entry;
-
-	if (place == NONE)
-		return NULL;
-	entry = &queue->entries[place];
-	queue->free = entry->next;
-	queue->used++;
-	entry->refused.subject = *subject;
-	entry->refused.serial = ++queue->serial;
-	entry->refused.count = 0;
-	entry->refused.first_at = now;
-	entry->refused.last_at = now;
-	entry->refused.place = place;
-	entry->hash = hash;
-	entry->next = queue->buckets[hash % BUCKETS];
-	queue->buckets[hash % BUCKETS] = place;
-	return entry;
-}
-
 /* With the lock. */
-static void
-free_entry(QueueEntry *entry)
-{
-	int		   *link = &queue->buckets[entry->hash % BUCKETS];
-
-	while (*link != entry->refused.place)
-		link = &queue->entries[*link].next;
-	*link = entry->next;
-	entry->refused.count = 0;
-	entry->refused.serial = 0;
-	entry->next = queue->free;
-	queue->free = entry->refused.place;
-	queue->used--;
-}
-
-/*
- * With the lock.  Half of the room is not for rate limits: whoever calls in
- * the name of many would drive out what is said of keys.
- */
 static bool
 has_room_for(IdemRefusal action)
 {
-	return action != IDEM_REFUSAL_LIMITED || queue->used < MAX_REFUSALS / 2;
+	/*
+	 * Half of the room is not for rate limits: whoever calls in the name of
+	 * many would drive out what is said of keys.
+	 */
+	return hash_get_num_entries(entries) <
+		(action == IDEM_REFUSAL_LIMITED ? MAX_REFUSALS / 2 : MAX_REFUSALS);
+}
+
+/* With the lock: the entry of a subject; NULL when there is no room. */
+static IdemRefused *
+enter(const IdemRefusalSubject *subject, TimestampTz now)
+{
+	IdemRefused *entry = hash_search(entries, subject, HASH_FIND, NULL);
+
+	if (entry != NULL || !has_room_for(subject->action))
+		return entry;
+
+	/*
+	 * All entries were allocated when the server started, so this one costs
+	 * nothing; NULL is for a table that has fewer than it was asked for.
+	 */
+	entry = hash_search(entries, subject, HASH_ENTER_NULL, NULL);
+	if (entry == NULL)
+		return NULL;
+	entry->serial = ++queue->serial;
+	entry->count = 0;
+	entry->first_at = now;
+	entry->last_at = now;
+	return entry;
 }
 
 /* False when there is no room. */
 static bool
 enqueue(const IdemRefusalSubject *subject)
 {
-	uint32		hash = hash_subject(subject);
 	TimestampTz now = GetCurrentTimestamp();
-	QueueEntry *entry;
+	IdemRefused *entry;
 
 	LWLockAcquire(lock, LW_EXCLUSIVE);
-	entry = find_entry(subject, hash);
-	if (entry == NULL && has_room_for(subject->action))
-		entry = add_entry(subject, hash, now);
+	entry = enter(subject, now);
 	if (entry != NULL)
 	{
-		entry->refused.count++;
-		entry->refused.last_at = Max(entry->refused.last_at, now);
+		entry->count++;
+
+		/* times may come in another order than that in which we had the lock */
+		entry->last_at = Max(entry->last_at, now);
 	}
 	LWLockRelease(lock);
 	return entry != NULL;
 }
 
-/* The statement, and the context of a function's, could have the key. */
 static void
 log_refusal(const IdemRefusalSubject *subject)
 {
+	/* the statement, and the context of a function's, could have the key */
 	ereport(LOG_SERVER_ONLY,
 			(errmsg("%s %s refused: %s",
 					subject->action == IDEM_REFUSAL_LIMITED ?
@@ -279,16 +205,14 @@ note(const IdemRefusalSubject *subject, int counters)
 	if (queue == NULL)
 		log_refusal(subject);
 	else if (!enqueue(subject))
-		idem_shmem_count(counters, IDEM_COUNT_REFUSALS_DROPPED, 1);
+		idem_counters_add(counters, IDEM_COUNT_REFUSALS_DROPPED, 1);
 }
 
 /*
  * idem_refusals_note
  *		Let the audit log know of a refusal, if the policy of the key wants
- *		it; whatever becomes of the transaction.
- *
- * May be called right before an error is raised.  In a read-only transaction,
- * and on a standby, nothing is noted.
+ *		it; whatever becomes of the transaction.  May be called right before an
+ *		error is raised.
  */
 void
 idem_refusals_note(IdemRefusal action, const IdemKey *id,
@@ -296,6 +220,7 @@ idem_refusals_note(IdemRefusal action, const IdemKey *id,
 {
 	IdemRefusalSubject subject;
 
+	/* a standby has no log of its own, and what only reads is not audited */
 	if (!policy->audit || XactReadOnly || RecoveryInProgress())
 		return;
 	fill_subject(&subject, action, psprintf("%s/%s",
@@ -307,7 +232,7 @@ idem_refusals_note(IdemRefusal action, const IdemKey *id,
 
 /*
  * idem_refusals_note_limited
- *		The same for a subject that a rate limiter refuses, if policy "default"
+ *		Likewise of a subject that a rate limiter refuses, if policy "default"
  *		has audit; in a read-only transaction, too.
  */
 void
@@ -328,25 +253,9 @@ idem_refusals_note_limited(const char *limiter, const void *limiter_digest,
 	note(&subject, counters);
 }
 
-/*
- * idem_refusals_note_outcome
- *		The same for an outcome, of which only some refuse.
- */
-void
-idem_refusals_note_outcome(IdemOutcome outcome, const IdemKey *id,
-						   const IdemPolicy *policy)
-{
-	if (outcome == IDEM_OUTCOME_MISMATCH)
-		idem_refusals_note(IDEM_REFUSAL_MISMATCH, id, policy);
-	else if (outcome == IDEM_OUTCOME_EXPIRED)
-		idem_refusals_note(IDEM_REFUSAL_EXPIRED, id, policy);
-	else if (outcome == IDEM_OUTCOME_DUPLICATE)
-		idem_refusals_note(IDEM_REFUSAL_DUPLICATE, id, policy);
-}
-
-/* Free what was written, less what has been counted meanwhile. */
+/* Remove what was written, less what has been counted meanwhile. */
 static void
-free_written(void)
+remove_written(void)
 {
 	int			i;
 
@@ -354,29 +263,35 @@ free_written(void)
 	for (i = 0; i < nwritten; i++)
 	{
 		const IdemRefused *done = &written[i];
-		QueueEntry *entry = &queue->entries[done->place];
+		IdemRefused *entry = hash_search(entries, &done->subject, HASH_FIND,
+										 NULL);
 
-		if (entry->refused.serial != done->serial)
-			continue;			/* forgotten, and perhaps used again */
-		entry->refused.count -= done->count;
-		entry->refused.first_at = done->last_at;
-		if (entry->refused.count == 0)
-			free_entry(entry);
+		/* forgotten, and perhaps entered again since */
+		if (entry == NULL || entry->serial != done->serial)
+			continue;
+
+		/* what callers have counted while we wrote stays, and began later */
+		entry->count -= done->count;
+		entry->first_at = done->last_at;
+		if (entry->count == 0)
+			(void) hash_search(entries, &done->subject, HASH_REMOVE, NULL);
 	}
 	LWLockRelease(lock);
 }
 
-/*
- * Interrupts are held off from the commit until this has been called, so that
- * a worker that is terminated has written and freed, or neither.
- */
 static void
 at_transaction_event(XactEvent event, void *arg)
 {
 	if (nwritten == 0)
 		return;
+
+	/*
+	 * Interrupts are held off from the commit until here, so that a worker
+	 * that is terminated has written and removed, or neither
+	 * (t/031_refusals.pl).
+	 */
 	if (event == XACT_EVENT_COMMIT)
-		free_written();
+		remove_written();
 	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT)
 		nwritten = 0;
 }
@@ -390,39 +305,23 @@ compare_serials(const void *a, const void *b)
 	return x < y ? -1 : x > y;
 }
 
-/* What is queued for this database, oldest first. */
-static IdemRefused *
-copy_queue(int *number)
+/*
+ * With the lock, or alone: copy what is queued for a database, or for all,
+ * oldest first.  There is room for MAX_REFUSALS.
+ */
+static int
+copy_queue(IdemRefused *copies, Oid database)
 {
-	IdemRefused *copies = palloc(MAX_REFUSALS * sizeof(IdemRefused));
-	int			found = 0;
-	int			i;
+	HASH_SEQ_STATUS status;
+	IdemRefused *entry;
+	int			number = 0;
 
-	LWLockAcquire(lock, LW_SHARED);
-	for (i = 0; i < MAX_REFUSALS && queue->used > 0; i++)
-	{
-		const IdemRefused *refused = &queue->entries[i].refused;
-
-		if (refused->count > 0 && refused->subject.database == MyDatabaseId)
-			copies[found++] = *refused;
-	}
-	LWLockRelease(lock);
-	qsort(copies, found, sizeof(IdemRefused), compare_serials);
-	*number = found;
-	return copies;
-}
-
-static bool
-become_writer(void)
-{
-	bool		alone;
-
-	LWLockAcquire(lock, LW_EXCLUSIVE);
-	alone = queue->writer == 0;
-	if (alone)
-		queue->writer = MyProcPid;
-	LWLockRelease(lock);
-	return alone;
+	hash_seq_init(&status, entries);
+	while ((entry = hash_seq_search(&status)) != NULL)
+		if (database == InvalidOid || entry->subject.database == database)
+			copies[number++] = *entry;
+	qsort(copies, number, sizeof(IdemRefused), compare_serials);
+	return number;
 }
 
 /*
@@ -452,22 +351,105 @@ end_at_exit(int code, Datum arg)
 IdemRefused *
 idem_refusals_begin(int *number)
 {
+	IdemRefused *copies;
+
 	*number = 0;
 	if (queue == NULL)
 		return NULL;
 	before_shmem_exit(end_at_exit, (Datum) 0);
 	RegisterXactCallback(at_transaction_event, NULL);
-	return become_writer() ? copy_queue(number) : NULL;
+	copies = palloc(MAX_REFUSALS * sizeof(IdemRefused));
+
+	/*
+	 * A launcher that came after the first worker's had gone may start a
+	 * second one: that must not write the same.
+	 */
+	LWLockAcquire(lock, LW_EXCLUSIVE);
+	if (queue->writer == 0)
+	{
+		queue->writer = MyProcPid;
+		*number = copy_queue(copies, MyDatabaseId);
+	}
+	LWLockRelease(lock);
+	return copies;
+}
+
+/* A time in UTC, after RFC 3339. */
+static void
+append_time(StringInfo json, TimestampTz when)
+{
+	struct pg_tm tm;
+	fsec_t		fsec;
+
+	if (timestamp2tm(when, NULL, &tm, &fsec, NULL, NULL) != 0)
+		elog(ERROR, "timestamp out of range");
+	appendStringInfo(json, "\"%04d-%02d-%02dT%02d:%02d:%02d.%06dZ\"",
+					 tm.tm_year, tm.tm_mon, tm.tm_mday,
+					 tm.tm_hour, tm.tm_min, tm.tm_sec, (int) fsec);
+}
+
+/* By which rule, how often and, if more than once, until when. */
+static Datum
+describe(const IdemRefused *refused)
+{
+	StringInfoData json;
+
+	initStringInfo(&json);
+	appendStringInfo(&json, "{\"%s\": ",
+					 refused->subject.action == IDEM_REFUSAL_LIMITED ?
+					 "limiter" : "policy");
+	escape_json(&json, refused->subject.rule);
+	appendStringInfo(&json, ", \"count\": " INT64_FORMAT, refused->count);
+	if (refused->count > 1)
+	{
+		appendStringInfoString(&json, ", \"last_at\": ");
+		append_time(&json, refused->last_at);
+	}
+	appendStringInfoChar(&json, '}');
+	return DirectFunctionCall1(jsonb_in, CStringGetDatum(json.data));
+}
+
+static void
+write_row(const IdemRefused *refused)
+{
+	const IdemRefusalSubject *subject = &refused->subject;
+	IdemAuditRow row;
+
+	memset(&row, 0, sizeof(row));
+	row.action = names[subject->action];
+	row.entity = subject->action == IDEM_REFUSAL_LIMITED ?
+		IDEM_ENTITY_LIMITER : IDEM_ENTITY_KEY;
+	row.entity_id = subject->entity_id;
+	row.effective_role = subject->effective_role;
+	row.detail = describe(refused);
+	row.at = refused->first_at;
+	row.session_role = subject->session_role;
+	row.client_addr = subject->client_addr[0] != '\0' ?
+		subject->client_addr : NULL;
+	row.application_name = subject->application_name;
+	(void) idem_audit_write(&row);
 }
 
 /*
- * idem_refusals_release
- *		Free these when the transaction commits, which is writing them.  They
- *		must stay where they are until then.
+ * idem_refusals_write
+ *		For a worker: write these to the log; they leave the queue with the
+ *		commit, and must stay where they are until then.  55P03 when somebody
+ *		has locked the log.
  */
 void
-idem_refusals_release(const IdemRefused *refused, int number)
+idem_refusals_write(const IdemRefused *refused, int number)
 {
+	int			i;
+
+	if (!idem_partition_lock(RowExclusiveLock))
+		ereport(ERROR,
+				(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
+				 errmsg("the audit log is locked")));
+
+	/* those of a log that has been dropped since are passed over */
+	for (i = 0; i < number; i++)
+		if (refused[i].subject.audit_log == idem_catalog()->audit_log)
+			write_row(&refused[i]);
 	written = refused;
 	nwritten = number;
 }
@@ -479,22 +461,21 @@ idem_refusals_release(const IdemRefused *refused, int number)
 List *
 idem_refusals_databases(void)
 {
-	Oid		   *found;
+	IdemRefused *copies;
 	List	   *databases = NIL;
-	int			number = 0;
+	int			number;
 	int			i;
 
 	if (queue == NULL)
 		return NIL;
-	found = palloc(MAX_REFUSALS * sizeof(Oid));
+	copies = palloc(MAX_REFUSALS * sizeof(IdemRefused));
 	LWLockAcquire(lock, LW_SHARED);
-	for (i = 0; i < MAX_REFUSALS && queue->used > 0; i++)
-		if (queue->entries[i].refused.count > 0)
-			found[number++] = queue->entries[i].refused.subject.database;
+	number = copy_queue(copies, InvalidOid);
 	LWLockRelease(lock);
 	for (i = 0; i < number; i++)
-		databases = list_append_unique_oid(databases, found[i]);
-	pfree(found);
+		databases = list_append_unique_oid(databases,
+										   copies[i].subject.database);
+	pfree(copies);
 	return databases;
 }
 
@@ -505,84 +486,60 @@ idem_refusals_databases(void)
 void
 idem_refusals_forget(Oid database)
 {
-	int			i;
+	HASH_SEQ_STATUS status;
+	IdemRefused *entry;
 
 	if (queue == NULL)
 		return;
+	/* an entry that the scan has just returned may be removed */
 	LWLockAcquire(lock, LW_EXCLUSIVE);
-	for (i = 0; i < MAX_REFUSALS && queue->used > 0; i++)
-	{
-		QueueEntry *entry = &queue->entries[i];
-
-		if (entry->refused.count > 0 &&
-			entry->refused.subject.database == database)
-			free_entry(entry);
-	}
+	hash_seq_init(&status, entries);
+	while ((entry = hash_seq_search(&status)) != NULL)
+		if (entry->subject.database == database)
+			(void) hash_search(entries, &entry->subject, HASH_REMOVE, NULL);
 	LWLockRelease(lock);
 }
 
-/* on_shmem_exit of the postmaster, when no other process is left. */
-static void
-save(int code, Datum arg)
+/* What a clean restart keeps, in its order. */
+static Size
+keep(void *data)
 {
-	IdemRefused *kept;
-	int			number = 0;
-	int			i;
-
-	if (code != 0 || queue == NULL || queue->used == 0)
-		return;
-	kept = palloc(MAX_REFUSALS * sizeof(IdemRefused));
-	for (i = 0; i < MAX_REFUSALS; i++)
-		if (queue->entries[i].refused.count > 0)
-			kept[number++] = queue->entries[i].refused;
-	qsort(kept, number, sizeof(IdemRefused), compare_serials);
-	idem_keep_write(FILE_NAME, FILE_MAGIC, kept, number * sizeof(IdemRefused));
+	return copy_queue(data, InvalidOid) * sizeof(IdemRefused);
 }
 
-/* What a clean shutdown left, in the same order. */
 static void
-restore(void)
+resume(const void *data, Size size)
 {
-	Size		room = MAX_REFUSALS * sizeof(IdemRefused);
-	IdemRefused *kept = palloc(room);
-	Size		size = 0;
+	const IdemRefused *kept = data;
 	int			i;
 
-	if (!idem_keep_read(FILE_NAME, FILE_MAGIC, kept, room, &size))
-		size = 0;
+	/* in their order, so that their serials have it, too */
 	for (i = 0; i < size / sizeof(IdemRefused); i++)
 	{
-		const IdemRefusalSubject *subject = &kept[i].subject;
-		QueueEntry *entry = add_entry(subject, hash_subject(subject),
-									  kept[i].first_at);
+		IdemRefused *entry = enter(&kept[i].subject, kept[i].first_at);
 
-		entry->refused.count = kept[i].count;
-		entry->refused.last_at = kept[i].last_at;
+		if (entry == NULL)
+			continue;
+		entry->count = kept[i].count;
+		entry->last_at = kept[i].last_at;
 	}
-	pfree(kept);
-}
-
-static void
-init(void)
-{
-	int			i;
-
-	memset(queue, 0, sizeof(*queue));
-	for (i = 0; i < BUCKETS; i++)
-		queue->buckets[i] = NONE;
-	for (i = 0; i < MAX_REFUSALS; i++)
-		queue->entries[i].next = i + 1 < MAX_REFUSALS ? i + 1 : NONE;
 }
 
 static void
 start(void *memory, LWLock *its_lock, bool found)
 {
+	HASHCTL		ctl;
+
+	memset(&ctl, 0, sizeof(ctl));
+	/* each process has its own head of the table, and attaches to the rest */
+	ctl.keysize = sizeof(IdemRefusalSubject);
+	ctl.entrysize = sizeof(IdemRefused);
+	entries = ShmemInitHash(NAME " hash", MAX_REFUSALS, MAX_REFUSALS, &ctl,
+							HASH_ELEM | HASH_BLOBS | HASH_FIXED_SIZE);
 	queue = memory;
 	lock = its_lock;
-	if (found)
-		return;
-	init();
-	restore();
+	if (!found)
+		memset(queue, 0, sizeof(*queue));
 }
 
 /*
@@ -592,9 +549,17 @@ start(void *memory, LWLock *its_lock, bool found)
 void
 idem_refusals_init(void)
 {
-	static const IdemShmemArea area = {
-		TRANCHE, sizeof(RefusalQueue), start, save
+	static IdemShmemArea area = {
+		.name = NAME,
+		.size = sizeof(RefusalQueue),
+		.start = start,
+		.file = PGSTAT_STAT_PERMANENT_DIRECTORY "/idempotency.refusals",
+		.magic = 0x1DE10002,	/* changes with IdemRefused */
+		.room = MAX_REFUSALS * sizeof(IdemRefused),
+		.keep = keep,
+		.resume = resume
 	};
 
+	area.hash_size = hash_estimate_size(MAX_REFUSALS, sizeof(IdemRefused));
 	idem_shmem_add(&area);
 }

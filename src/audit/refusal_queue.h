@@ -14,10 +14,6 @@
 #include "idem.h"
 #include "rule/policy.h"
 
-/* Entities that application code cannot write rows of. */
-#define IDEM_ENTITY_KEY		"idempotency_key"
-#define IDEM_ENTITY_LIMITER	"idempotency_limiter"
-
 /* Why a call was refused: an action of the audit log. */
 typedef enum IdemRefusal
 {
@@ -49,15 +45,14 @@ typedef struct IdemRefusalSubject
 	char		application_name[NAMEDATALEN];
 } IdemRefusalSubject;
 
-/* Equal refusals; a copy of what is in the queue. */
+/* Equal refusals: an entry of the queue. */
 typedef struct IdemRefused
 {
-	IdemRefusalSubject subject;
+	IdemRefusalSubject subject; /* the hash key */
 	uint64		serial;			/* its own, and in the order of arrival */
 	int64		count;
 	TimestampTz first_at;
 	TimestampTz last_at;
-	int			place;			/* in the queue */
 } IdemRefused;
 
 extern void idem_refusals_note(IdemRefusal action, const IdemKey *id,
@@ -66,13 +61,9 @@ extern void idem_refusals_note_limited(const char *limiter,
 									   const void *limiter_digest,
 									   const void *subject_digest,
 									   int counters);
-extern void idem_refusals_note_outcome(IdemOutcome outcome, const IdemKey *id,
-									   const IdemPolicy *policy);
-extern const char *idem_refusals_name(IdemRefusal action);
-extern const char *idem_refusals_entity(IdemRefusal action);
 
 extern IdemRefused *idem_refusals_begin(int *number);
-extern void idem_refusals_release(const IdemRefused *refused, int number);
+extern void idem_refusals_write(const IdemRefused *refused, int number);
 extern void idem_refusals_end(void);
 
 extern List *idem_refusals_databases(void);

@@ -3,27 +3,8 @@
  * seal.c
  *	  Sealing the audit log.
  *
- * Owns the chain: a seal is a SHA-256 over a segment of rows and the seal
- * before, with its HMAC once there is a secret of purpose "audit".  What the
- * bytes are stands in doc/audit-format.md, what checks them in
- * verify.c.
- *
- * A row is sealed when its transaction, and all before it, have ended: then
- * nobody can add another one that would belong beside it.  So a step seals
- * the rows of a range of transactions, [where the last step ended, the oldest
- * that runs), in the order of their ids, partition by partition.  Writers take
- * no lock for it and wait for nobody; a late commit has a later transaction
- * id than the range, whatever the id of its row.
- *
- * Rows that came with a restore have transaction ids of another cluster.  Of
- * them all those are sealed that were not sealed there, once the log is
- * written to here or idem_audit_seal() is called: then the restore is over.
- *
- * The worker does so in batches: of fewer transactions, so that each is whole;
- * one that is not, since a single transaction wrote so much, is gone on with
- * ("closed").
- *
- * One seals at a time, under SHARE ROW EXCLUSIVE on the table of seals.
+ * Owns which rows are sealed when, in segments of which size, and which are
+ * removed again (README, "Sealing").
  *
  *-------------------------------------------------------------------------
  */
@@ -36,15 +17,13 @@
 #include "utils/xid8.h"
 
 #include "audit/chain.h"
+#include "audit/log.h"
 #include "audit/partition.h"
 #include "audit/seal.h"
-#include "audit/seal_partition.h"
 #include "base/args.h"
 #include "base/compat.h"
 #include "base/hmac.h"
 #include "idem.h"
-#include "key/xact.h"
-#include "store/store.h"
 
 #define SEGMENT_ROWS	10000
 
@@ -90,7 +69,7 @@ set_column(IdemSeal *seal, IdemSealColumn column, Datum value)
 static void
 set_xid(IdemSeal *seal, IdemSealColumn column, uint64 xid)
 {
-	set_column(seal, column, idem_store_seal_xid_datum(xid));
+	set_column(seal, column, idem_chain_xid_datum(xid));
 }
 
 /* A seal with nothing in it yet. */
@@ -110,7 +89,7 @@ find_head(Chain *chain)
 	bytea	   *seal;
 
 	memset(chain, 0, sizeof(*chain));
-	if (!idem_store_seal_newest(&head))
+	if (!idem_chain_newest(&head))
 		return;
 	chain->segment = DatumGetInt64(head.values[SEAL_SEGMENT]);
 	seal = DatumGetByteaPP(head.values[SEAL_SEAL]);
@@ -124,25 +103,28 @@ add_seal(Chain *chain, IdemSeal *seal)
 {
 	bytea	   *key = NULL;
 	int32		key_id;
-	bytea	   *secret = idem_store_secret_newest(IDEM_PURPOSE_AUDIT, &key_id);
+	bytea	   *secret = idem_secret_newest(IDEM_PURPOSE_AUDIT, &key_id);
 
 	set_column(seal, SEAL_PREVIOUS, digest_datum(chain->seal));
 	chain->segment++;
 	set_column(seal, SEAL_SEGMENT, Int64GetDatum(chain->segment));
 	set_column(seal, SEAL_SEALED_AT,
 			   TimestampTzGetDatum(GetCurrentTimestamp()));
+
+
+	/* the HMAC is over the seal, which is over the key id */
 	if (secret != NULL)
 	{
 		key = idem_hmac_key(secret, IDEM_HMAC_SEAL);
 		set_column(seal, SEAL_KEY_ID, Int32GetDatum(key_id));
 	}
-	idem_store_seal_digest(seal, chain->seal);
+	idem_sealed_digest(seal, chain->seal);
 	set_column(seal, SEAL_SEAL, digest_datum(chain->seal));
 	if (key != NULL)
 		set_column(seal, SEAL_HMAC,
 				   PointerGetDatum(idem_hmac(chain->seal, IDEM_DIGEST_BYTES,
 											 key)));
-	idem_store_seal_add(seal);
+	idem_chain_add(seal);
 }
 
 /* Seal the segment that is waiting for it. */
@@ -186,11 +168,15 @@ seal_cell(SealStep *step, IdemSealRange range)
 
 	do
 	{
+		/*
+		 * The last segment waits until it is known whether anything follows:
+		 * it says whether these transactions are done with ("closed").
+		 */
 		limit = step->budget - (step->pending ? step->rows.count : 0);
 		if (limit <= 0)
-			return !idem_store_seal_exists(&range);
+			return !idem_sealed_exists(&range);
 		limit = Min(limit, SEGMENT_ROWS);
-		idem_store_seal_hash(&range, limit, &rows);
+		idem_sealed_hash(&range, limit, &rows);
 		if (rows.count == 0)
 			break;
 		flush_segment(step, false);
@@ -218,7 +204,7 @@ static bool
 seal_range(SealStep *step, IdemSealRange range, SealBound bound)
 {
 	int			number;
-	IdemCell   *cells = idem_store_partition_cells(&number);
+	IdemCell   *cells = idem_partition_cells(&number);
 	int			i;
 
 	for (i = 0; i < number; i++)
@@ -230,14 +216,14 @@ seal_range(SealStep *step, IdemSealRange range, SealBound bound)
 		cell.at_to = cells[i].to;
 		if (bound != BOUND_NONE)
 		{
-			before = idem_store_seal_reached_before(&step->head, &cell);
+			before = idem_chain_reached_before(&step->head, &cell);
 			if (bound == BOUND_UP_TO_BEFORE)
 				cell.id_to = Min(cell.id_to, before);
 			else
 				cell.id_from = Max(cell.id_from, before);
 		}
 		cell.id_from = Max(cell.id_from,
-						   idem_store_seal_reached(&step->head, &cell));
+						   idem_chain_reached(&step->head, &cell));
 		if (cell.id_from < cell.id_to && !seal_cell(step, cell))
 			return false;
 	}
@@ -275,14 +261,22 @@ seal_ended(SealStep *step, uint64 from, uint64 to)
 	IdemSealRange range = {0};
 	bool		complete;
 
-	range.id_from = idem_store_seal_low_id(&step->head, from);
-	range.id_to = idem_store_audit_last_id();
+	/*
+	 * All these transactions have ended: nobody can add a row that would
+	 * belong beside theirs.  Writers take no lock for that and wait for
+	 * nobody: one that commits late has a later transaction id than the
+	 * range, whatever the ids of its rows (t/034_audit_sealing.pl).
+	 */
+	range.id_from = idem_chain_low_id(&step->head, from);
+	range.id_to = idem_audit_last_id();
 	range.xid_from = from;
 	range.xid_to = to;
 	range.at_from = DT_NOBEGIN;
 	range.at_to = DT_NOEND;
+
+	/* a batch of fewer transactions, so that each of them is whole */
 	if (to != step->head.xid_to && step->budget < PG_INT64_MAX)
-		range.xid_to = idem_store_seal_bound(&range, step->budget / 2);
+		range.xid_to = idem_sealed_bound(&range, step->budget / 2);
 	complete = seal_range(step, range, BOUND_NONE);
 	flush_segment(step, complete);
 	return complete && range.xid_to == to;
@@ -301,8 +295,10 @@ seal_rows(int64 budget, bool *more)
 	bool		complete;
 
 	memset(&step, 0, sizeof(step));
-	idem_store_seal_begin(&access);
-	if (idem_store_seal_set_back())
+	idem_chain_begin(&access);
+
+	/* rows with ids that were given before would be in no segment */
+	if (idem_chain_set_back())
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("sequence \"%s\" was set back",
@@ -312,18 +308,19 @@ seal_rows(int64 budget, bool *more)
 	find_head(&step.chain);
 	step.budget = budget;
 	step.next_id = access.next_id;
-	idem_store_seal_horizon(&ended, &step.next_xid);
-	idem_store_seal_head(&step.head);
+	idem_chain_horizon(&ended, &step.next_xid);
+	idem_chain_head(&step.head);
 	complete = step.head.origin == 0 || seal_restored(&step);
 	flush_segment(&step, complete);
 	if (complete && step.head.origin != 0)
 	{
+		/* one transaction wrote more than a batch: go on with it */
 		if (!step.head.closed && step.head.xid_to != 0)
 			complete = seal_ended(&step, step.head.xid_from, step.head.xid_to);
 		if (complete && step.head.xid_to < ended)
 			complete = seal_ended(&step, step.head.xid_to, ended);
 	}
-	idem_store_seal_end(&access);
+	idem_chain_end(&access);
 	*more = !complete;
 	return step.sealed;
 }
@@ -347,29 +344,34 @@ idem_audit_seal(PG_FUNCTION_ARGS)
 	int64		sealed;
 	bool		more;
 
-	idem_xact_require_writable();
-	idem_store_seal_lock(true);
-	idem_store_seal_begin(&access);
-	idem_store_audit_adopt();
-	idem_store_seal_end(&access);
+	idem_args_require_writable();
+	idem_chain_lock(true);
+
+	/* with a snapshot of its own: sealing is to see the origin */
+	idem_chain_begin(&access);
+	idem_audit_adopt();
+	idem_chain_end(&access);
 	sealed = seal_rows(PG_INT64_MAX, &more);
+
+	/* else its locks would be held until the caller commits */
 	if (!IsTransactionBlock())
-		idem_seal_try_partitions();
+		idem_partition_try();
 	PG_RETURN_INT64(sealed);
 }
 
 /*
  * idem_seal_batch
- *		The same for the worker, up to some rows; true when there are more.
+ *		For the worker: seal up to some rows; true when there are more.
  */
 bool
 idem_seal_batch(int64 rows)
 {
 	bool		more = false;
 
-	if (!idem_store_audit_begun() ||
-		!idem_store_partition_lock(AccessShareLock) ||
-		!idem_store_seal_lock(false))
+	/* it waits for nobody, and seals nothing while a restore goes on */
+	if (!idem_audit_begun() ||
+		!idem_partition_lock(AccessShareLock) ||
+		!idem_chain_lock(false))
 		return false;
 	(void) seal_rows(rows, &more);
 	return more;
@@ -386,12 +388,12 @@ idem_seal_key(void)
 	Chain		chain;
 	IdemSeal	seal;
 
-	idem_store_seal_lock(true);
-	idem_store_seal_begin(&access);
+	idem_chain_lock(true);
+	idem_chain_begin(&access);
 	find_head(&chain);
 	init_seal(&seal, IDEM_SEAL_KEY, 0);
 	add_seal(&chain, &seal);
-	idem_store_seal_end(&access);
+	idem_chain_end(&access);
 }
 
 /* Sealed segments that are to go. */
@@ -418,18 +420,20 @@ collect_segment(void *arg, const IdemSeal *seal)
 	bytea	   *sealed;
 	IdemSealRows rows;
 
-	if (seal->was_pruned || !idem_store_seal_range(seal, &segment->range) ||
+	if (seal->was_pruned || !idem_sealed_range(seal, &segment->range) ||
 		DatumGetTimestampTz(seal->values[SEAL_LAST_AT]) >= pruning->before)
 		return;
 	segment->segment = DatumGetInt64(seal->values[SEAL_SEGMENT]);
-	idem_store_seal_hash(&segment->range, PG_INT64_MAX, &rows);
+
+	/* what was tampered with is evidence, and stays */
+	idem_sealed_hash(&segment->range, PG_INT64_MAX, &rows);
 	sealed = DatumGetByteaPP(seal->values[SEAL_ROWS_SHA256]);
 	if (VARSIZE_ANY_EXHDR(sealed) != IDEM_DIGEST_BYTES ||
 		memcmp(rows.sha256, VARDATA_ANY(sealed), IDEM_DIGEST_BYTES) != 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("segment " INT64_FORMAT " of the audit log is not as it was sealed",
-						segment->segment),
+				 errmsg("segment %lld of the audit log is not as it was sealed",
+						(long long) segment->segment),
 				 errhint("Look into it first: SELECT * FROM idem_audit_verify().")));
 	segment->rows = rows.count;
 	pruning->rows += rows.count;
@@ -453,8 +457,10 @@ prune_cell(Pruning *pruning, const IdemCell *cell)
 			segment->range.at_to == cell->to)
 			rows += segment->rows;
 	}
-	if (idem_store_partition_rows(cell) != rows ||
-		!idem_store_partition_drop(cell))
+
+	/* rows that are not sealed yet, or not old enough, keep the partition */
+	if (idem_partition_rows(cell) != rows ||
+		!idem_partition_drop(cell))
 		return;
 	foreach(lc, pruning->segments)
 	{
@@ -486,7 +492,7 @@ seal_pruning(const Pruning *pruning)
 	}
 	appendStringInfoChar(&ranges, '}');
 	init_seal(&seal, IDEM_SEAL_PRUNED, pruning->rows);
-	set_column(&seal, SEAL_PRUNED, idem_store_seal_ranges(ranges.data));
+	set_column(&seal, SEAL_PRUNED, idem_chain_ranges(ranges.data));
 	find_head(&chain);
 	add_seal(&chain, &seal);
 }
@@ -515,12 +521,14 @@ idem_audit_prune(PG_FUNCTION_ARGS)
 	int			i;
 
 	idem_args_require(fcinfo, 0, "before");
-	idem_xact_require_writable();
+	idem_args_require_writable();
 	pruning.before = PG_GETARG_TIMESTAMPTZ(0);
-	idem_store_seal_lock(true);
-	idem_store_seal_begin(&access);
-	idem_store_seal_each(collect_segment, &pruning);
-	cells = idem_store_partition_cells(&number);
+	idem_chain_lock(true);
+	idem_chain_begin(&access);
+	idem_chain_each(collect_segment, &pruning);
+
+	/* whole partitions first; what they do not remove is deleted */
+	cells = idem_partition_cells(&number);
 	for (i = 0; i < number; i++)
 		prune_cell(&pruning, &cells[i]);
 	foreach(lc, pruning.segments)
@@ -528,10 +536,10 @@ idem_audit_prune(PG_FUNCTION_ARGS)
 		PrunedSegment *segment = lfirst(lc);
 
 		if (!segment->removed)
-			(void) idem_store_seal_remove(&segment->range);
+			(void) idem_sealed_remove(&segment->range);
 	}
 	if (pruning.segments != NIL)
 		seal_pruning(&pruning);
-	idem_store_seal_end(&access);
+	idem_chain_end(&access);
 	PG_RETURN_INT64(pruning.rows);
 }

@@ -4,22 +4,21 @@
  *	  The rows of the audit log as they are sealed.
  *
  * Owns what of a row, and of a seal, is hashed (doc/audit-format.md): the text
- * of each column as COPY gives it, in UTF-8.  Called within
- * idem_store_seal_begin() and end.
+ * of each column as COPY gives it, in UTF-8.  Called between
+ * idem_chain_begin() and idem_chain_end().
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
 #include "access/htup_details.h"
-#include "catalog/namespace.h"
 #include "catalog/pg_type.h"
 #include "libpq/pqformat.h"
-#include "mb/pg_wchar.h"
 #include "utils/lsyscache.h"
-#include "utils/memutils.h"
 
 #include "audit/chain.h"
+#include "audit/log.h"
+#include "base/utf8.h"
 
 /* What the bytes of a seal begin with. */
 #define SEAL_LABEL "idempotency audit seal 1"
@@ -28,7 +27,7 @@
 #define CHUNK_ROWS 1000
 #define LOG_COLUMNS 13
 
-/* Rows of a segment; idem_store_seal_range() gives the parameters. */
+/* Rows of a segment; idem_sealed_range() gives the parameters. */
 #define IN_RANGE \
 	" id > $1 AND id <= $2 AND xid >= $3 AND ($4 IS NULL OR xid < $4)" \
 	" AND at >= $5 AND at < $6"
@@ -82,42 +81,6 @@ static IdemPlan stray_plan = {
 };
 
 /*
- * idem_store_seal_utf8
- *		A text in UTF-8; as it is, and no copy, where it has none: anything can
- *		be in a database of encoding SQL_ASCII, and a byte without a character
- *		in some others, and one such row must not hold up the sealing of all
- *		that follow.
- */
-const char *
-idem_store_seal_utf8(const char *text, int *len)
-{
-	int			encoding = GetDatabaseEncoding();
-	Oid			conversion;
-	Size		room;
-	char	   *utf8;
-
-	*len = strlen(text);
-	if (encoding == PG_UTF8 || encoding == PG_SQL_ASCII)
-		return text;
-
-	conversion = FindDefaultConversionProc(encoding, PG_UTF8);
-	room = (Size) *len * MAX_CONVERSION_GROWTH + 1;
-	utf8 = MemoryContextAllocHuge(CurrentMemoryContext, room);
-	if (!OidIsValid(conversion) ||
-		pg_do_encoding_conversion_buf(conversion, encoding, PG_UTF8,
-									  (unsigned char *) text, *len,
-									  (unsigned char *) utf8,
-									  (int) Min(room, PG_INT32_MAX),
-									  true) < *len)
-	{
-		pfree(utf8);
-		return text;
-	}
-	*len = strlen(utf8);
-	return utf8;
-}
-
-/*
  * One column: a byte 0 for a null, else 1, the length of its text in four
  * bytes, big-endian, and the text in UTF-8.
  */
@@ -135,7 +98,8 @@ append_column(StringInfo bytes, FmgrInfo *output, Datum value, bool isnull)
 	}
 	text = OutputFunctionCall(output, value);
 
-	utf8 = idem_store_seal_utf8(text, &len);
+	/* with its length: else one column could be moved into the next */
+	utf8 = idem_utf8(text, &len);
 	appendStringInfoChar(bytes, 1);
 	pq_sendint32(bytes, len);
 	appendBinaryStringInfo(bytes, utf8, len);
@@ -155,23 +119,24 @@ look_up_output(Oid type, FmgrInfo *output)
 }
 
 /*
- * idem_store_seal_digest
+ * idem_sealed_digest
  *		The SHA-256 that is the seal.
  */
 void
-idem_store_seal_digest(const IdemSeal *seal, uint8 *result)
+idem_sealed_digest(const IdemSeal *seal, uint8 *result)
 {
 	IdemDigest *digest = idem_digest_begin();
 	StringInfoData bytes;
 	int			i;
 
+	/* with a label: no row of the log can be shown as a seal */
 	initStringInfo(&bytes);
 	appendStringInfoString(&bytes, SEAL_LABEL);
 	for (i = 0; i < IDEM_SEALED_COLUMNS; i++)
 	{
 		FmgrInfo	output;
 
-		look_up_output(idem_store_seal_types[i], &output);
+		look_up_output(idem_chain_types[i], &output);
 		append_column(&bytes, &output, seal->values[i], seal->nulls[i]);
 	}
 	idem_digest_add(digest, bytes.data, bytes.len);
@@ -181,16 +146,16 @@ idem_store_seal_digest(const IdemSeal *seal, uint8 *result)
 static uint64
 seal_xid(const IdemSeal *seal, IdemSealColumn column)
 {
-	return seal->nulls[column] ? 0 : idem_store_seal_xid(seal->values[column]);
+	return seal->nulls[column] ? 0 : idem_chain_xid(seal->values[column]);
 }
 
 /*
- * idem_store_seal_range
+ * idem_sealed_range
  *		The rows that a seal of rows is about; false for another one, and for
  *		one that does not say.
  */
 bool
-idem_store_seal_range(const IdemSeal *seal, IdemSealRange *range)
+idem_sealed_range(const IdemSeal *seal, IdemSealRange *range)
 {
 	if (DatumGetChar(seal->values[SEAL_KIND]) != IDEM_SEAL_ROWS ||
 		seal->nulls[SEAL_ID_FROM] || seal->nulls[SEAL_ID_TO] ||
@@ -211,8 +176,8 @@ range_values(const IdemSealRange *range, Datum *values, char *nulls)
 {
 	values[0] = Int64GetDatum(range->id_from);
 	values[1] = Int64GetDatum(range->id_to);
-	values[2] = idem_store_seal_xid_datum(range->xid_from);
-	values[3] = idem_store_seal_xid_datum(range->xid_to);
+	values[2] = idem_chain_xid_datum(range->xid_from);
+	values[3] = idem_chain_xid_datum(range->xid_to);
 	values[4] = TimestampTzGetDatum(range->at_from);
 	values[5] = TimestampTzGetDatum(range->at_to);
 	nulls[3] = range->xid_to == 0 ? 'n' : ' ';
@@ -256,12 +221,12 @@ hash_chunk(IdemDigest *digest, FmgrInfo *outputs, uint64 count,
 }
 
 /*
- * idem_store_seal_hash
+ * idem_sealed_hash
  *		SHA-256 of up to max_rows rows of a range, in the order of their ids.
  */
 void
-idem_store_seal_hash(const IdemSealRange *range, int64 max_rows,
-					 IdemSealRows *rows)
+idem_sealed_hash(const IdemSealRange *range, int64 max_rows,
+				 IdemSealRows *rows)
 {
 	IdemDigest *digest = idem_digest_begin();
 	FmgrInfo	outputs[LOG_COLUMNS];
@@ -275,6 +240,10 @@ idem_store_seal_hash(const IdemSealRange *range, int64 max_rows,
 	range_values(range, values, nulls);
 	do
 	{
+		/*
+		 * Goes on behind the last id of a chunk, which has all rows of that
+		 * id: there may be several, once a primary key was dropped.
+		 */
 		limit = Min(CHUNK_ROWS, max_rows - rows->count);
 		values[6] = Int64GetDatum(limit);
 		count = idem_store_spi_execute(&rows_plan, values, nulls, true, 0);
@@ -286,12 +255,12 @@ idem_store_seal_hash(const IdemSealRange *range, int64 max_rows,
 }
 
 /*
- * idem_store_seal_bound
+ * idem_sealed_bound
  *		Where a range of transactions is to end for it to have these many rows,
  *		or some more; range->xid_to if it has fewer.
  */
 uint64
-idem_store_seal_bound(const IdemSealRange *range, int64 rows)
+idem_sealed_bound(const IdemSealRange *range, int64 rows)
 {
 	Datum		values[lengthof(range_types)];
 	char		nulls[] = "       ";
@@ -300,17 +269,19 @@ idem_store_seal_bound(const IdemSealRange *range, int64 rows)
 	range_values(range, values, nulls);
 	values[6] = Int64GetDatum(rows);
 	(void) idem_store_spi_execute(&bound_plan, values, nulls, true, 1);
+
+	/* the bound is behind the last of them, not to cut a transaction in two */
 	if (idem_store_spi_number(1) < rows)
 		return range->xid_to;
-	return idem_store_seal_xid(idem_store_spi_value(0, 0, &isnull)) + 1;
+	return idem_chain_xid(idem_store_spi_value(0, 0, &isnull)) + 1;
 }
 
 /*
- * idem_store_seal_exists
+ * idem_sealed_exists
  *		Whether a range has a row.
  */
 bool
-idem_store_seal_exists(const IdemSealRange *range)
+idem_sealed_exists(const IdemSealRange *range)
 {
 	Datum		values[lengthof(range_types)];
 	char		nulls[] = "       ";
@@ -321,17 +292,17 @@ idem_store_seal_exists(const IdemSealRange *range)
 }
 
 /*
- * idem_store_seal_remove
+ * idem_sealed_remove
  *		Remove the rows of a range; how many.
  */
 int64
-idem_store_seal_remove(const IdemSealRange *range)
+idem_sealed_remove(const IdemSealRange *range)
 {
 	Datum		values[lengthof(range_types)];
 	char		nulls[] = "       ";
 
 	range_values(range, values, nulls);
-	return idem_store_seal_change(&remove_plan, values, nulls);
+	return idem_audit_change(&remove_plan, values, nulls);
 }
 
 static uint64
@@ -341,31 +312,33 @@ execute_due(IdemPlan *plan, const IdemSealHead *head)
 
 	values[0] = Int64GetDatum(head->origin != 0 ? head->origin : PG_INT64_MAX);
 	values[1] = Int64GetDatum(head->old_id);
-	values[2] = idem_store_seal_xid_datum(head->old_xid);
-	values[3] = idem_store_seal_xid_datum(head->closed ? head->xid_to :
-										  head->xid_from);
+	values[2] = idem_chain_xid_datum(head->old_xid);
+	values[3] = idem_chain_xid_datum(head->closed ? head->xid_to :
+									 head->xid_from);
+
+	/* rows of a restore are sealed before the first one of this cluster is */
 	values[4] = BoolGetDatum(head->xid_to != 0);
 	return idem_store_spi_execute(plan, values, NULL, true, 1);
 }
 
 /*
- * idem_store_seal_due
+ * idem_sealed_due
  *		How many rows there are that must be in a segment.
  */
 int64
-idem_store_seal_due(const IdemSealHead *head)
+idem_sealed_due(const IdemSealHead *head)
 {
 	(void) execute_due(&due_plan, head);
 	return idem_store_spi_number(0);
 }
 
 /*
- * idem_store_seal_stray
+ * idem_sealed_stray
  *		The first of them that is in no segment, and the one that it would be
  *		in by its id, else the newest; false when there is none.
  */
 bool
-idem_store_seal_stray(const IdemSealHead *head, int64 *id, int64 *segment)
+idem_sealed_stray(const IdemSealHead *head, int64 *id, int64 *segment)
 {
 	bool		isnull;
 

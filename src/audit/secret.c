@@ -17,9 +17,6 @@
 #include "base/args.h"
 #include "base/hmac.h"
 #include "idem.h"
-#include "key/name.h"
-#include "key/xact.h"
-#include "store/store.h"
 
 #define MIN_SECRET_BYTES 16
 #define MAX_SECRET_BYTES 1024
@@ -47,22 +44,24 @@ Datum
 idem_context(PG_FUNCTION_ARGS)
 {
 	Datum	   *components;
-	int			count = idem_text_components(fcinfo, &components);
+	int			count = idem_args_components(fcinfo, &components);
 	int32		key_id;
-	bytea	   *secret = idem_store_secret_newest(IDEM_PURPOSE_CONTEXT,
-												  &key_id);
+	bytea	   *secret = idem_secret_newest(IDEM_PURPOSE_CONTEXT,
+											&key_id);
 	bytea	   *mac;
 	StringInfoData buffer;
 	int			i;
 
 	if (secret == NULL)
-		secret = idem_store_secret_newest(IDEM_PURPOSE_AUDIT, &key_id);
+		secret = idem_secret_newest(IDEM_PURPOSE_AUDIT, &key_id);
 	if (secret == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("there is no secret for contexts"),
 				 errhint("A superuser sets one: SELECT idem_secret('context', gen_random_bytes(32)).")));
 	initStringInfo(&buffer);
+
+	/* each with its length: else ("ab", "c") would be ("a", "bc") */
 	for (i = 0; i < count; i++)
 	{
 		text	   *component = DatumGetTextPP(components[i]);
@@ -88,8 +87,7 @@ IDEM_FUNCTION(idem_secret);
  * idem_secret(purpose text, secret bytea) RETURNS integer
  *		Superuser: store the next secret of a purpose; returns its key id.
  *
- * One of "audit" goes into the chain of seals at once: whoever rewrites the
- * chain without it can then not pretend that it was never there.
+ * One of "audit" goes into the chain of seals at once.
  *
  * Raises 22004, 22023, 25006, 42501.  Holds SHARE ROW EXCLUSIVE on the table
  * of secrets, and on that of the seals, to the end of the transaction.
@@ -104,12 +102,11 @@ idem_secret(PG_FUNCTION_ARGS)
 	int			len;
 
 	idem_args_require(fcinfo, 1, "secret");
-	idem_xact_require_writable();
+	idem_args_require_writable();
 	if (!superuser())
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("must be superuser to set a secret"),
-				 errhint("Ask a superuser to call idem_secret().")));
+				 errmsg("must be superuser to set a secret")));
 	if (strcmp(name, IDEM_PURPOSE_CONTEXT) != 0 &&
 		strcmp(name, IDEM_PURPOSE_AUDIT) != 0)
 		ereport(ERROR,
@@ -124,7 +121,9 @@ idem_secret(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("a secret has %d to %d bytes", MIN_SECRET_BYTES, MAX_SECRET_BYTES),
 				 errhint("Make one with gen_random_bytes(32).")));
-	key_id = idem_store_secret_add(purpose, secret);
+	key_id = idem_secret_add(purpose, secret);
+
+	/* whoever rewrites the chain without it cannot say it was never there */
 	if (strcmp(name, IDEM_PURPOSE_AUDIT) == 0)
 		idem_seal_key();
 	PG_RETURN_INT32(key_id);

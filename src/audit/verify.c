@@ -23,8 +23,6 @@
 #include "base/compat.h"
 #include "base/hmac.h"
 #include "idem.h"
-#include "key/name.h"
-#include "store/store.h"
 
 #define DIGEST_FORMAT "idem1:" INT64_FORMAT ":%s"
 
@@ -108,7 +106,7 @@ check_signature(Verification *v, const IdemSeal *seal, int64 segment)
 	}
 	v->is_signed = true;
 	key_id = DatumGetInt32(seal->values[SEAL_KEY_ID]);
-	secret = idem_store_secret_get(IDEM_PURPOSE_AUDIT, key_id);
+	secret = idem_secret_get(IDEM_PURPOSE_AUDIT, key_id);
 	if (secret == NULL)
 	{
 		if (key_id < 0 || !bms_is_member(key_id, v->unknown))
@@ -134,9 +132,9 @@ check_rows(Verification *v, const IdemSeal *seal, int64 segment)
 	IdemSealRange range;
 	IdemSealRows rows;
 
-	if (!idem_store_seal_range(seal, &range))
+	if (!idem_sealed_range(seal, &range))
 		return;
-	idem_store_seal_hash(&range, PG_INT64_MAX, &rows);
+	idem_sealed_hash(&range, PG_INT64_MAX, &rows);
 	v->rows += rows.count;
 	if (seal->was_pruned)
 	{
@@ -172,9 +170,11 @@ check_seal(void *arg, const IdemSeal *seal)
 
 	CHECK_FOR_INTERRUPTS();
 	check_link(v, seal, segment);
+
+	/* what it says that it is, too: one bad seal is not told of the next */
 	v->segment = Max(v->segment, segment);
 	copy_digest(seal, SEAL_SEAL, v->stored);
-	idem_store_seal_digest(seal, v->computed);
+	idem_sealed_digest(seal, v->computed);
 	if (!is_digest(seal, SEAL_SEAL, v->computed))
 		report(v, segment, "seal_changed", "it is not what it was made as");
 	check_signature(v, seal, segment);
@@ -199,16 +199,18 @@ check_whole(Verification *v)
 		report(v, v->kept->segment, "digest_missing",
 			   psprintf("the chain ends with seal " INT64_FORMAT ": its tail was cut off",
 						v->segment));
-	if (idem_store_secret_newest(IDEM_PURPOSE_AUDIT, &key_id) != NULL &&
+	if (idem_secret_newest(IDEM_PURPOSE_AUDIT, &key_id) != NULL &&
 		!bms_is_member(key_id, v->introduced))
 		report(v, segment, "key_unused",
 			   psprintf("key id %d is in no seal: the chain was rewritten", key_id));
-	if (idem_store_seal_set_back())
+	if (idem_chain_set_back())
 		report(v, segment, "sequence_set_back",
 			   "ids that were given before are given again");
-	if (idem_store_seal_due(&v->head) == v->rows)
+
+	/* the row is looked for only if the numbers say that there is one */
+	if (idem_sealed_due(&v->head) == v->rows)
 		return;
-	if (idem_store_seal_stray(&v->head, &stray, &segment))
+	if (idem_sealed_stray(&v->head, &stray, &segment))
 		report(v, segment, "row_outside",
 			   psprintf("the row with id " INT64_FORMAT " is in no segment",
 						stray));
@@ -256,11 +258,11 @@ idem_audit_verify(PG_FUNCTION_ARGS)
 		v.kept = parse_digest(PG_GETARG_TEXT_PP(0));
 	InitMaterializedSRF(fcinfo, 0);
 	v.result = (ReturnSetInfo *) fcinfo->resultinfo;
-	idem_store_seal_begin(&access);
-	idem_store_seal_head(&v.head);
-	idem_store_seal_each(check_seal, &v);
+	idem_chain_begin(&access);
+	idem_chain_head(&v.head);
+	idem_chain_each(check_seal, &v);
 	check_whole(&v);
-	idem_store_seal_end(&access);
+	idem_chain_end(&access);
 	return (Datum) 0;
 }
 
@@ -279,13 +281,13 @@ idem_audit_digest(PG_FUNCTION_ARGS)
 	uint8		seal[IDEM_DIGEST_BYTES] = {0};
 	char		hex[2 * IDEM_DIGEST_BYTES + 1] = {0};
 
-	idem_store_seal_begin(&access);
-	if (idem_store_seal_newest(&head))
+	idem_chain_begin(&access);
+	if (idem_chain_newest(&head))
 	{
 		segment = DatumGetInt64(head.values[SEAL_SEGMENT]);
 		copy_digest(&head, SEAL_SEAL, seal);
 	}
-	idem_store_seal_end(&access);
+	idem_chain_end(&access);
 	hex_encode((char *) seal, IDEM_DIGEST_BYTES, hex);
 	PG_RETURN_TEXT_P(cstring_to_text(psprintf(DIGEST_FORMAT, segment, hex)));
 }

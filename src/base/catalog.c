@@ -5,8 +5,8 @@
  *
  * Owns a backend-local cache of their OIDs, and of the name of the schema.
  * It is looked up anew after an invalidation of one of our relations (owner,
- * DROP EXTENSION) or of any schema (RENAME).  Callbacks only set a flag; those
- * of other rooms that watch relations are called from here.
+ * DROP EXTENSION) or of any schema (RENAME).  Owns the one relation cache
+ * callback of the library, too, which tells other rooms.
  * Needs a transaction; takes AccessShareLock on catalogs for the look-up.
  *
  *-------------------------------------------------------------------------
@@ -18,7 +18,6 @@
 #include "access/table.h"
 #include "catalog/indexing.h"
 #include "catalog/pg_class.h"
-#include "catalog/pg_enum.h"
 #include "catalog/pg_extension.h"
 #include "catalog/pg_index.h"
 #include "catalog/pg_type.h"
@@ -33,17 +32,6 @@
 #include "base/catalog.h"
 #include "base/hmac.h"
 
-static const char *const outcome_labels[IDEM_NUM_OUTCOMES] = {
-	"claimed",
-	"completed",
-	"failed",
-	"replayed",
-	"duplicate",
-	"in_progress",
-	"mismatch",
-	"expired"
-};
-
 #define MAX_LOOKUPS 10
 #define MAX_WATCHERS 4
 
@@ -53,12 +41,15 @@ static int	nwatchers = 0;
 static IdemCatalog cached;
 static bool cached_valid = false;
 static uint64 generation = 0;	/* of what "cached" says */
+static uint64 changes = 0;		/* invalidations seen, of whatever */
 
 static void
 relation_changed(Datum arg, Oid relid)
 {
 	int			i;
 
+	/* may come at any moment, in the middle of a look-up, too: only counts */
+	changes++;
 	for (i = 0; i < nwatchers; i++)
 		watchers[i] (relid);
 	if (relid == InvalidOid || relid == cached.keys ||
@@ -71,13 +62,13 @@ relation_changed(Datum arg, Oid relid)
 static void
 namespace_changed(Datum arg, int cacheid, uint32 hashvalue)
 {
+	changes++;
 	cached_valid = false;
 }
 
 /*
  * Whether the key table has its primary key, exactly (scope, key), valid and
- * immediate: all that makes a key unique.  Read from the catalog and not from
- * the relation cache, since nobody here may wait for a lock on the table.
+ * immediate: all that makes a key unique.
  */
 static bool
 has_primary_key(Oid keys)
@@ -88,6 +79,10 @@ has_primary_key(Oid keys)
 	SysScanDesc scan;
 	HeapTuple	tuple;
 
+	/*
+	 * From the catalog and not from the relation cache, since nobody here may
+	 * wait for a lock on the table.
+	 */
 	ScanKeyInit(&key, Anum_pg_index_indrelid, BTEqualStrategyNumber,
 				F_OIDEQ, ObjectIdGetDatum(keys));
 	scan = systable_beginscan(catalog, IndexIndrelidIndexId, true, NULL, 1,
@@ -107,10 +102,7 @@ has_primary_key(Oid keys)
 	return found;
 }
 
-/*
- * Schema and version of an extension; InvalidOid when it is gone.
- * get_extension_schema() is not exported before 18.
- */
+/* Schema and version of an extension; InvalidOid when it is gone. */
 static Oid
 find_extension_schema(Oid extension, char **version)
 {
@@ -122,6 +114,7 @@ find_extension_schema(Oid extension, char **version)
 	SysScanDesc scan;
 	HeapTuple	tuple;
 
+	/* get_extension_schema() is not exported before 18 */
 	ScanKeyInit(&key, Anum_pg_extension_oid, BTEqualStrategyNumber,
 				F_OIDEQ, ObjectIdGetDatum(extension));
 	scan = systable_beginscan(catalog, ExtensionOidIndexId, true, NULL, 1,
@@ -169,22 +162,6 @@ find_type(Oid schema, const char *name)
 	return type;
 }
 
-static void
-find_outcomes(Oid type, Oid *outcomes)
-{
-	int			i;
-
-	for (i = 0; i < IDEM_NUM_OUTCOMES; i++)
-	{
-		outcomes[i] = GetSysCacheOid2(ENUMTYPOIDNAME, Anum_pg_enum_oid,
-									  ObjectIdGetDatum(type),
-									  CStringGetDatum(outcome_labels[i]));
-		if (!OidIsValid(outcomes[i]))
-			elog(ERROR, "enum idem_outcome has no label \"%s\"",
-				 outcome_labels[i]);
-	}
-}
-
 static Oid
 find_owner(Oid relid)
 {
@@ -205,6 +182,7 @@ look_up(IdemCatalog *catalog)
 	char	   *version;
 	char	   *name;
 
+	/* what is between the fields, too: compared as bytes */
 	memset(catalog, 0, sizeof(*catalog));
 	schema = find_extension_schema(get_extension_oid("idempotency", false),
 								   &version);
@@ -230,7 +208,7 @@ look_up(IdemCatalog *catalog)
 	catalog->owner = find_owner(catalog->keys);
 	catalog->response_type = find_type(schema, "idem_response");
 	catalog->result_type = find_type(schema, "idem_result");
-	find_outcomes(find_type(schema, "idem_outcome"), catalog->outcomes);
+	catalog->outcome_type = find_type(schema, "idem_outcome");
 }
 
 /*
@@ -245,28 +223,22 @@ idem_catalog(void)
 
 	while (!cached_valid && tries++ < MAX_LOOKUPS)
 	{
+		uint64		before = changes;
 		IdemCatalog found;
 
-		/*
-		 * An invalidation during the look-up makes it be repeated; not for
-		 * ever, since debug_discard_caches invalidates all the time.
-		 */
-		cached_valid = true;
-		PG_TRY();
-		{
-			look_up(&found);
-		}
-		PG_CATCH();
-		{
-			cached_valid = false;
-			PG_RE_THROW();
-		}
-		PG_END_TRY();
+		look_up(&found);
 		if (memcmp(&found, &cached, sizeof(found)) != 0)
 		{
 			cached = found;
 			generation++;
 		}
+
+		/*
+		 * Any change during the look-up makes it be repeated: which relations
+		 * are ours was not known before it.  Not for ever, since
+		 * debug_discard_caches invalidates all the time.
+		 */
+		cached_valid = changes == before;
 	}
 	return &cached;
 }
@@ -331,13 +303,14 @@ idem_catalog_watch(IdemCatalogWatcher watcher)
 /*
  * idem_catalog_init
  *		Register the callbacks; once in a process.
- *
- * One relation cache callback serves all rooms: a backend has ten slots for
- * the server and all its extensions, and FATAL is what the eleventh gets.
  */
 void
 idem_catalog_init(void)
 {
+	/*
+	 * One for all rooms: a backend has ten slots for the server and all its
+	 * extensions, and FATAL is what the eleventh gets (t/046_callbacks.pl).
+	 */
 	CacheRegisterRelcacheCallback(relation_changed, (Datum) 0);
 	CacheRegisterSyscacheCallback(NAMESPACEOID, namespace_changed, (Datum) 0);
 }

@@ -227,6 +227,13 @@ idem_compat_named_segment(const char *name, Size size,
 	LWLockRegisterTranche((tranche), (name))
 #endif
 
+/* 17 names the waits of extensions; a name is given once in a server. */
+#if PG_VERSION_NUM >= 170000
+#define idem_compat_wait_event(name) WaitEventExtensionNew(name)
+#else
+#define idem_compat_wait_event(name) PG_WAIT_EXTENSION
+#endif
+
 /* 18 lets a library say its name and version. */
 #ifdef PG_MODULE_MAGIC_EXT
 #define IDEM_COMPAT_MODULE_MAGIC \

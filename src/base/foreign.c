@@ -69,6 +69,8 @@ idem_foreign_look_up(const IdemForeign *foreign, Oid *oid)
 	*oid = InvalidOid;
 	if (!OidIsValid(extension))
 		return IDEM_FOREIGN_NO_EXTENSION;
+
+	/* in any schema: which one is its owner's choice */
 	list = SearchSysCacheList1(PROCNAMEARGSNSP,
 							   CStringGetDatum(foreign->name));
 	for (i = 0; i < list->n_members; i++)

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * hmac.h
- *	  HMACs with keys that are derived from the secrets.
+ *	  HMACs with keys that are derived from the secrets, and their table.
  *
  *-------------------------------------------------------------------------
  */
@@ -20,5 +20,9 @@
 extern IdemForeignState idem_hmac_state(Oid *hmac);
 extern bytea *idem_hmac(const void *data, int len, bytea *key);
 extern bytea *idem_hmac_key(bytea *secret, const char *use);
+
+extern int32 idem_secret_add(const text *purpose, const bytea *secret);
+extern bytea *idem_secret_newest(const char *purpose, int32 *key_id);
+extern bytea *idem_secret_get(const char *purpose, int32 key_id);
 
 #endif							/* IDEM_BASE_HMAC_H */

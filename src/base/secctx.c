@@ -5,13 +5,7 @@
  *
  * The only room that switches user, security context and search_path.  It
  * does so around statements on our own tables and never while user code (a
- * handler) runs.  SECURITY_RESTRICTED_OPERATION is OR-ed in, since LOCAL_
- * USERID_CHANGE alone would let a hijacked operator or trigger change role
- * and create objects; NOFORCE_RLS keeps rows visible to the owner when
- * somebody has forced row security on our tables.
- *
- * There is nothing to clean up after an error: abort of the transaction or
- * subtransaction restores user, context and settings.
+ * handler) runs.
  *
  *-------------------------------------------------------------------------
  */
@@ -33,6 +27,12 @@
 void
 idem_secctx_enter(IdemSecctx *saved, Oid owner)
 {
+	/*
+	 * LOCAL_USERID_CHANGE alone would let a hijacked operator or trigger
+	 * change role and create objects; NOFORCE_RLS keeps rows visible to the
+	 * owner when somebody has forced row security on our tables
+	 * (t/010_security.pl).
+	 */
 	GetUserIdAndSecContext(&saved->userid, &saved->sec_context);
 	SetUserIdAndSecContext(owner, saved->sec_context |
 						   SECURITY_LOCAL_USERID_CHANGE |
@@ -58,6 +58,7 @@ idem_secctx_enter(IdemSecctx *saved, Oid owner)
 void
 idem_secctx_leave(const IdemSecctx *saved)
 {
+	/* after an error an abort does so, of the subtransaction at least */
 	AtEOXact_GUC(false, saved->guc_level);
 	SetUserIdAndSecContext(saved->userid, saved->sec_context);
 }

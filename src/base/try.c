@@ -18,7 +18,6 @@
 
 #include "base/try.h"
 
-/* A cancel, and the end of the session or of the server. */
 static bool
 must_pass(const ErrorData *error)
 {
@@ -58,6 +57,8 @@ idem_try(IdemTryWork work, void *arg)
 		RollbackAndReleaseCurrentSubTransaction();
 	MemoryContextSwitchTo(context);
 	CurrentResourceOwner = owner;
+
+	/* a cancel, and the end of the session or of the server, is no failure */
 	if (error != NULL && must_pass(error))
 		ReThrowError(error);
 	return error;

@@ -113,8 +113,7 @@ make_seed(void)
 	if (!pg_strong_random(&new_seed, sizeof(new_seed)))
 		ereport(ERROR,
 				(errcode(ERRCODE_INTERNAL_ERROR),
-				 errmsg("could not generate a random seed"),
-				 errhint("See what the operating system's source of randomness lacks.")));
+				 errmsg("could not generate a random seed")));
 }
 
 /*

@@ -21,11 +21,10 @@
 
 #include "audit/refusal_queue.h"
 #include "base/args.h"
+#include "base/counters.h"
 #include "base/digest.h"
-#include "base/shmem.h"
 #include "limit/bucket_table.h"
 #include "limit/limiter.h"
-#include "store/store.h"
 
 /* Columns of idem_throttle() and idem_throttle_peek(). */
 typedef enum ThrottleColumn
@@ -133,7 +132,7 @@ idem_throttle(PG_FUNCTION_ARGS)
 	if (!room && limiter.allow_when_full)
 		allow_without_room(&limiter, cost, &result);
 	if (!room || !result.allowed)
-		idem_shmem_count(limiter.counters, IDEM_COUNT_THROTTLED, 1);
+		idem_counters_add(limiter.counters, IDEM_COUNT_THROTTLED, 1);
 	if (!result.allowed)
 		idem_refusals_note_limited(NameStr(limiter.name), &limiter.id,
 								   key.subject, limiter.counters);
@@ -175,7 +174,7 @@ typedef struct LimiterName
 static LimiterName *
 get_names(int *number)
 {
-	List	   *names = idem_store_named_names(IDEM_STORE_LIMITERS);
+	List	   *names = idem_rule_names(&idem_limiter_table);
 	LimiterName *found = palloc(Max(list_length(names), 1) *
 								sizeof(LimiterName));
 	ListCell   *cell;

@@ -3,19 +3,9 @@
  * launcher.c
  *	  The background worker that starts the sweeps.
  *
- * Connected to no database, so that it is in nobody's way: it reads
- * pg_database, and starts a worker (worker.c) for one database after the
- * other, every idempotency.sweep_interval for those known to have the
- * extension.  The others are probed by the same worker, at the start of the
- * launcher and then with growing pauses, in case the extension was created by
- * a backend that has not used it, or before a crash.
- *
- * A database that cannot be swept (an error, no free slot for a worker) is
- * tried again with pauses that grow up to MAX_PAUSE_USEC.  What goes wrong is
- * logged when it changes, not each time.
- *
- * All that it knows is in its own memory and in shared memory; after its end
- * postmaster starts it anew within RESTART_SECONDS, on a primary only.
+ * Connected to no database, so that it is in nobody's way.  Owns when which
+ * database has its turn (README, "The launcher").  All that it knows is in its
+ * own memory and in shared memory.
  *
  *-------------------------------------------------------------------------
  */
@@ -43,7 +33,9 @@
 #include "utils/varlena.h"
 
 #include "audit/refusal_queue.h"
-#include "base/shmem.h"
+#include "base/compat.h"
+#include "base/counters.h"
+#include "base/databases.h"
 #include "limit/bucket_table.h"
 #include "sweep/launcher.h"
 #include "sweep/task.h"
@@ -111,29 +103,16 @@ add_target(Oid database, TimestampTz now)
 	target->pause = 0;
 }
 
-/* Read pg_database: new targets, and those that are gone. */
-static void
-refresh_targets(TimestampTz now)
+/* Read pg_database for targets; returns all databases that there are. */
+static List *
+read_databases(TimestampTz now)
 {
-	List	   *known;
 	List	   *names = NIL;
 	List	   *all = NIL;
-	ListCell   *cell;
 	Relation	catalog;
 	TableScanDesc scan;
 	HeapTuple	tuple;
-	HASH_SEQ_STATUS status;
-	Target	   *target;
 
-	hash_seq_init(&status, targets);
-	while ((target = hash_seq_search(&status)) != NULL)
-		target->exists = false;
-
-	StartTransactionCommand();
-	PushActiveSnapshot(GetTransactionSnapshot());
-	/* before the catalog is read */
-	known = list_concat_unique_oid(idem_shmem_databases(),
-								   idem_refusals_databases());
 	(void) SplitIdentifierString(pstrdup(databases), ',', &names);
 	catalog = table_open(DatabaseRelationId, AccessShareLock);
 	scan = table_beginscan_catalog(catalog, 0, NULL);
@@ -147,14 +126,46 @@ refresh_targets(TimestampTz now)
 	}
 	table_endscan(scan);
 	table_close(catalog, AccessShareLock);
+	return all;
+}
+
+/* Free the shared memory of a database that is gone. */
+static void
+forget_database(Oid database)
+{
+	idem_databases_forget(database);
+	idem_counters_forget(database);
+	idem_refusals_forget(database);
+	idem_buckets_forget(database, NULL);
+}
+
+/* New targets, and those that are gone. */
+static void
+refresh_targets(TimestampTz now)
+{
+	List	   *known;
+	ListCell   *cell;
+	HASH_SEQ_STATUS status;
+	Target	   *target;
+
+	hash_seq_init(&status, targets);
+	while ((target = hash_seq_search(&status)) != NULL)
+		target->exists = false;
+
+	/* what is allocated here goes with the transaction */
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+
+	/*
+	 * What is known is asked for before the catalog is read: a database that
+	 * is created and used meanwhile would else be known, and seem to be gone.
+	 */
+	known = list_concat_unique_oid(idem_databases_list(),
+								   idem_counters_databases());
+	known = list_concat_unique_oid(known, idem_refusals_databases());
+	known = list_difference_oid(known, read_databases(now));
 	foreach(cell, known)
-	{
-		if (list_member_oid(all, lfirst_oid(cell)))
-			continue;
-		idem_shmem_drop_database(lfirst_oid(cell));
-		idem_refusals_forget(lfirst_oid(cell));
-		idem_buckets_forget(lfirst_oid(cell), NULL);
-	}
+		forget_database(lfirst_oid(cell));
 	PopActiveSnapshot();
 	CommitTransactionCommand();
 
@@ -164,20 +175,20 @@ refresh_targets(TimestampTz now)
 			(void) hash_search(targets, &target->database, HASH_REMOVE, NULL);
 }
 
-/*
- * What happened since a target was scheduled: its database has told that it
- * has the extension, or the interval was made shorter.
- */
+/* What happened since a target was scheduled. */
 static void
 advance(Target *target, TimestampTz now)
 {
 	IdemSweepState state;
 
-	if (target->probed && idem_shmem_get_sweep(target->database, &state))
+	/* a backend has used a policy there: the extension is there after all */
+	if (target->probed && idem_databases_get(target->database, &state))
 	{
 		target->probed = false;
 		target->due = now;
 	}
+
+	/* the interval was made shorter */
 	if (target->pause == 0 && target->due > now + interval_usec())
 		target->due = now + interval_usec();
 }
@@ -200,16 +211,17 @@ next_target(TimestampTz now)
 	return first;
 }
 
-/*
- * Whether somebody has the database for himself, or waits for that: a worker
- * would have to wait, too, and all others with it.
- */
+/* Whether somebody has the database for himself, or waits for that. */
 static bool
 is_locked(Oid database)
 {
 	LOCKTAG		tag;
 	bool		locked;
 
+	/*
+	 * A worker would have to wait as it connects, too, and all other
+	 * databases with it (t/027_worker_lifecycle.pl).
+	 */
 	StartTransactionCommand();
 	SET_LOCKTAG_OBJECT(tag, InvalidOid, DatabaseRelationId, database, 0);
 	locked = LockAcquire(&tag, RowExclusiveLock, false, true) ==
@@ -246,18 +258,20 @@ start_worker(Oid database, BackgroundWorkerHandle **handle)
 	return RegisterDynamicBackgroundWorker(&worker, handle);
 }
 
-/*
- * Sleep, and do what has been asked of us meanwhile.  A termination ends us
- * without a word, as it comes with every shutdown; the exit code makes the
- * postmaster start us anew after any other.
- */
+/* Sleep, and do what has been asked of us meanwhile. */
 static void
 sleep_ms(long timeout)
 {
 	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-					 timeout, PG_WAIT_EXTENSION);
+					 timeout,
+					 idem_compat_wait_event("IdempotencyLauncher"));
 	ResetLatch(MyLatch);
 	CHECK_FOR_INTERRUPTS();
+
+	/*
+	 * Without a word, since it comes with every shutdown; the exit code makes
+	 * the postmaster start us anew after any other.
+	 */
 	if (ShutdownRequestPending)
 		proc_exit(1);
 	if (ConfigReloadPending)
@@ -272,6 +286,11 @@ wait_for_worker(BackgroundWorkerHandle *handle, TimestampTz start)
 {
 	pid_t		pid;
 
+	/*
+	 * The postmaster sets our latch when the worker starts and ends.  It goes
+	 * by a time of its own and ends before this one is over; one that hangs
+	 * would hold up all other databases.
+	 */
 	while (GetBackgroundWorkerPid(handle, &pid) != BGWH_STOPPED)
 	{
 		if (GetCurrentTimestamp() - start > MAX_WORKER_USEC)
@@ -312,7 +331,11 @@ reschedule(Target *target, const IdemSweepState *before, TimestampTz start)
 {
 	IdemSweepState after;
 
-	target->probed = !idem_shmem_get_sweep(target->database, &after);
+	/*
+	 * The worker has told how it went, unless it found no extension, or did
+	 * not come so far: then its number of runs is the same.
+	 */
+	target->probed = !idem_databases_get(target->database, &after);
 	if (target->probed)
 	{
 		grow_pause(target, MAX_PAUSE_USEC, MAX_PROBE_USEC);
@@ -339,7 +362,7 @@ sweep_target(Target *target)
 		target->due = start + MIN_PAUSE_USEC;
 		return;
 	}
-	(void) idem_shmem_get_sweep(target->database, &before);
+	(void) idem_databases_get(target->database, &before);
 	if (!start_worker(target->database, &handle))
 	{
 		note_slots(true);
@@ -354,7 +377,7 @@ sweep_target(Target *target)
 static void
 forget_launcher(int code, Datum arg)
 {
-	idem_shmem_set_launcher(0);
+	idem_databases_set_launcher(0);
 }
 
 static void
@@ -386,7 +409,7 @@ idem_launcher_main(Datum arg)
 	SetConfigOption("default_transaction_read_only", "off", PGC_SUSET,
 					PGC_S_OVERRIDE);
 	before_shmem_exit(forget_launcher, (Datum) 0);
-	idem_shmem_set_launcher(MyProcPid);
+	idem_databases_set_launcher(MyProcPid);
 	init_targets();
 	for (;;)
 	{
@@ -448,13 +471,13 @@ const char *
 idem_launcher_describe(IdemLauncherState *state)
 {
 	*state = IDEM_LAUNCHER_ABSENT;
-	if (!idem_shmem_exists())
+	if (!idem_counters_exist())
 		return "the library is not in shared_preload_libraries";
 	if (!worker_enabled)
 		return "idempotency.worker is off";
 	if (RecoveryInProgress())
 		return "this is a standby";
-	if (idem_shmem_launcher() == 0)
+	if (idem_databases_launcher() == 0)
 		return "not running; see the log of the server";
 	if (comes_here())
 	{

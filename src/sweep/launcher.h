@@ -9,6 +9,7 @@
 #define IDEM_SWEEP_LAUNCHER_H
 
 extern PGDLLEXPORT void idem_launcher_main(Datum arg);
+
 /* Whether keys are swept here by themselves. */
 typedef enum IdemLauncherState
 {

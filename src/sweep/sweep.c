@@ -1,21 +1,29 @@
 /*-------------------------------------------------------------------------
  *
  * sweep.c
- *	  Removing keys past their retention.
+ *	  Removing keys past their retention, now or by a job of pg_cron.
  *
- * Only tidies up: what has expired is expired at the moment of reading, and
- * nothing else depends on when, or whether, this runs.
+ * Of pg_cron everything is done as the caller, whose job it is then: it runs a
+ * job with the rights of the role that scheduled it, and tells jobs of a name
+ * apart by role.  The caller may be a superuser, so nothing of schema cron is
+ * called by its name: the functions are those of pg_cron's own library
+ * (base/foreign.c).  The table cron.job belongs to the extension, and a name
+ * is taken once in a schema.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
 #include "access/table.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_type.h"
+#include "commands/extension.h"
 #include "executor/spi.h"
 #include "fmgr.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
 #include "storage/lmgr.h"
+#include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/rel.h"
 #include "utils/relcache.h"
@@ -23,12 +31,34 @@
 
 #include "base/args.h"
 #include "base/catalog.h"
-#include "base/shmem.h"
-#include "key/decide.h"
+#include "base/compat.h"
+#include "base/counters.h"
+#include "base/databases.h"
+#include "base/foreign.h"
+#include "key/lifetime.h"
 #include "key/xact.h"
 #include "rule/policy.h"
 #include "store/store.h"
 #include "sweep/sweep.h"
+
+#define JOB_NAME "idempotency-sweep"
+
+#define FIND_SQL \
+	"SELECT jobid FROM cron.job" \
+	" WHERE jobname OPERATOR(pg_catalog.=) $1" \
+	" AND username OPERATOR(pg_catalog.=) current_user" \
+	" AND database OPERATOR(pg_catalog.=) pg_catalog.current_database()"
+
+#define PG_CRON(name, symbol, nargs, ...) \
+	{"pg_cron", "$libdir/pg_cron", name, symbol, nargs, {__VA_ARGS__}}
+
+/* Up to 1.3 the name of a job is a name. */
+static IdemForeign cron_schedule =
+PG_CRON("schedule", "cron_schedule_named", 3, TEXTOID, TEXTOID, TEXTOID);
+static IdemForeign cron_schedule_name =
+PG_CRON("schedule", "cron_schedule_named", 3, NAMEOID, TEXTOID, TEXTOID);
+static IdemForeign cron_unschedule =
+PG_CRON("unschedule", "cron_unschedule", 1, INT8OID);
 
 static int	sweep_batch = 10000;
 static int	sweep_delay = 10;
@@ -39,7 +69,7 @@ count_swept(const text *policy, int64 rows)
 	IdemPolicy	values;
 
 	idem_policy_get_stored(policy, &values);
-	idem_shmem_count(values.counters, IDEM_COUNT_SWEPT, rows);
+	idem_counters_add(values.counters, IDEM_COUNT_SWEPT, rows);
 }
 
 /*
@@ -87,22 +117,18 @@ idem_sweep(PG_FUNCTION_ARGS)
 	TimestampTz low = DT_NOBEGIN;
 	int64		rows;
 
-	idem_xact_require_writable();
+	idem_args_require_writable();
 	if (max_rows <= 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("argument \"%s\" must be greater than zero", "max_rows"),
 				 errhint("Leave it out for \"idempotency.sweep_batch\" rows.")));
 	rows = idem_sweep_batch(&low, max_rows);
-	idem_shmem_note_sweep(start, rows);
+	idem_databases_note_sweep(start, rows);
 	PG_RETURN_INT64(rows);
 }
 
-/*
- * Nothing was removed, perhaps since the table or an index is locked: then
- * nobody knows what is left.  If it is not locked now, that was tried, or
- * will be the next time.
- */
+/* Nothing was removed, perhaps since the table or an index is locked. */
 static void
 warn_if_locked(void)
 {
@@ -111,6 +137,10 @@ warn_if_locked(void)
 	Relation	table;
 	ListCell   *cell;
 
+	/*
+	 * Asked again, since the sweep does not say why it did nothing.  If it is
+	 * not locked now, the rows were tried, or will be the next time.
+	 */
 	if (!locked)
 	{
 		table = table_open(keys, NoLock);
@@ -152,15 +182,20 @@ idem_sweep_all(PG_FUNCTION_ARGS)
 	int64		all = 0;
 
 	if (!PG_ARGISNULL(0))
-		end = idem_state_add(start,
+		end = idem_lifetime_add(start,
 							 idem_args_usec("max_duration", PG_GETARG_DATUM(0)));
 	if (atomic)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_TRANSACTION_TERMINATION),
 				 errmsg("idem_sweep_all() cannot run inside a transaction block"),
 				 errhint("CALL it by itself, or use idem_sweep() in a transaction.")));
+
+	/*
+	 * A commit after each batch, so that its locks are gone, and an error
+	 * loses no more than one.
+	 */
 	SPI_connect_ext(SPI_OPT_NONATOMIC);
-	idem_xact_require_writable();
+	idem_args_require_writable();
 	while ((rows = idem_sweep_batch(&low, sweep_batch)) > 0)
 	{
 		all += rows;
@@ -171,9 +206,49 @@ idem_sweep_all(PG_FUNCTION_ARGS)
 	}
 	if (rows == 0)
 		warn_if_locked();
-	idem_shmem_note_sweep(start, all);
+	idem_databases_note_sweep(start, all);
 	SPI_finish();
 	PG_RETURN_VOID();
+}
+
+/* Make ready to call it, as the caller. */
+static bool
+load_cron(IdemForeign *foreign, FmgrInfo *flinfo)
+{
+	Oid			schema = get_namespace_oid("cron", true);
+
+	if (!idem_foreign_load(foreign, flinfo))
+		return false;
+
+	/* no parser and no executor ask for what a call in SQL would need */
+	if (!OidIsValid(schema) ||
+		!idem_compat_may_use_schema(schema, GetUserId()) ||
+		!idem_compat_may_execute(flinfo->fn_oid, GetUserId()))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied for %s", "pg_cron"),
+				 errhint("GRANT USAGE ON SCHEMA cron TO the role that is to own the job.")));
+	return true;
+}
+
+static void
+require_cron(void)
+{
+	if (!OidIsValid(get_extension_oid("pg_cron", true)))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("extension \"pg_cron\" is not installed in this database"),
+				 errhint("Install it here, or let the background worker sweep, or schedule CALL idem_sweep_all() elsewhere.")));
+}
+
+static void
+raise_unknown(const char *name)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("extension \"pg_cron\" has no function %s() of its own that is known here",
+					name),
+			 errhint("Use pg_cron 1.3 or later, or let the background worker sweep.")));
 }
 
 IDEM_FUNCTION(idem_schedule);
@@ -183,16 +258,28 @@ IDEM_FUNCTION(idem_schedule);
  *		Let pg_cron call idem_sweep_all(), as the caller; the number of the
  *		job.  A repeated call changes the caller's one job.
  *
- * Raises 22004, 25006, 55000 where there is no pg_cron, and what pg_cron says
- * to the schedule.
+ * Raises 22004, 25006, 42501, 55000 where there is no pg_cron, and what
+ * pg_cron says to the schedule.
  */
 Datum
 idem_schedule(PG_FUNCTION_ARGS)
 {
 	text	   *schedule = idem_args_text(fcinfo, 0, "schedule");
+	Datum		name = CStringGetTextDatum(JOB_NAME);
+	char	   *command;
+	FmgrInfo	function;
 
-	idem_xact_require_writable();
-	PG_RETURN_INT64(idem_store_cron_schedule(schedule));
+	idem_args_require_writable();
+	command = psprintf("CALL %s.idem_sweep_all()", idem_catalog()->schema);
+	require_cron();
+	if (!load_cron(&cron_schedule, &function))
+	{
+		if (!load_cron(&cron_schedule_name, &function))
+			raise_unknown("cron.schedule");
+		name = DirectFunctionCall1(namein, CStringGetDatum(JOB_NAME));
+	}
+	PG_RETURN_DATUM(FunctionCall3(&function, name, PointerGetDatum(schedule),
+								  CStringGetTextDatum(command)));
 }
 
 IDEM_FUNCTION(idem_unschedule);
@@ -200,13 +287,33 @@ IDEM_FUNCTION(idem_unschedule);
 /*
  * idem_unschedule() RETURNS boolean
  *		Remove the caller's job; false when there is none.  Raises 25006,
- *		55000.
+ *		42501, 55000.
  */
 Datum
 idem_unschedule(PG_FUNCTION_ARGS)
 {
-	idem_xact_require_writable();
-	PG_RETURN_BOOL(idem_store_cron_unschedule());
+	Oid			types[1] = {TEXTOID};
+	Datum		values[1];
+	FmgrInfo	function;
+	bool		found;
+	bool		isnull;
+
+	idem_args_require_writable();
+	require_cron();
+	if (!load_cron(&cron_unschedule, &function))
+		raise_unknown("cron.unschedule");
+	values[0] = CStringGetTextDatum(JOB_NAME);
+	SPI_connect();
+	if (SPI_execute_with_args(FIND_SQL, lengthof(types), types, values, NULL,
+							  true, 1) != SPI_OK_SELECT)
+		elog(ERROR, "could not look for the job");
+	found = SPI_processed > 0;
+	if (found)
+		(void) FunctionCall1(&function,
+							 SPI_getbinval(SPI_tuptable->vals[0],
+										   SPI_tuptable->tupdesc, 1, &isnull));
+	SPI_finish();
+	PG_RETURN_BOOL(found);
 }
 
 /*

@@ -8,7 +8,7 @@
 #ifndef IDEM_SWEEP_TASK_H
 #define IDEM_SWEEP_TASK_H
 
-#include "base/shmem.h"
+#include "base/databases.h"
 
 extern void idem_task_override_settings(void);
 extern void idem_task_log_failure(IdemTask task, const char *database,

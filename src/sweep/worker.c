@@ -3,30 +3,10 @@
  * worker.c
  *	  The sweep of one database, as a background worker.
  *
- * Started by the launcher (launcher.c), removes what is past its
- * retention batch by batch: until nothing is left, or for MAX_RUN_USEC, for
- * other databases to have their turn.  Then it writes the refusals that are
- * queued for the database to the audit log, and seals that log, for as long
- * at most each; sees that the log has a partition to go on in; and ends.
- *
- * Whoever wants the database for himself (DROP, RENAME, CREATE ... TEMPLATE)
- * locks it and then waits a few seconds for others to leave.  So each batch
- * begins by asking for the lock that a connection takes, without waiting for
- * it, and ends the worker if it cannot have it; and no batch takes longer than
- * BATCH_TIMEOUT_MS.  Whoever drops the extension waits for the batch, since
- * that holds a lock on the extension; one that comes later finds it gone and
- * ends the worker without a word.
- *
- * Rows that were removed stay in the index on purge_at while an old snapshot
- * may see them, and a scan from the beginning passes them all.  For rows that
- * were locked then, or whose transaction committed late, the worker begins at
- * the beginning nevertheless, as often as that takes no more than one part in
- * FULL_PASS_SHARE of its time, and else goes on where it was.  If it takes too
- * long, it is left for another time.
- *
- * Of the refusals, those that were queued when it began to write are written.
- * They leave the queue with the commit (audit/refusal_queue.c); after an error or a
- * termination they are still there, for the next worker.
+ * Started by the launcher, does its tasks one after the other, each batch by
+ * batch: until nothing is left, or for MAX_RUN_USEC, for other databases to
+ * have their turn.  Owns what a batch is, how long it may take, and what
+ * becomes of its errors.  Who may run when is in the README.
  *
  *-------------------------------------------------------------------------
  */
@@ -54,12 +34,13 @@
 #include "utils/timeout.h"
 #include "utils/timestamp.h"
 
-#include "audit/log.h"
+#include "audit/partition.h"
 #include "audit/refusal_queue.h"
 #include "audit/seal.h"
-#include "audit/seal_partition.h"
+#include "base/args.h"
 #include "base/catalog.h"
-#include "base/shmem.h"
+#include "base/compat.h"
+#include "base/databases.h"
 #include "key/xact.h"
 #include "limit/bucket_table.h"
 #include "sweep/sweep.h"
@@ -106,9 +87,27 @@ typedef struct IdemWorkerRun
 } IdemWorkerRun;
 
 /* What a batch does within its transaction. */
-typedef BatchEnd (*BatchWork) (IdemWorkerRun *run);
+typedef void (*BatchWork) (IdemWorkerRun *run);
 
 static char database_name[NAMEDATALEN]; /* for the log */
+
+/* Of a batch, and whether it has come. */
+static TimeoutId batch_timeout;
+static volatile sig_atomic_t batch_timed_out = false;
+
+/*
+ * Handler of the time-out: cancel as SIGINT does.  STATEMENT_TIMEOUT would do
+ * as well, but for not telling afterwards whether it was that, or somebody's
+ * pg_cancel_backend().
+ */
+static void
+cut_off_batch(void)
+{
+	batch_timed_out = true;
+	InterruptPending = true;
+	QueryCancelPending = true;
+	SetLatch(MyLatch);
+}
 
 /* The lock that a connection takes on its database while it starts. */
 static bool
@@ -116,6 +115,11 @@ lock_database(void)
 {
 	LOCKTAG		tag;
 
+	/*
+	 * Whoever wants the database for himself (DROP, RENAME, CREATE ...
+	 * TEMPLATE) locks it and then waits a few seconds for others to leave: a
+	 * worker that cannot have the lock at once is in his way, and ends.
+	 */
 	SET_LOCKTAG_OBJECT(tag, InvalidOid, DatabaseRelationId, MyDatabaseId, 0);
 	return LockAcquire(&tag, RowExclusiveLock, false, true) !=
 		LOCKACQUIRE_NOT_AVAIL;
@@ -130,6 +134,11 @@ lock_extension(Oid extension)
 {
 	LOCKTAG		tag;
 
+	/*
+	 * DROP EXTENSION waits for the batch that has this lock.  One that had it
+	 * before us may have committed between our look-up and our lock: so look
+	 * again (t/027_worker_lifecycle.pl).
+	 */
 	SET_LOCKTAG_OBJECT(tag, MyDatabaseId, ExtensionRelationId, extension, 0);
 	if (LockAcquire(&tag, AccessShareLock, false, true) ==
 		LOCKACQUIRE_NOT_AVAIL)
@@ -152,70 +161,36 @@ begin_batch(void)
 	if (!lock_extension(extension))
 		return BATCH_UNWANTED;
 	idem_catalog_require_version();
-	idem_xact_require_writable();
+	idem_args_require_writable();
 	return BATCH_DONE;
 }
 
-static BatchEnd
+static void
 sweep_batch(IdemWorkerRun *run)
 {
-	BatchEnd	begun = begin_batch();
-
-	if (begun != BATCH_DONE)
-		return begun;
 	run->reached = run->state.low;
-	PushActiveSnapshot(GetTransactionSnapshot());
 	run->rows = idem_sweep_batch(&run->reached, run->batch);
-	PopActiveSnapshot();
-	return BATCH_DONE;
 }
 
-static BatchEnd
-seal_batch(IdemWorkerRun *run)
-{
-	BatchEnd	begun = begin_batch();
-
-	run->unsealed = false;
-	if (begun != BATCH_DONE)
-		return begun;
-	PushActiveSnapshot(GetTransactionSnapshot());
-	run->unsealed = idem_seal_batch(run->seal_rows);
-	PopActiveSnapshot();
-	return BATCH_DONE;
-}
-
-static BatchEnd
-partitions_batch(IdemWorkerRun *run)
-{
-	BatchEnd	begun = begin_batch();
-
-	if (begun != BATCH_DONE)
-		return begun;
-	PushActiveSnapshot(GetTransactionSnapshot());
-	idem_seal_partitions();
-	PopActiveSnapshot();
-	return BATCH_DONE;
-}
-
-static BatchEnd
+static void
 refusals_batch(IdemWorkerRun *run)
 {
-	int			number = Min(run->nrefused, run->refused_batch);
-	BatchEnd	begun = begin_batch();
-
-	if (begun != BATCH_DONE)
-		return begun;
-	PushActiveSnapshot(GetTransactionSnapshot());
-	idem_audit_refused(run->refused, number);
-	PopActiveSnapshot();
-	idem_refusals_release(run->refused, number);
-	return BATCH_DONE;
+	idem_refusals_write(run->refused, Min(run->nrefused, run->refused_batch));
 }
 
-/*
- * Remember the first error of a run, and tell it to the log when it is not
- * that of the last one.
- */
+static void
+seal_batch(IdemWorkerRun *run)
+{
+	run->unsealed = idem_seal_batch(run->seal_rows);
+}
+
+static void
+partitions_batch(IdemWorkerRun *run)
+{
+	idem_partition_ensure();
+}
+
+/* Remember the first error of a run. */
 static void
 note_error(IdemWorkerRun *run, int sqlstate, const char *message)
 {
@@ -230,15 +205,14 @@ note_error(IdemWorkerRun *run, int sqlstate, const char *message)
 	strlcpy(state->last_error, message,
 			pg_mbcliplen(message, strlen(message),
 						 sizeof(state->last_error) - 1) + 1);
+
+	/* told when it changes, and not every few seconds */
 	if (strcmp(last, state->last_error) == 0)
 		return;
 	idem_task_log_failure(run->task, database_name, sqlstate, message);
 }
 
-/*
- * After an error: as the main loop of a backend does it.  A batch that was
- * cut off after its time is no error.
- */
+/* After an error: as the main loop of a backend does it. */
 static BatchEnd
 clean_up(IdemWorkerRun *run, MemoryContext context)
 {
@@ -246,14 +220,16 @@ clean_up(IdemWorkerRun *run, MemoryContext context)
 	BatchEnd	end = BATCH_FAILED;
 
 	HOLD_INTERRUPTS();
-	disable_timeout(STATEMENT_TIMEOUT, false);
+	disable_timeout(batch_timeout, false);
 	QueryCancelPending = false;
 	MemoryContextSwitchTo(context);
 	error = CopyErrorData();
 	AbortOutOfAnyTransaction();
 	MemoryContextSwitchTo(context);
 	FlushErrorState();
-	if (error->sqlerrcode == ERRCODE_QUERY_CANCELED)
+
+	/* cut off after its time, which is no error */
+	if (batch_timed_out && error->sqlerrcode == ERRCODE_QUERY_CANCELED)
 		end = BATCH_TOO_LONG;
 	else
 		note_error(run, error->sqlerrcode,
@@ -274,10 +250,19 @@ run_batch(IdemWorkerRun *run, BatchWork work, const char *activity)
 	PG_TRY();
 	{
 		StartTransactionCommand();
-		enable_timeout_after(STATEMENT_TIMEOUT, BATCH_TIMEOUT_MS);
-		end = work(run);
-		disable_timeout(STATEMENT_TIMEOUT, false);
-		QueryCancelPending = false; /* too late to be of use */
+		batch_timed_out = false;
+		enable_timeout_after(batch_timeout, BATCH_TIMEOUT_MS);
+		end = begin_batch();
+		if (end == BATCH_DONE)
+		{
+			PushActiveSnapshot(GetTransactionSnapshot());
+			work(run);
+			PopActiveSnapshot();
+		}
+
+		/* it is done: too late to be cut off */
+		disable_timeout(batch_timeout, false);
+		QueryCancelPending = false;
 		CommitTransactionCommand();
 	}
 	PG_CATCH();
@@ -325,7 +310,8 @@ static void
 rest_for(long milliseconds)
 {
 	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-					 milliseconds, PG_WAIT_EXTENSION);
+					 milliseconds,
+					 idem_compat_wait_event("IdempotencySweepPause"));
 	ResetLatch(MyLatch);
 	CHECK_FOR_INTERRUPTS();
 	if (ConfigReloadPending)
@@ -335,19 +321,18 @@ rest_for(long milliseconds)
 	}
 }
 
-/*
- * Leave the processor and the disk to others; false when it is time to end.
- *
- * The latch is set before the time is over, too: the timer of the batch goes
- * on after disable_timeout().  And whoever wants the database waits for us to
- * leave it, so a long rest is one of many short ones.
- */
+/* Leave the processor and the disk to others; false when it is time to end. */
 static bool
 rest(TimestampTz start)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	TimestampTz end = TimestampTzPlusMilliseconds(now, idem_sweep_delay());
 
+	/*
+	 * Whoever wants the database waits for us to leave it, so a long rest is
+	 * one of many short ones.  The latch is set before the time is over, too:
+	 * the timer of the batch goes on after disable_timeout().
+	 */
 	for (;;)
 	{
 		rest_for(Min(TimestampDifferenceMilliseconds(now, end), MAX_REST_MS));
@@ -382,6 +367,14 @@ sweep(IdemWorkerRun *run, TimestampTz start)
 	if (state->low > start)
 		state->low = DT_NOBEGIN;	/* the clock stepped back */
 	run->resume = state->low;
+
+	/*
+	 * Rows that were removed stay in the index on purge_at while an old
+	 * snapshot may see them, and a scan from the beginning passes them all
+	 * (t/026_sweep_snapshot.pl).  It is made nevertheless, for rows that were
+	 * locked the last time or whose transaction committed late, as often as
+	 * it takes no more than one part in FULL_PASS_SHARE of the time.
+	 */
 	run->full = start >= state->full_due ||
 		state->full_due - start > FULL_PASS_USEC;
 	if (run->full)
@@ -413,11 +406,7 @@ sweep(IdemWorkerRun *run, TimestampTz start)
 	}
 }
 
-/*
- * Write what is queued, batch after batch; returns how the last one ended.
- * Smaller ones if they take too long: somebody may have locked the log, or
- * put a slow trigger on it.
- */
+/* Write what is queued, batch after batch; returns how the last one ended. */
 static BatchEnd
 write_refusals(IdemWorkerRun *run)
 {
@@ -438,6 +427,8 @@ write_refusals(IdemWorkerRun *run)
 			run->refused += number;
 			run->nrefused -= number;
 		}
+
+		/* somebody may have put a slow trigger on the log */
 		else if (end == BATCH_TOO_LONG && number > 1)
 			run->refused_batch = number / 10 + 1;
 		else
@@ -459,6 +450,7 @@ seal(IdemWorkerRun *run)
 	run->seal_rows = SEAL_BATCH;
 	do
 	{
+		run->unsealed = false;
 		end = run_batch(run, seal_batch, "sealing the audit log");
 		if (end != BATCH_TOO_LONG)
 			continue;
@@ -476,8 +468,7 @@ seal(IdemWorkerRun *run)
 
 /*
  * See to the partitions of the log, apart from the seals, which are made where
- * partitions cannot be.  What was cut off is left for another time, without a
- * word: it waits for nobody, so the disk is busy.
+ * partitions cannot be.
  */
 static BatchEnd
 make_partitions(IdemWorkerRun *run)
@@ -487,6 +478,8 @@ make_partitions(IdemWorkerRun *run)
 	if (run->unsealed)
 		return BATCH_DONE;
 	end = run_batch(run, partitions_batch, "partitioning the audit log");
+
+	/* it waits for nobody, so the disk is busy: another time */
 	return end == BATCH_TOO_LONG ? BATCH_DONE : end;
 }
 
@@ -498,10 +491,7 @@ clear_error(IdemSweepState *state)
 	state->last_error[0] = '\0';
 }
 
-/*
- * Tell the launcher, and idem_sweep_status, how it went.  An error is over
- * when what it was at has been done.
- */
+/* Tell the launcher, and idem_sweep_status, how it went. */
 static void
 report(IdemWorkerRun *run, TimestampTz start)
 {
@@ -509,17 +499,20 @@ report(IdemWorkerRun *run, TimestampTz start)
 	BatchEnd	swept = run->ends[IDEM_TASK_SWEEP];
 	int			task;
 
+	/* no extension here, or no longer: nothing of it stays, and no entry */
 	for (task = 0; task < IDEM_NUM_TASKS; task++)
 	{
 		if (run->ends[task] != BATCH_ABSENT)
 			continue;
-		idem_shmem_forget(MyDatabaseId);
+		idem_databases_forget(MyDatabaseId);
 		idem_refusals_forget(MyDatabaseId);
 		idem_buckets_forget(MyDatabaseId, NULL);
 		return;
 	}
 	if (swept == BATCH_UNWANTED && state->last_rows == 0)
 		return;
+
+	/* an error is over when what it was at has been done */
 	if (!run->failed && state->last_error[0] != '\0' &&
 		(state->failed_task == IDEM_TASK_SWEEP ||
 		 run->ends[state->failed_task] == BATCH_DONE))
@@ -528,7 +521,7 @@ report(IdemWorkerRun *run, TimestampTz start)
 	state->last_duration = GetCurrentTimestamp() - start;
 	state->last_worker = GetCurrentTimestamp();
 	state->runs++;
-	idem_shmem_put_sweep(state);
+	idem_databases_put(state);
 }
 
 static void
@@ -582,10 +575,11 @@ idem_worker_main(Datum arg)
 	pgstat_report_appname(IDEM_WORKER_NAME);
 
 	idem_task_override_settings();
+	batch_timeout = RegisterTimeout(USER_TIMEOUT, cut_off_batch);
 	read_database_name();
 
 	memset(&run, 0, sizeof(run));
-	(void) idem_shmem_get_sweep(MyDatabaseId, &run.state);
+	(void) idem_databases_get(MyDatabaseId, &run.state);
 	do_tasks(&run, start);
 	report(&run, start);
 }

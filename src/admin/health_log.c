@@ -1,13 +1,99 @@
 /*-------------------------------------------------------------------------
  *
- * health_audit.c
- *	  The queries behind idem_health: the audit log, and what is published.
+ * health_log.c
+ *	  Checks of the audit log, and of what is published.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
-#include "admin/health_store.h"
+#include "miscadmin.h"
+#include "utils/lsyscache.h"
+#include "utils/timestamp.h"
+
+#include "admin/health.h"
+#include "audit/partition.h"
+#include "audit/refusal_queue.h"
+#include "base/catalog.h"
+#include "sweep/launcher.h"
+
+static void
+check_seals(IdemHealthAnswer *answer)
+{
+	idem_health_ask(IDEM_HEALTH_SEALER,
+					"SELECT coalesce(lag < 3600, true), coalesce('oldest row that is not sealed waits for ' || lag::bigint || ' s',"
+					" 'all rows are sealed') FROM (SELECT extract(epoch FROM clock_timestamp() - at) AS lag"
+					" FROM %1$s.idempotency_audit_log"
+					" WHERE id > coalesce((SELECT max(id_to) FROM %1$s.idempotency_audit_seals), 0)"
+					" ORDER BY id LIMIT 1) l RIGHT JOIN (VALUES (1)) v (one) ON true",
+					0, answer);
+	idem_health_add_error(answer, IDEM_TASK_SEALS);
+}
+
+/* Whether rows have come to the default partition for an hour since then. */
+static bool
+has_old_rows(TimestampTz from)
+{
+	IdemHealthAnswer answer = {CurrentMemoryContext};
+
+	idem_health_ask(IDEM_HEALTH_SEALER,
+					"SELECT EXISTS (SELECT FROM %1$s.idempotency_audit_log_default"
+					" WHERE at >= $5 AND at < now() - make_interval(hours => 1)), ''",
+					from, &answer);
+	return answer.ok;
+}
+
+/*
+ * Whether the log has gone to its default partition for an hour, since nobody
+ * makes another one.
+ */
+static bool
+is_unpartitioned(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	int			number;
+	IdemCell   *cells = idem_partition_cells(&number);
+	int			i;
+
+	for (i = 0; i < number; i++)
+		if (now >= cells[i].from && now < cells[i].to)
+			break;
+	return i < number && cells[i].partition == idem_catalog()->audit_default &&
+		has_old_rows(cells[i].from);
+}
+
+static void
+check_partitions(IdemHealthAnswer *answer)
+{
+	if (!get_rel_relispartition(idem_catalog()->audit_default))
+		idem_health_say(answer, false,
+						"idempotency_audit_log_default is no partition of the log: attach it again");
+	else if (is_unpartitioned())
+		idem_health_say(answer, false,
+						"none for the present time, for an hour: SELECT idem_audit_seal() says why");
+	else
+		idem_health_say(answer, true, "there as far as they are needed");
+	idem_health_add_error(answer, IDEM_TASK_PARTITIONS);
+}
+
+static void
+check_refusals(IdemHealthAnswer *answer)
+{
+	bool		waiting = list_member_oid(idem_refusals_databases(),
+										  MyDatabaseId);
+	IdemLauncherState state;
+	const char *worker = idem_launcher_describe(&state);
+
+	if (waiting && state != IDEM_LAUNCHER_RUNNING)
+		idem_health_say(answer, false,
+						psprintf("some wait to be written to the audit log: %s",
+								 worker));
+	else
+		idem_health_say(answer, true, waiting ?
+						"some are about to be written to the audit log" :
+						"none waits to be written to the audit log");
+	idem_health_add_error(answer, IDEM_TASK_REFUSALS);
+}
 
 /* Columns of an index, in their order. */
 #define INDEX_COLUMNS \
@@ -19,7 +105,10 @@
 /* Nobody's, whatever role of PostgreSQL's own may read or write all tables. */
 #define HIDDEN "('idempotency_secrets', 'idempotency_audit_origin')"
 
-const IdemHealthQuery idem_store_health_audit[] = {
+const IdemHealthCheck idem_health_log[] = {
+	{"audit_seals", 0, NULL, check_seals},
+	{"audit_partitions", 0, NULL, check_partitions},
+	{"audit_refusals", 0, NULL, check_refusals},
 	{
 		"row_security", IDEM_HEALTH_OWNER,
 		"SELECT count(*) = 0, CASE WHEN count(*) = 0 THEN 'on for the audit log, its seals and the secrets'"
@@ -31,14 +120,6 @@ const IdemHealthQuery idem_store_health_audit[] = {
 		" (SELECT FROM pg_policy p WHERE p.polrelid = c.oid AND p.polname = 'idempotency_audit_read')"
 		" UNION ALL SELECT format('drop policy %I on %s', p.polname, c.relname) FROM pg_class c"
 		" JOIN pg_policy p ON p.polrelid = c.oid WHERE c.oid = ANY ($1) AND c.relname IN " HIDDEN ") d"
-	},
-	{
-		"audit_seals", IDEM_HEALTH_SEALER,
-		"SELECT coalesce(lag < 3600, true), coalesce('oldest row that is not sealed waits for ' || lag::bigint || ' s',"
-		" 'all rows are sealed') FROM (SELECT extract(epoch FROM clock_timestamp() - at) AS lag"
-		" FROM %1$s.idempotency_audit_log"
-		" WHERE id > coalesce((SELECT max(id_to) FROM %1$s.idempotency_audit_seals), 0)"
-		" ORDER BY id LIMIT 1) l RIGHT JOIN (VALUES (1)) v (one) ON true"
 	},
 	/* A row with an id that is taken would fail, and with it what it tells. */
 	{
@@ -66,6 +147,7 @@ const IdemHealthQuery idem_store_health_audit[] = {
 		" WHERE i.indrelid = c.oid AND i.indisvalid AND i.indpred IS NULL AND (i.indisunique OR NOT w.one)"
 		" AND w.columns =" INDEX_COLUMNS ")) d"
 	},
+
 	/*
 	 * The secrets; and a partition that is made here and not there, when the
 	 * log is not published as the table that it is a part of.

@@ -5,11 +5,11 @@
  *
  *-------------------------------------------------------------------------
  */
-#ifndef IDEM_AUDIT_ACL_H
-#define IDEM_AUDIT_ACL_H
+#ifndef IDEM_BASE_ACL_H
+#define IDEM_BASE_ACL_H
 
-extern void idem_store_acl_install(void);
-extern void idem_store_acl_strip(const char *table);
-extern void idem_store_acl_restored(void);
+extern void idem_acl_install(void);
+extern void idem_acl_strip(const char *table);
+extern void idem_acl_restored(void);
 
-#endif							/* IDEM_AUDIT_ACL_H */
+#endif							/* IDEM_BASE_ACL_H */

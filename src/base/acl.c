@@ -21,7 +21,7 @@
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
 
-#include "audit/acl.h"
+#include "base/acl.h"
 #include "base/catalog.h"
 #include "base/spi.h"
 
@@ -99,6 +99,8 @@ execute_all(const char *sql, Oid object)
 	uint64		i;
 
 	values[0] = ObjectIdGetDatum(object);
+
+	/* all of them are read before the first is executed: it changes them */
 	if (SPI_execute_with_args(sql, lengthof(types), types, values, NULL, false,
 							  0) != SPI_OK_SELECT)
 		elog(ERROR, "could not find the privileges of an object");
@@ -110,22 +112,24 @@ execute_all(const char *sql, Oid object)
 }
 
 /*
- * idem_store_acl_install
+ * idem_acl_install
  *		For the install script: give the members of the extension to the one
  *		role that is a superuser for ever, and take what anybody else has on
  *		them.
- *
- * Who owns a function or a type can put another one in its place, under
- * everybody who uses it; who owns the audit log can disable its triggers.  The
- * tables whose owner our code becomes are left to whoever creates the
- * extension, to give them to a role without other rights.
  */
 void
-idem_store_acl_install(void)
+idem_acl_install(void)
 {
 	Oid			extension = get_extension_oid("idempotency", false);
 	IdemSecctx	saved;
 
+	/*
+	 * Who owns a function or a type can put another one in its place, under
+	 * everybody who uses it; who owns the audit log can disable its triggers
+	 * (t/033_audit_roles.pl).  The tables whose owner our code becomes are
+	 * left to whoever creates the extension, to give them to a role without
+	 * other rights.
+	 */
 	idem_store_spi_begin_as(&saved, GetUserId());
 	execute_all(own_sql, extension);
 	execute_all(strip_sql, extension);
@@ -133,12 +137,12 @@ idem_store_acl_install(void)
 }
 
 /*
- * idem_store_acl_strip
- *		The same privileges for a new table, given by its qualified name.
- *		Between begin and end.
+ * idem_acl_strip
+ *		Take what anybody but its owner has on a new table, given by its
+ *		qualified name.  Between begin and end.
  */
 void
-idem_store_acl_strip(const char *table)
+idem_acl_strip(const char *table)
 {
 	Datum		relid = DirectFunctionCall1(regclassin, CStringGetDatum(table));
 
@@ -146,15 +150,14 @@ idem_store_acl_strip(const char *table)
 }
 
 /*
- * idem_store_acl_restored
+ * idem_acl_restored
  *		Take what default privileges have given on the partitions of the log
  *		when pg_restore made them.  Between begin and end.
- *
- * Nobody is waited for, and two do not do it at once.
  */
 void
-idem_store_acl_restored(void)
+idem_acl_restored(void)
 {
+	/* two do not do it at once, and who comes second need not wait */
 	if (ConditionalLockRelationOid(idem_catalog()->audit_seals,
 								   ShareUpdateExclusiveLock))
 		execute_all(restored_sql, idem_catalog()->audit_log);
