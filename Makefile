@@ -5,11 +5,11 @@ OBJS = \
 	idempotency.o \
 	src/admin/grant.o \
 	src/admin/health.o \
-	src/admin/health_audit.o \
+	src/admin/health_log.o \
 	src/admin/health_rights.o \
-	src/admin/health_store.o \
+	src/admin/health_sweep.o \
+	src/admin/health_tables.o \
 	src/admin/stats.o \
-	src/admin/stats_store.o \
 	src/audit/alike.o \
 	src/audit/chain.o \
 	src/audit/index_guard.o \
@@ -43,9 +43,10 @@ OBJS = \
 	src/key/fingerprint.o \
 	src/key/finish.o \
 	src/key/headers.o \
+	src/key/lifetime.o \
 	src/key/name.o \
+	src/key/outcome.o \
 	src/key/owner.o \
-	src/key/require.o \
 	src/key/response.o \
 	src/key/result.o \
 	src/key/run.o \
@@ -56,16 +57,18 @@ OBJS = \
 	src/limit/shares.o \
 	src/limit/throttle.o \
 	src/limit/token_bucket.o \
-	src/rule/cache.o \
-	src/rule/named.o \
 	src/rule/policy.o \
 	src/rule/policy_values.o \
+	src/rule/rule_table.o \
 	src/store/direct.o \
 	src/store/direct_sweep.o \
+	src/store/direct_write.o \
 	src/store/lock.o \
+	src/store/many.o \
 	src/store/parts.o \
 	src/store/row.o \
 	src/store/sql.o \
+	src/store/sql_sweep.o \
 	src/store/store.o \
 	src/store/whitelist.o \
 	src/sweep/launcher.o \
@@ -82,17 +85,32 @@ PG_CFLAGS = -fvisibility=hidden
 PG_CPPFLAGS = -I$(srcdir) -I$(srcdir)/src \
 	-DPGDLLEXPORT='__attribute__((visibility("default")))'
 
+# The first has what the others share; for one alone, name both.
 REGRESS = \
+	setup \
 	canonical \
 	claim \
+	claim_outcome \
+	claim_times \
+	claim_format \
+	claim_policy \
 	finish \
+	finish_body \
+	finish_holder \
+	finish_lease \
 	run \
+	run_error \
+	run_once \
 	dedupe \
 	lookup \
 	policy \
+	policy_effect \
 	audit \
+	audit_append_only \
 	helpers \
 	http \
+	http_run \
+	http_refused \
 	sweep \
 	throttle \
 	settings \
@@ -100,7 +118,9 @@ REGRESS = \
 	shop \
 	errors
 REGRESS_OPTS = --encoding=UTF8
+# So it is with the specs.
 ISOLATION = \
+	spec-setup \
 	claim-two \
 	claim-two-ends \
 	claim-sweep \
@@ -108,38 +128,69 @@ ISOLATION = \
 	sweep-open-direct \
 	sweep-changed \
 	claim-takeover \
+	claim-takeover-open \
 	claim-isolation \
+	claim-isolation-row \
 	claim-skew \
 	claim-wait \
 	claim-cap \
 	claim-order \
 	claim-own \
 	claim-same \
+	claim-same-wait \
 	claim-serializable \
 	claim-dedupe \
-	claim-direct \
+	claim-dedupe-waits \
+	direct-new-key \
+	direct-expired-key \
+	direct-leased-key \
+	direct-old-snapshot \
+	direct-old-snapshot-row \
+	direct-wait-polls \
 	finish-savepoint \
 	finish-prepared \
+	finish-prepared-lock \
 	finish-unseen \
+	finish-unseen-run \
+	finish-unseen-change \
 	run-two \
 	run-claim \
 	run-nested \
 	run-dedupe \
+	run-dedupe-expired \
 	http-two \
 	dedupe-order \
 	dedupe-sweep \
 	dedupe-late \
-	ways-mixed \
+	ways-claim \
+	ways-run \
+	ways-consume \
+	ways-expired \
+	ways-leased \
+	ways-change \
+	ways-change-run \
 	release-claim \
 	policy-change \
 	policy-create \
-	lock-timeout
+	lock-timeout \
+	lock-timeout-claim
 # of these, those that are about the direct way or both; in the others a step
 # that takes the direct way is called ..._direct
 BOTH_WAYS = \
 	sweep-open-direct \
-	claim-direct \
-	ways-mixed
+	direct-new-key \
+	direct-expired-key \
+	direct-leased-key \
+	direct-old-snapshot \
+	direct-old-snapshot-row \
+	direct-wait-polls \
+	ways-claim \
+	ways-run \
+	ways-consume \
+	ways-expired \
+	ways-leased \
+	ways-change \
+	ways-change-run
 ISOLATION_OPTS = --load-extension=pgcrypto --load-extension=idempotency
 TAP_TESTS = 1
 
@@ -147,6 +198,7 @@ TAP_TESTS = 1
 UNIT = \
 	test/unit/canonical \
 	test/unit/decide \
+	test/unit/lifetime \
 	test/unit/shares \
 	test/unit/token_bucket
 
@@ -165,6 +217,7 @@ unit: $(UNIT)
 
 test/unit/canonical: src/key/canonical.c
 test/unit/decide: src/key/decide.c
+test/unit/lifetime: src/key/lifetime.c
 test/unit/shares: src/limit/shares.c
 test/unit/token_bucket: src/limit/token_bucket.c
 

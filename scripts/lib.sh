@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# lib.sh - what scripts/test, scripts/demo, bench/run and tools/valgrind share.
+# lib.sh - what scripts/test, scripts/demo, scripts/indent, bench/run and
+# tools/valgrind share.
 #
 # Sourced, not run.  It chooses a PostgreSQL, installs missing Debian packages,
 # the headers in the server's own version, builds and installs the extension out

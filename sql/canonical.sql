@@ -2,10 +2,6 @@
 -- Canonical JSON and fingerprints: RFC 8785 with exact numbers.
 -- Needs a database in UTF8; t/030_canonical.pl has the others.
 --
-SET client_min_messages = warning;
-CREATE EXTENSION IF NOT EXISTS idempotency CASCADE;
-RESET client_min_messages;
-
 -- Vectors: RFC 8785 and the test data that its author published.  Escapes
 -- in the expected text are PostgreSQL's, so that nothing here is invisible.
 CREATE TEMP TABLE vectors (name text, input jsonb, expected text);

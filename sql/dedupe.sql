@@ -1,23 +1,6 @@
 --
 -- idem_dedupe: the inbox of a message consumer.
 --
-SET client_min_messages = warning;
-CREATE EXTENSION IF NOT EXISTS idempotency CASCADE;
-RESET client_min_messages;
-
-CREATE FUNCTION pg_temp.age(in_key text, by interval)
-RETURNS void LANGUAGE sql AS $$
-	UPDATE idempotency_keys
-	SET created_at = created_at - by, finished_at = finished_at - by,
-		lease_until = lease_until - by, expires_at = expires_at - by,
-		purge_at = purge_at - by
-	WHERE scope = 'dedupe' AND key = in_key;
-$$;
-CREATE FUNCTION pg_temp.token(in_key text)
-RETURNS bigint LANGUAGE sql AS $$
-	SELECT token FROM idempotency_keys WHERE scope = 'dedupe' AND key = in_key;
-$$;
-
 -- In input order; a key twice is first once; the second call finds them all.
 SELECT * FROM idem_dedupe('dedupe', ARRAY['m3', 'm1', 'm2', 'm1', 'M1', 'm3', ' m1', 'ä', '😀']);
 SELECT * FROM idem_dedupe('dedupe', ARRAY['m4', 'm3', 'm1', 'm5', 'm4']);
@@ -43,14 +26,14 @@ SELECT outcome FROM idem_claim('dedupe', 'failed');
 SELECT outcome FROM idem_claim('dedupe', 'released');
 SELECT outcome FROM idem_claim('dedupe', 'expired', '{"a": 1}', context => '\x01', policy => 'dedupe-refuse');
 SELECT outcome FROM idem_claim('dedupe', 'long gone', '{"a": 1}', context => '\x01', policy => 'dedupe-refuse');
-SELECT idem_complete('dedupe', 'completed', '{}', token => pg_temp.token('completed')) IS NOT NULL AS done;
-SELECT idem_fail('dedupe', 'retryable', '{}', token => pg_temp.token('retryable')) IS NOT NULL AS done;
-SELECT idem_fail('dedupe', 'failed', '{}', retryable => false, token => pg_temp.token('failed')) IS NOT NULL AS done;
-SELECT idem_release('dedupe', 'released', pg_temp.token('released'));
-SELECT idem_complete('dedupe', 'expired', '{}', 201, '{"A": "1"}', token => pg_temp.token('expired')) IS NOT NULL AS done;
-SELECT idem_complete('dedupe', 'long gone', '{}', 201, '{"A": "1"}', token => pg_temp.token('long gone')) IS NOT NULL AS done;
-SELECT pg_temp.age('lease over', '1 hour'), pg_temp.age('abandoned', '2 days'), pg_temp.age('m5', '2 days'),
-	pg_temp.age('expired', '25 hours'), pg_temp.age('long gone', '3 days');
+SELECT idem_complete('dedupe', 'completed', '{}', token => regress.token('dedupe', 'completed')) IS NOT NULL AS done;
+SELECT idem_fail('dedupe', 'retryable', '{}', token => regress.token('dedupe', 'retryable')) IS NOT NULL AS done;
+SELECT idem_fail('dedupe', 'failed', '{}', retryable => false, token => regress.token('dedupe', 'failed')) IS NOT NULL AS done;
+SELECT idem_release('dedupe', 'released', regress.token('dedupe', 'released'));
+SELECT idem_complete('dedupe', 'expired', '{}', 201, '{"A": "1"}', token => regress.token('dedupe', 'expired')) IS NOT NULL AS done;
+SELECT idem_complete('dedupe', 'long gone', '{}', 201, '{"A": "1"}', token => regress.token('dedupe', 'long gone')) IS NOT NULL AS done;
+SELECT regress.age('dedupe', 'lease over', '1 hour'), regress.age('dedupe', 'abandoned', '2 days'), regress.age('dedupe', 'm5', '2 days'),
+	regress.age('dedupe', 'expired', '25 hours'), regress.age('dedupe', 'long gone', '3 days');
 SELECT key, token INTO TEMP tokens FROM idempotency_keys WHERE scope = 'dedupe';
 SELECT key, first FROM idem_dedupe('dedupe', ARRAY['running', 'lease over', 'abandoned', 'completed', 'retryable', 'failed',
 	'released', 'expired', 'long gone', 'm5', 'm5', 'new']);
@@ -113,7 +96,7 @@ RESET ROLE;
 \set VERBOSITY default
 SELECT count(*) FROM idempotency_keys WHERE key = 'good' OR scope = 'dedupe few' AND key = 'd';
 -- but its expired one is free
-SELECT pg_temp.age('m2', '2 days');
+SELECT regress.age('dedupe', 'm2', '2 days');
 SET ROLE regress_idem_consumer;
 SELECT key, first FROM idem_dedupe('dedupe', '{m2}');
 RESET ROLE;

@@ -2,10 +2,6 @@
 -- Misuse: each call gets its SQLSTATE and a hint, changes nothing, and its
 -- message shows nothing of the key.
 --
-SET client_min_messages = warning;
-CREATE EXTENSION IF NOT EXISTS idempotency CASCADE;
-RESET client_min_messages;
-
 CREATE SCHEMA regress_errors;
 CREATE FUNCTION regress_errors.handler(request jsonb) RETURNS json LANGUAGE sql AS
 $$ SELECT '{}'::json $$;
@@ -46,6 +42,8 @@ SELECT idem_limiter('errors-limiter', 1, '1 s');
 RESET client_min_messages;
 
 CREATE TEMP TABLE calls (id serial, state text, call text);
+\set ECHO none
+-- not shown: the calls, and how each is tried
 INSERT INTO calls (state, call) VALUES
 	-- nulls
 	('22004', 'idem_claim(NULL, ''canary'')'),
@@ -310,6 +308,7 @@ BEGIN
 	END;
 END
 $$;
+\set ECHO all
 
 CREATE TEMP TABLE before AS
 SELECT (SELECT count(*) FROM idempotency_keys) AS keys, (SELECT sum(token) FROM idempotency_keys) AS tokens,

@@ -1,22 +1,6 @@
 --
 -- The helpers around keys: scopes, headers, answers, contexts.
 --
-SET client_min_messages = warning;
-CREATE EXTENSION IF NOT EXISTS idempotency CASCADE;
-RESET client_min_messages;
-
-CREATE FUNCTION pg_temp.error_of(sql text)
-RETURNS text LANGUAGE plpgsql AS $$
-BEGIN
-	BEGIN
-		EXECUTE sql;
-		RAISE EXCEPTION USING ERRCODE = 'P9999';
-	EXCEPTION WHEN OTHERS THEN
-		RETURN CASE SQLSTATE WHEN 'P9999' THEN 'no error' ELSE SQLSTATE END;
-	END;
-END
-$$;
-
 --
 -- idem_scope joins by U+001E.
 --
@@ -25,7 +9,7 @@ SELECT idem_scope('a', 'b', 'c') = E'a\u001eb\u001ec' AS joined, idem_scope('a')
 	idem_scope('ä', '😀 ', '%') = E'ä\u001e😀 \u001e%' AS any_character;
 -- different components never make the same scope
 SELECT idem_scope('a', 'bc') <> idem_scope('ab', 'c') AS shifted, idem_scope('a', 'b') <> idem_scope('ab') AS joined;
-SELECT what, pg_temp.error_of(format('SELECT idem_scope(%s)', args)) FROM (VALUES
+SELECT what, regress.sqlstate_of(format('SELECT idem_scope(%s)', args)) FROM (VALUES
 	('null', 'NULL::text'), ('a null', '''a'', NULL'), ('null array', 'VARIADIC NULL::text[]'), ('no component', 'VARIADIC ''{}''::text[]'),
 	('empty', ''''''), ('an empty one', '''a'', '''', ''b'''), ('U+001E', 'E''a\u001eb'''), ('U+0001', 'E''\u0001'''),
 	('tab', 'E''a\tb'''), ('new line', 'E''a\n'''), ('DEL', 'E''a\u007f'''), ('U+0080', 'E''a\u0080'''), ('U+009F', 'E''\u009fa'''),
@@ -42,7 +26,7 @@ SELECT what, '>' || idem_key(header) || '<' AS key FROM (VALUES
 	('parameters', '"k";a=1;b="x;\"y";c'), ('parameter with spaces', '"k" ; a=1'), ('comma in the string', '"a,b"'),
 	('semicolon in the string', '"a;b"'), ('one character', 'x'), ('equals sign', 'a=b=='), ('1024 bytes', repeat('k', 1024)))
 	v (what, header) WHERE length(idem_key(header)) < 100;
-SELECT what, pg_temp.error_of(format('SELECT idem_key(%L)', header)) FROM (VALUES
+SELECT what, regress.sqlstate_of(format('SELECT idem_key(%L)', header)) FROM (VALUES
 	('null', NULL), ('empty', ''), ('spaces', '  '), ('empty string', '""'), ('no end', '"a'), ('only a quote', '"'), ('escape at the end', '"a\'),
 	('escape of nothing', '"a\b"'), ('control character', E'"a\tb"'), ('DEL', E'"a\x7f"'), ('not ASCII', '"ä"'), ('bare, not ASCII', 'ä'),
 	('more after it', '"a" b'), ('two', '"a", "b"'), ('two, bare', 'a, b'), ('bare with space', 'a b'), ('bare with parameter', 'a;b=1'),
@@ -62,7 +46,7 @@ SELECT idem_log_id(NULL) IS NULL AS "null";
 SELECT status_code, headers, content_type, convert_from(body, 'UTF8') AS body
 FROM unnest(ARRAY[idem_respond(201, '{"a":  1, "a": 2}', '[{"A": "1"}, {"A":  "2"}]'), idem_respond(204, NULL),
 	idem_respond(100, 'null'), idem_respond(599, '"ä😀"', '{}')]) r;
-SELECT args, pg_temp.error_of(format('SELECT idem_respond(%s)', args))
+SELECT args, regress.sqlstate_of(format('SELECT idem_respond(%s)', args))
 FROM unnest(ARRAY['NULL, ''{}''', '99, ''{}''', '600, ''{}''', '-1, ''{}''', '200, ''{}'', ''1''', '200, ''{}'', ''"a"''', '200, ''{}'', ''null''', '200, ''{'''])
 	args;
 SELECT body, idem_json(ROW('replayed', 1, NULL, 200, NULL, 'text/plain', convert_to(body, 'UTF8'), NULL, NULL, NULL, NULL, NULL,
@@ -78,7 +62,7 @@ SELECT idem_json(NULL) IS NULL AS "null";
 --
 BEGIN;
 DELETE FROM idempotency_secrets;
-SELECT pg_temp.error_of($$SELECT idem_context('a', 'b')$$) AS no_secret;
+SELECT regress.sqlstate_of($$SELECT idem_context('a', 'b')$$) AS no_secret;
 SELECT idem_secret('audit', '\x000102030405060708090a0b0c0d0e0f') AS audit_key;
 SELECT idem_context('a', 'b') AS by_audit \gset
 SELECT length(:'by_audit'::bytea) AS bytes, substr(:'by_audit'::bytea, 1, 4) AS key_id;
@@ -96,8 +80,8 @@ SELECT substr(:'by_context'::bytea, 5) <> hmac('\x000000016100000001' || 'b'::by
 SELECT count(DISTINCT c) AS different FROM unnest(ARRAY[
 	idem_context('a', 'bc'), idem_context('ab', 'c'), idem_context('abc'), idem_context('abc', ''), idem_context('', 'abc'),
 	idem_context('a', 'b', 'c'), idem_context('A', 'bc'), idem_context(E'a\u001ebc')]) c;
-SELECT pg_temp.error_of($$SELECT idem_context(NULL::text)$$) AS "null", pg_temp.error_of($$SELECT idem_context('a', NULL)$$) AS a_null,
-	pg_temp.error_of($$SELECT idem_context(VARIADIC '{}'::text[])$$) AS "none";
+SELECT regress.sqlstate_of($$SELECT idem_context(NULL::text)$$) AS "null", regress.sqlstate_of($$SELECT idem_context('a', NULL)$$) AS a_null,
+	regress.sqlstate_of($$SELECT idem_context(VARIADIC '{}'::text[])$$) AS "none";
 -- a new secret: another key id and other bytes
 SELECT idem_secret('context', '\x101112131415161718191a1b1c1d1e1f') AS next_key;
 SELECT substr(idem_context('a', 'b'), 1, 4) AS key_id, substr(idem_context('a', 'b'), 5) <> substr(:'by_context'::bytea, 5) AS other;
@@ -105,16 +89,16 @@ SELECT substr(idem_context('a', 'b'), 1, 4) AS key_id, substr(idem_context('a', 
 SELECT idem_secret('audit', '\x202122232425262728292a2b2c2d2e2f') AS next_audit_key;
 SELECT substr(idem_context('a', 'b'), 1, 4) AS key_id;
 SELECT key_id, purpose, length(secret) AS bytes FROM idempotency_secrets ORDER BY key_id;
-SELECT pg_temp.error_of($$SELECT idem_secret('context', '\x000102030405060708090a0b0c0d0e')$$) AS "15 bytes",
-	pg_temp.error_of($$SELECT idem_secret('context', convert_to(repeat('s', 1024), 'UTF8'))$$) AS "1024 bytes",
-	pg_temp.error_of($$SELECT idem_secret('context', convert_to(repeat('s', 1025), 'UTF8'))$$) AS "1025 bytes",
-	pg_temp.error_of($$SELECT idem_secret('Context', '\x000102030405060708090a0b0c0d0e0f')$$) AS purpose;
+SELECT regress.sqlstate_of($$SELECT idem_secret('context', '\x000102030405060708090a0b0c0d0e')$$) AS "15 bytes",
+	regress.sqlstate_of($$SELECT idem_secret('context', convert_to(repeat('s', 1024), 'UTF8'))$$) AS "1024 bytes",
+	regress.sqlstate_of($$SELECT idem_secret('context', convert_to(repeat('s', 1025), 'UTF8'))$$) AS "1025 bytes",
+	regress.sqlstate_of($$SELECT idem_secret('Context', '\x000102030405060708090a0b0c0d0e0f')$$) AS purpose;
 CREATE ROLE regress_idem_user;
 SELECT idem_grant('regress_idem_user', 'app');
 GRANT EXECUTE ON FUNCTION idem_secret TO regress_idem_user;
 SET LOCAL ROLE regress_idem_user;
-SELECT pg_temp.error_of($$SELECT idem_secret('context', '\x000102030405060708090a0b0c0d0e0f')$$) AS set_by_user,
-	pg_temp.error_of($$SELECT * FROM idempotency_secrets$$) AS read_by_user;
+SELECT regress.sqlstate_of($$SELECT idem_secret('context', '\x000102030405060708090a0b0c0d0e0f')$$) AS set_by_user,
+	regress.sqlstate_of($$SELECT * FROM idempotency_secrets$$) AS read_by_user;
 SELECT length(idem_context('a', 'b')) AS used_by_user;
 RESET ROLE;
 ROLLBACK;
@@ -124,9 +108,9 @@ SELECT idem_canonical('{"b": 1, "a": 2}'), idem_fingerprint('{"b": 1, "a": 2}') 
 
 -- idem_grant.
 CREATE ROLE "regress_idem ""odd""";
-SELECT level, pg_temp.error_of(format('SELECT idem_grant(''"regress_idem ""odd"""'', %L)', level))
+SELECT level, regress.sqlstate_of(format('SELECT idem_grant(''"regress_idem ""odd"""'', %L)', level))
 FROM unnest(ARRAY['app', 'operator', 'auditor', 'App', 'all', '', NULL]) level;
-SELECT pg_temp.error_of($$SELECT idem_grant('regress_idem_absent', 'app')$$) AS absent;
+SELECT regress.sqlstate_of($$SELECT idem_grant('regress_idem_absent', 'app')$$) AS absent;
 DROP ROLE "regress_idem ""odd""";
 
 -- idem_health: what it checks, and that all is well; a worker needs preload.

@@ -2,50 +2,19 @@
 -- idem_lookup reads and never writes; everything else refuses a read-only
 -- transaction.
 --
-SET client_min_messages = warning;
-CREATE EXTENSION IF NOT EXISTS idempotency CASCADE;
-RESET client_min_messages;
-
-CREATE FUNCTION pg_temp.age(in_key text, by interval)
-RETURNS void LANGUAGE sql AS $$
-	UPDATE idempotency_keys
-	SET created_at = created_at - by, finished_at = finished_at - by,
-		lease_until = lease_until - by, expires_at = expires_at - by,
-		purge_at = purge_at - by
-	WHERE scope = 'lookup' AND key = in_key;
-$$;
-CREATE FUNCTION pg_temp.token(in_key text)
-RETURNS bigint LANGUAGE sql AS $$
-	SELECT token FROM idempotency_keys WHERE scope = 'lookup' AND key = in_key;
-$$;
-CREATE FUNCTION pg_temp.error_of(sql text)
-RETURNS text LANGUAGE plpgsql AS $$
-DECLARE
-	hint text;
-BEGIN
-	BEGIN
-		EXECUTE sql;
-		RAISE EXCEPTION USING ERRCODE = 'P9999';
-	EXCEPTION WHEN OTHERS THEN
-		GET STACKED DIAGNOSTICS hint = PG_EXCEPTION_HINT;
-		RETURN CASE SQLSTATE WHEN 'P9999' THEN 'no error'
-			ELSE SQLSTATE || CASE hint WHEN '' THEN ' without a hint' ELSE '' END END;
-	END;
-END
-$$;
 CREATE FUNCTION regress_lookup_work(request jsonb) RETURNS json LANGUAGE sql AS $$ SELECT '{}'::json $$;
 
 SELECT idem_policy('lookup-refuse', on_expiry => 'reject', tombstone => '1 day');
 SELECT count(c.outcome) FROM unnest(ARRAY['running', 'lease over', 'abandoned', 'completed', 'retryable', 'failed', 'released',
 	'expired', 'long gone']) k, LATERAL idem_claim('lookup', k, '{"a": 1}', policy => 'lookup-refuse') c;
-SELECT idem_complete('lookup', 'completed', '{"n":  1}', 201, '{"A": "1"}', token => pg_temp.token('completed')) IS NOT NULL AS done;
-SELECT idem_fail('lookup', 'retryable', '{}', 503, token => pg_temp.token('retryable')) IS NOT NULL AS done;
-SELECT idem_fail('lookup', 'failed', '{}', 400, retryable => false, token => pg_temp.token('failed')) IS NOT NULL AS done;
-SELECT idem_release('lookup', 'released', pg_temp.token('released'));
-SELECT idem_complete('lookup', 'expired', '{}', token => pg_temp.token('expired')) IS NOT NULL AS done;
-SELECT idem_complete('lookup', 'long gone', '{}', token => pg_temp.token('long gone')) IS NOT NULL AS done;
-SELECT pg_temp.age('lease over', '1 hour'), pg_temp.age('abandoned', '26 hours'), pg_temp.age('expired', '26 hours'),
-	pg_temp.age('long gone', '3 days');
+SELECT idem_complete('lookup', 'completed', '{"n":  1}', 201, '{"A": "1"}', token => regress.token('lookup', 'completed')) IS NOT NULL AS done;
+SELECT idem_fail('lookup', 'retryable', '{}', 503, token => regress.token('lookup', 'retryable')) IS NOT NULL AS done;
+SELECT idem_fail('lookup', 'failed', '{}', 400, retryable => false, token => regress.token('lookup', 'failed')) IS NOT NULL AS done;
+SELECT idem_release('lookup', 'released', regress.token('lookup', 'released'));
+SELECT idem_complete('lookup', 'expired', '{}', token => regress.token('lookup', 'expired')) IS NOT NULL AS done;
+SELECT idem_complete('lookup', 'long gone', '{}', token => regress.token('lookup', 'long gone')) IS NOT NULL AS done;
+SELECT regress.age('lookup', 'lease over', '1 hour'), regress.age('lookup', 'abandoned', '26 hours'), regress.age('lookup', 'expired', '26 hours'),
+	regress.age('lookup', 'long gone', '3 days');
 
 -- The state, in a read-only transaction.
 BEGIN READ ONLY;
@@ -57,7 +26,7 @@ SELECT idem_lookup('lookup', 'never') IS NULL AS never;
 SELECT pg_current_xact_id_if_assigned() IS NULL AS no_xid,
 	(SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()) AS key_locks;
 -- All others refuse, also what would write nothing.
-SELECT call, pg_temp.error_of('SELECT ' || call) AS state
+SELECT call, regress.error_of('SELECT ' || call) AS state
 FROM unnest(ARRAY[
 	'idem_claim(''lookup'', ''new'')', 'idem_claim(''lookup'', ''completed'', ''{"a": 1}'')',
 	'idem_require(''lookup'', ''new'')', 'idem_require(''lookup'', ''completed'', ''{"a": 1}'')',
@@ -95,7 +64,7 @@ SELECT outcome FROM idem_lookup('lookup', 'own');
 
 -- An expired key is expired at the moment of reading, not when it is swept.
 SELECT outcome FROM idem_claim('lookup', 'moment', ttl => '1 hour');
-SELECT idem_complete('lookup', 'moment', token => pg_temp.token('moment')) IS NOT NULL AS done;
+SELECT idem_complete('lookup', 'moment', token => regress.token('lookup', 'moment')) IS NOT NULL AS done;
 UPDATE idempotency_keys SET expires_at = clock_timestamp() WHERE scope = 'lookup' AND key = 'moment';
 SELECT outcome, http_status, error_code FROM idem_lookup('lookup', 'moment');
 UPDATE idempotency_keys SET purge_at = clock_timestamp() WHERE scope = 'lookup' AND key = 'moment';

@@ -2,10 +2,6 @@
 -- The extension's members: each has a comment, decided properties and a
 -- decided ACL.  A new one fails here until it has.
 --
-SET client_min_messages = warning;
-CREATE EXTENSION IF NOT EXISTS idempotency CASCADE;
-RESET client_min_messages;
-
 CREATE TEMP VIEW members AS
 SELECT classid, objid, i.type, i.identity
 FROM pg_depend d, LATERAL pg_identify_object(classid, objid, objsubid) i

@@ -1,9 +1,6 @@
 --
 -- The settings: the table of the README is checked against this one.
 --
-SET client_min_messages = warning;
-CREATE EXTENSION IF NOT EXISTS idempotency CASCADE;
-RESET client_min_messages;
 -- the library is loaded by the first call
 SELECT idem_log_id('a') IS NOT NULL AS loaded;
 

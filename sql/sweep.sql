@@ -1,10 +1,6 @@
 --
 -- The sweep removes what is past its retention, and nothing else.
 --
-SET client_min_messages = warning;
-CREATE EXTENSION IF NOT EXISTS idempotency CASCADE;
-RESET client_min_messages;
-
 -- nothing is left of other tests
 CALL idem_sweep_all();
 SELECT idem_sweep() AS nothing;

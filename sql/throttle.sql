@@ -5,7 +5,6 @@
 -- a notice says so.
 --
 SET client_min_messages = warning;
-CREATE EXTENSION IF NOT EXISTS idempotency CASCADE;
 
 SELECT idem_limiter('throttle-a', 20, '1 min');
 SELECT idem_limiter('throttle-b', 1000000000, '3660 days', '1 us', '3660 days', 'allow');

@@ -105,8 +105,7 @@ typedef struct IdemRow
 	TimestampTz purge_at;
 	int64		ttl;			/* -1: the policy's; 0: for ever */
 	int32		status_code;	/* 0: none */
-	bool		has_owner;
-	pg_uuid_t	owner;
+	pg_uuid_t  *owner;
 	text	   *policy;
 	text	   *claimed_by;
 	bytea	   *fingerprint;

@@ -50,11 +50,13 @@ is(files_with(qr/InternalSubTransaction/),
 	'src/base/try.c src/key/run.c',
 	'two rooms have subtransactions: on_error = record, and what may fail');
 is( files_with(qr/"(?:SELECT|INSERT|UPDATE|DELETE|GRANT)\b/),
-	'src/admin/grant.c src/admin/health_audit.c '
-	  . 'src/admin/health_rights.c src/admin/health_store.c '
-	  . 'src/admin/stats_store.c src/audit/chain.c src/audit/log.c '
-	  . 'src/audit/partition.c src/audit/sealed_rows.c src/base/acl.c '
-	  . 'src/rule/named.c src/store/sql.c src/sweep/sweep.c',
+	'src/admin/grant.c src/admin/health.c src/admin/health_log.c '
+	  . 'src/admin/health_rights.c src/admin/health_sweep.c '
+	  . 'src/admin/health_tables.c src/admin/stats.c '
+	  . 'src/audit/chain.c src/audit/log.c src/audit/partition.c '
+	  . 'src/audit/sealed_rows.c src/base/acl.c src/rule/rule_table.c '
+	  . 'src/store/many.c src/store/sql.c src/store/sql_sweep.c '
+	  . 'src/sweep/sweep.c',
 	'SQL text is where it belongs');
 is(files_with(qr/SPI_execute\(/),
 	'src/base/spi.c',

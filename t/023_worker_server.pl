@@ -31,14 +31,6 @@ my $left = 'SELECT count(*) FROM idempotency_keys';
 my $processes = q{SELECT count(*) FROM pg_stat_activity
 	WHERE backend_type LIKE 'idempotency%'};
 
-sub log_count
-{
-	my ($node, $pattern) = @_;
-	my $log = slurp_file($node->logfile);
-
-	return scalar(() = $log =~ /$pattern/g);
-}
-
 sub gone
 {
 	my ($node) = @_;

@@ -164,7 +164,7 @@ is(sqlstate($node, $repeat), '42501', 'a role with another name has not its keys
 	like($stderr, qr/HINT:.*renamed.*idem_health/, 'and is told where to look');
 }
 is($node->safe_psql('postgres', q{SELECT ok FROM idem_health() WHERE check_name = 'roles'}), 'f', 'health sees it');
-my ($statement) = slurp_file("$FindBin::RealBin/../doc/monitoring.md") =~ /^(UPDATE .*claimed_by.*;)$/m;
+my ($statement) = slurp_file("$FindBin::RealBin/../doc/operations.md") =~ /^(UPDATE .*claimed_by.*;)$/m;
 $statement =~ s/idempotency\.//;
 $node->safe_psql('postgres', $statement);
 is($node->safe_psql('postgres', $repeat), 'replayed', 'until one statement gives them back');

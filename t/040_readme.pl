@@ -1,12 +1,14 @@
 # README.md and doc/ say what is so.
 #
 # Scenario: a reader follows README.md from top to bottom, then the files of
-# doc/, and types every block of SQL into one session of psql, with one
-# database that was empty before; and then does it all again with a second
-# database of the same server.  No statement may fail, and where output stands
-# below a block it is what psql prints.  Marks after "sql" in the first line of
-# a block, which no reader of the page sees, say otherwise:
+# doc/ in the order in which README links them, and types every block of SQL
+# into one session of psql, with one database that was empty before; and then
+# does it all again with a second database of the same server.  No statement
+# may fail, and where output stands below a block it is what psql prints.
+# Marks after "sql" in the first line of a block, which no reader of the page
+# sees, say otherwise:
 #
+#   signature        is not run: how a function is declared
 #   error=SQLSTATE   the last error of the block has this SQLSTATE
 #   cluster          is run with the first database only; roles are made here
 #   scratch          is run in a database of its own, in a session of its own
@@ -20,11 +22,11 @@
 # A "text" block right after a "sql" block is its output; blank lines, blanks
 # at the end of lines and the counts of rows do not matter.
 #
-# Then the tables are compared with what they describe: functions with the
-# members of the extension, settings with pg_settings, defaults of policies
+# Then headings and tables are compared with what they describe: functions with
+# the members of the extension, settings with pg_settings, defaults of policies
 # with idem_policy_list, error codes with src/idem.h, levels with the
-# privileges that idem_grant gave, checks with idem_health.  Links between
-# the files must lead somewhere.
+# privileges that idem_grant gave, checks with idem_health.  README links every
+# file of doc/ and has at most 300 lines, and all links lead somewhere.
 
 use strict;
 use warnings;
@@ -38,9 +40,16 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 my $top = "$FindBin::RealBin/..";
-my @files = ('README.md', map { 'doc/' . basename($_) } sort glob("$top/doc/*.md"));
-my %content = map { $_ => slurp_file("$top/$_") } @files;
-my $readme = $content{'README.md'};
+my $readme = slurp_file("$top/README.md");
+my %linked;
+my ($index) = $readme =~ /^## Documentation\n(.*)/ms or die 'README.md has no index';
+my @files = ('README.md', grep { !$linked{$_}++ } $index =~ /\]\((doc\/[\w-]+\.md)\)/g);
+my %content = map { $_ => slurp_file("$top/$_") } grep { -e "$top/$_" } @files;
+is( join(' ', sort grep { /^doc/ } @files),
+	join(' ', map { 'doc/' . basename($_) } sort glob("$top/doc/*.md")),
+	'README.md links the files of doc/, and no others');
+cmp_ok(scalar(split /\n/, $readme), '<=', 300, 'README.md has at most 300 lines');
+
 my ($libdir) = run_command([ 'pg_config', '--pkglibdir' ]);
 
 my $cron = -e "$libdir/pg_cron.so";
@@ -48,7 +57,7 @@ my $node = new_node('readme', extension => 0, conf => join "\n",
 	"shared_preload_libraries = 'idempotency" . ($cron ? ", pg_cron'" : "'"),
 	$cron ? "cron.database_name = 'reader'\n" : '');
 $node->safe_psql('postgres', "CREATE DATABASE $_")
-  foreach ('reader', 'second', 'scratch');
+  foreach ('reader', 'second');
 
 #
 # Blocks of SQL
@@ -144,7 +153,9 @@ sub has
 	return exists $block->{marks}{$mark};
 }
 
-my @blocks = grep { $cron || !has($_, 'cron') } map { find_blocks($_) } @files;
+my @all = map { find_blocks($_) } @files;
+my @signatures = grep { has($_, 'signature') } @all;
+my @blocks = grep { !has($_, 'signature') && ($cron || !has($_, 'cron')) } @all;
 my @scratch = grep { has($_, 'scratch') } @blocks;
 my @end = grep { has($_, 'end') } @blocks;
 my @common = grep { !has($_, 'scratch') && !has($_, 'end') } @blocks;
@@ -177,7 +188,11 @@ sub run_and_check
 }
 
 cmp_ok(scalar(@second), '>', 20, 'there are blocks of SQL');
-run_and_check('scratch', @scratch);
+foreach my $n (0 .. $#scratch)
+{
+	$node->safe_psql('postgres', "CREATE DATABASE scratch$n");
+	run_and_check("scratch$n", $scratch[$n]);
+}
 run_and_check('reader', @common);
 run_and_check('second', @second);
 
@@ -207,13 +222,21 @@ FROM (SELECT relname, relowner, relacl FROM pg_class
 # Tables
 #
 
-# The cells of the table under a heading, without its head; code marks gone
+# What stands under a heading of a file
+sub section
+{
+	my ($file, $heading) = @_;
+	my ($section) = $content{$file} =~ /^#+ \Q$heading\E\n(.*?)(?=^##? |\z)/ms
+	  or die "$file has no section $heading";
+
+	return $section;
+}
+
+# The rows of the n-th table there, without its head
 sub table_under
 {
-	my ($heading, $n) = @_;
-	my ($section) = $readme =~ /^##+ \Q$heading\E\n(.*?)(?=^##? |\z)/ms
-	  or die "README.md has no section $heading";
-	my @tables = $section =~ /((?:^\|.*\n)+)/mg;
+	my ($file, $heading, $n) = @_;
+	my @tables = section($file, $heading) =~ /((?:^\|.*\n)+)/mg;
 	my @rows = split /\n/, $tables[ $n // 0 ] // '';
 
 	return map {
@@ -234,23 +257,9 @@ sub reader
 		"SET search_path = idempotency, public; $sql");
 }
 
-# Functions: those in the table, and those that the extension has.
-# Overloads by type of response stand in one line, that of text.
-my %described;
-foreach my $row (table_under('Functions'))
-{
-	my ($signature) = $row =~ /^`([^`]+)`/ or die "no signature: $row";
-
-	$described{$signature} = 1;
-	if ($signature =~ /response text DEFAULT NULL/)
-	{
-		foreach my $type ('json', 'jsonb', 'bytea')
-		{
-			$described{ $signature =~
-				  s/response text DEFAULT NULL/response $type/r } = 1;
-		}
-	}
-}
+# Functions: each that can be called by others than the extension has one
+# heading, with its signature below.  Overloads by type of response stand under
+# one, with the signature of that for text.
 my $existing = reader(
 	q{
 SELECT regexp_replace(format('%s(%s)%s', p.proname,
@@ -264,25 +273,61 @@ JOIN pg_extension e ON d.refclassid = 'pg_extension'::regclass
      AND d.refobjid = e.oid AND e.extname = 'idempotency'});
 $existing =~ s/\btimestamp with time zone\b/timestamptz/g;
 my %existing = map { $_ => 1 } split /\n/, $existing;
-is(join("\n", sort grep { !$existing{$_} } keys %described),
-	'', 'every function in the table is one of the extension');
-is(join("\n", sort grep { !$described{$_} } keys %existing),
-	'', 'every function of the extension is in the table');
+my %known = map { /^(\w+)/ => 1 } keys %existing;
+my %public = map { $_ => 1 } grep { !/^\w+_values\(|RETURNS trigger$/ } keys %existing;
 
-# Columns of the composite types are named in their order
-foreach my $type ('idem_result', 'idem_response')
+my %described;
+foreach my $block (@signatures)
 {
-	my $columns = reader(
-		qq{SELECT string_agg('`' || attname || '`', ', ' ORDER BY attnum)
-FROM pg_attribute WHERE attrelid = '$type'::regclass AND attnum > 0});
+	my $signature = $block->{text} =~ s/\s+/ /gr =~ s/^ | $//gr;
 
-	like($readme =~ s/\s+/ /gr, qr/`$type` has (the columns )?\Q$columns\E[.;]/,
+	$described{$signature} = 1;
+	if ($signature =~ /response text DEFAULT NULL/)
+	{
+		foreach my $type ('json', 'jsonb', 'bytea')
+		{
+			$described{ $signature =~
+				  s/response text DEFAULT NULL/response $type/r } = 1;
+		}
+	}
+}
+is(join("\n", sort grep { !$existing{$_} } keys %described),
+	'', 'every signature is that of a function of the extension');
+is(join("\n", sort grep { !$described{$_} } keys %public),
+	'', 'every function that can be called has its signature in doc/functions.md');
+my %names = map { /^(\w+)/ => 1 } keys %public;
+is( join("\n", sort $content{'doc/functions.md'} =~ /^### (\w+)$/mg),
+	join("\n", sort keys %names),
+	'and has one heading');
+while ($content{'doc/functions.md'} =~ /^### (\w+)\n\n(?:```sql signature\n(\w+))?/mg)
+{
+	is($2, $1, "under $1 is its signature");
+}
+my $described = join ',', keys %names;
+is( reader(
+		"SELECT string_agg(DISTINCT p.proname, ' ') FROM pg_proc p, aclexplode(p.proacl) a
+WHERE p.pronamespace = 'idempotency'::regnamespace AND p.proname LIKE 'idem%'
+AND p.proname !~ '_values\$' AND a.grantee <> p.proowner
+AND p.proname <> ALL (string_to_array('$described', ','))"),
+	'',
+	'nothing else is granted to anybody');
+
+# Columns of the composite types, in their order
+my %table_of = (idem_response => 0, idem_result => 1);
+foreach my $type (sort keys %table_of)
+{
+	is( join(', ', map { join ' ', (map { s/`//gr } cells($_))[ 0, 1 ] }
+			  table_under('doc/functions.md', 'Types', $table_of{$type})),
+		reader(
+			qq{SELECT replace(string_agg(attname || ' ' || format_type(atttypid, atttypmod), ', ' ORDER BY attnum),
+	'timestamp with time zone', 'timestamptz')
+FROM pg_attribute WHERE attrelid = '$type'::regclass AND attnum > 0}),
 		"columns of $type");
 }
 
 # Settings; one of them may be set here, see STORAGE
 my @settings = map { join '|', (map { s/`//gr } cells($_))[ 0 .. 3 ] }
-  table_under('Settings');
+  table_under('doc/settings.md', 'Settings', 1);
 is( join("\n", sort @settings),
 	$node->safe_psql(
 		'reader', q{
@@ -295,7 +340,7 @@ FROM pg_settings WHERE name LIKE 'idempotency.%' ORDER BY name COLLATE "C"}),
 
 # Policies: each column, in its order, with its default
 my @policy_rows = map { [ map { s/`//gr } (cells($_))[ 0, 1 ] ] }
-  table_under('Policies');
+  table_under('doc/policies.md', 'Columns');
 is( join(',', map { $_->[0] } @policy_rows),
 	reader(
 		q{SELECT string_agg(attname, ',' ORDER BY attnum) FROM pg_attribute
@@ -323,13 +368,13 @@ while ($header =~ /MAKE_SQLSTATE\(('.', ?'.', ?'.', ?'.', ?'.')\)/g)
 {
 	$codes{ $1 =~ s/[', ]//gr } = 1;
 }
-my $errors = join "\n", map { (cells($_))[0] } table_under('Errors');
+my $errors = join "\n", map { (cells($_))[0] } table_under('doc/errors.md', 'Errors');
 is( join(' ', sort $errors =~ /`(ID\w{3})`/g),
 	join(' ', sort keys %codes),
 	'the table of errors has the codes of src/idem.h');
 
 # Levels: what the table says is what idem_grant gives
-foreach my $row (table_under('Security'))
+foreach my $row (table_under('doc/security.md', 'Levels'))
 {
 	my ($level, $functions, $relations) = cells($row);
 
@@ -350,23 +395,22 @@ ROLLBACK}),
 }
 
 # Checks: pg_cron may not be here
-my $checks = join ' ', map { (cells($_))[0] } table_under('Monitoring');
-is( join(' ', sort grep { $_ ne 'pg_cron' } $checks =~ /`(\w+)`/g),
+my @checks = section('doc/operations.md', 'Failing health checks') =~ /^### (\w+)$/mg;
+is( join(' ', grep { $_ ne 'pg_cron' } @checks),
 	reader(
 		q{SELECT string_agg(check_name, ' ' ORDER BY check_name COLLATE "C")
 FROM idem_health() WHERE check_name <> 'pg_cron'}),
-	'the table of checks is that of idem_health');
+	'the headings of checks are those of idem_health');
 
 # Outcomes
-is( join(' ', sort map { (cells($_))[0] =~ s/`//gr } table_under('How it works')),
+is( join(' ', sort map { (cells($_))[0] =~ s/`//gr } table_under('README.md', 'How it works')),
 	reader(
 		q{SELECT string_agg(o::text, ' ' ORDER BY o::text COLLATE "C")
 FROM unnest(enum_range(NULL::idem_outcome)) o}),
 	'the table of outcomes is idem_outcome');
 
 # Every name of a function of ours in the text is one
-my %known = map { /^(\w+)/ => 1 } keys %described;
-foreach my $file (@files)
+foreach my $file (grep { $_ ne 'doc/design.md' } @files)
 {
 	my %unknown = map { $_ => 1 } grep {
 		!$known{$_} && !/^idem_(outcome|result|response|policy_list|stats|activity|sweep_status|throttle_activity)$/
@@ -375,27 +419,42 @@ foreach my $file (@files)
 	is(join(' ', sort keys %unknown), '', "$file names only what there is");
 }
 
-# Links between files, and to headings
+# Links between files, and to headings; what is code is neither
+sub prose
+{
+	my ($file) = @_;
+
+	return slurp_file("$top/$file") =~ s/^\s*```.*?^\s*```\s*$//msgr;
+}
+
 sub has_heading
 {
 	my ($file, $heading) = @_;
-	my %headings = map { lc(s/[^\w\s-]//gr) =~ s/ /-/gr => 1 }
-	  slurp_file("$top/$file") =~ /^#+ (.*)$/mg;
+	my %headings = map { lc(s/[^\w\s-]//gr) =~ s/ /-/gr => 1 } prose($file) =~ /^#+ (.*)$/mg;
 
 	return $headings{$heading};
 }
 
-foreach my $file (@files)
+foreach my $file (
+	@files,
+	map { s/^\Q$top\E\///r }
+	map { sort glob("$top/$_") } 'CHANGELOG.md', 'CONTRIBUTING.md', 'SECURITY.md',
+	'bench/README.md', 'examples/README.md', 'examples/*/README.md', 'src/*/README.md')
 {
-	foreach my $link ($content{$file} =~ /\]\(([^)\s]+)\)/g)
+	my $links = 0;
+	my @broken;
+
+	foreach my $link (prose($file) =~ s/`[^`\n]*`//gr =~ /\]\(([^)\s]+)\)/g)
 	{
 		next if $link =~ /^\w+:/;
 		my ($to, $heading) = $link =~ /^([^#]*)(?:#(.*))?$/;
 		my $target = $to eq '' ? $file : dirname($file) . "/$to";
 
-		ok(-e "$top/$target" && (!defined $heading || has_heading($target, $heading)),
-			"$file: link to $link");
+		$links++;
+		push @broken, $link
+		  if !-e "$top/$target" || (defined $heading && !has_heading($target, $heading));
 	}
+	is("@broken", '', "$file: $links links lead somewhere");
 }
 
 #

@@ -25,7 +25,6 @@
 #include "base/args.h"
 #include "base/catalog.h"
 #include "base/spi.h"
-#include "key/xact.h"
 
 typedef struct GrantLevel
 {
@@ -166,7 +165,7 @@ idem_grant(PG_FUNCTION_ARGS)
 	int			i;
 
 	idem_args_require(fcinfo, 0, "role");
-	idem_xact_require_writable();
+	idem_args_require_writable();
 	role = quote_identifier(GetUserNameFromId(PG_GETARG_OID(0), false));
 	level = find_level(text_to_cstring(idem_args_text(fcinfo, 1, "level")));
 

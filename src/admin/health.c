@@ -1,97 +1,177 @@
 /*-------------------------------------------------------------------------
  *
  * health.c
- *	  Checking the installation, when it is made and at any time after.
+ *	  Checking the installation at any time.
  *
- * Each check is one row, and runs by itself (base/try.c): what cannot be
- * found out is a row that is not ok and says why, and stands in no other's
- * way.  Settings that change how something is read or written are pinned, so
- * that the answers are the same in every session.
+ * Owns how a check is made: each is one row, and runs by itself (base/try.c).
+ * What cannot be found out is a row that is not ok and says why, and stands in
+ * no other's way.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
 #include "access/xlog.h"
-#include "catalog/pg_namespace.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_inherits.h"
+#include "catalog/pg_type.h"
+#include "commands/extension.h"
+#include "executor/spi.h"
 #include "fmgr.h"
 #include "funcapi.h"
+#include "mb/pg_wchar.h"
 #include "miscadmin.h"
-#include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
-#include "utils/syscache.h"
 #include "utils/timestamp.h"
 
-#include "admin/health_store.h"
-#include "admin/stats_store.h"
-#include "audit/refusal_queue.h"
+#include "admin/health.h"
 #include "base/catalog.h"
 #include "base/databases.h"
+#include "base/spi.h"
 #include "base/try.h"
 #include "idem.h"
 #include "limit/bucket_table.h"
-#include "store/whitelist.h"
-#include "sweep/launcher.h"
+#include "limit/limiter.h"
+#include "rule/policy_values.h"
+#include "store/row.h"
 
-#define MAX_LAG_USEC		(10 * USECS_PER_MINUTE)
-#define MAX_PAUSE_USEC		(2 * USECS_PER_MINUTE)	/* between two sweeps */
-#define MAX_CALLS_USEC		USECS_PER_HOUR	/* the same, without a worker */
+#define MAX_DETAIL 1000
+#define NUM_PARAMETERS 10
 
 /*
- * Whether only its owner may create in a schema (a superuser always may).
+ * idem_health_say
+ *		Answer, with so much of a text as is of use.
  */
-static bool
-schema_is_safe(Oid schema)
+void
+idem_health_say(IdemHealthAnswer *answer, bool ok, const char *detail)
 {
-	HeapTuple	tuple = SearchSysCache1(NAMESPACEOID, ObjectIdGetDatum(schema));
-	bool		safe = true;
-	bool		isnull;
-	Datum		datum;
-	Oid			owner;
+	MemoryContext old = MemoryContextSwitchTo(answer->context);
+	int			len = strlen(detail);
 
-	if (!HeapTupleIsValid(tuple))
-		elog(ERROR, "cache lookup failed for schema %u", schema);
-	owner = ((Form_pg_namespace) GETSTRUCT(tuple))->nspowner;
-	datum = SysCacheGetAttr(NAMESPACEOID, tuple, Anum_pg_namespace_nspacl,
-							&isnull);
-	if (!isnull)				/* by default nobody but the owner may */
-	{
-		Acl		   *acl = DatumGetAclP(datum);
-		const AclItem *items = ACL_DAT(acl);
-		int			i;
-
-		for (i = 0; i < ACL_NUM(acl); i++)
-			if (items[i].ai_grantee != owner &&
-				(ACLITEM_GET_PRIVS(items[i]) & ACL_CREATE) != 0)
-				safe = false;
-	}
-	ReleaseSysCache(tuple);
-	return safe;
+	answer->found = true;
+	answer->ok = ok;
+	answer->detail = len <= MAX_DETAIL ? pstrdup(detail) :
+		psprintf("%.*s ...", pg_mbcliplen(detail, len, MAX_DETAIL), detail);
+	MemoryContextSwitchTo(old);
 }
 
-IDEM_FUNCTION(idem_schema_check);
+static Datum
+make_array(Datum *values, int number, Oid type)
+{
+	int16		len;
+	bool		byval;
+	char		align;
+
+	get_typlenbyvalalign(type, &len, &byval, &align);
+	return PointerGetDatum(construct_array(values, number, type, len, byval,
+										   align));
+}
+
+static Datum
+make_oids(const List *list)
+{
+	Datum	   *oids = palloc(sizeof(Datum) * (list_length(list) + 1));
+	int			count = 0;
+	ListCell   *cell;
+
+	foreach(cell, list)
+		oids[count++] = ObjectIdGetDatum(lfirst_oid(cell));
+	return make_array(oids, count, OIDOID);
+}
+
+/* All tables, that of the keys first, with their partitions. */
+static void
+find_relations(Datum *all, Datum *append_only)
+{
+	const IdemCatalog *catalog = idem_catalog();
+	List	   *relations = find_all_inheritors(catalog->keys, NoLock, NULL);
+	List	   *log = find_all_inheritors(catalog->audit_log, NoLock, NULL);
+	Oid			origin = get_relname_relid("idempotency_audit_origin",
+										   catalog->namespace);
+
+	/* which somebody may have detached */
+	log = list_append_unique_oid(log, catalog->audit_default);
+	log = lappend_oid(log, catalog->audit_seals);
+	relations = lappend_oid(relations, catalog->policies);
+	relations = lappend_oid(relations, catalog->limiters);
+	relations = lappend_oid(relations, catalog->secrets);
+	relations = lappend_oid(relations, origin);
+	relations = list_concat(relations, log);
+	*all = make_oids(relations);
+	*append_only = make_oids(log);
+}
+
+/* The columns of the keys, as they are made. */
+static void
+make_key_columns(Datum *names, Datum *types, Datum *not_null)
+{
+	Datum		each_name[IDEM_NUM_COLUMNS];
+	Datum		each_type[IDEM_NUM_COLUMNS];
+	Datum		each_not_null[IDEM_NUM_COLUMNS];
+	int			i;
+
+	for (i = 0; i < IDEM_NUM_COLUMNS; i++)
+	{
+		each_name[i] = CStringGetTextDatum(idem_store_columns[i].name);
+		each_type[i] = ObjectIdGetDatum(idem_store_columns[i].type);
+		each_not_null[i] = BoolGetDatum(idem_store_columns[i].not_null);
+	}
+	*names = make_array(each_name, IDEM_NUM_COLUMNS, TEXTOID);
+	*types = make_array(each_type, IDEM_NUM_COLUMNS, OIDOID);
+	*not_null = make_array(each_not_null, IDEM_NUM_COLUMNS, BOOLOID);
+}
+
+static Oid
+get_user(IdemHealthUser user)
+{
+	return user == IDEM_HEALTH_OWNER ? idem_catalog()->owner :
+		user == IDEM_HEALTH_SEALER ? idem_catalog()->seals_owner :
+		GetUserId();
+}
 
 /*
- * idem_schema_check() RETURNS void
- *		Of the install script: refuse the schema that this function is in when
- *		others than its owner can create objects there; 42501.
+ * idem_health_ask
+ *		Answer with what a query says.  For people, now and then: no plan is
+ *		kept.  Raises what the query does.
  */
-Datum
-idem_schema_check(PG_FUNCTION_ARGS)
+void
+idem_health_ask(IdemHealthUser user, const char *sql, TimestampTz at,
+				IdemHealthAnswer *answer)
 {
-	Oid			schema = get_func_namespace(fcinfo->flinfo->fn_oid);
+	static Oid	types[NUM_PARAMETERS] = {
+		OIDARRAYOID, OIDARRAYOID, OIDOID, OIDOID, TIMESTAMPTZOID,
+		TEXTARRAYOID, OIDARRAYOID, BOOLARRAYOID, TEXTARRAYOID, TEXTARRAYOID
+	};
+	Datum		values[NUM_PARAMETERS];
+	IdemSecctx	saved;
+	bool		isnull;
+	bool		ok;
+	char	   *detail;
+	int			code;
 
-	if (!schema_is_safe(schema))
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("schema \"%s\" is not safe for extension \"idempotency\"",
-						get_namespace_name(schema)),
-				 errdetail("Others than its owner have the privilege CREATE on it."),
-				 errhint("CREATE SCHEMA idempotency, then CREATE EXTENSION idempotency SCHEMA idempotency CASCADE.")));
-	PG_RETURN_VOID();
+	/* with a pinned search_path: what a user made is bound to no operator */
+	idem_store_spi_begin_as(&saved, get_user(user));
+	find_relations(&values[0], &values[1]);
+	values[2] = ObjectIdGetDatum(idem_catalog()->namespace);
+	values[3] = ObjectIdGetDatum(get_extension_oid("idempotency", false));
+	values[4] = TimestampTzGetDatum(at);
+	make_key_columns(&values[5], &values[6], &values[7]);
+	values[8] = idem_rule_columns(&idem_policy_table);
+	values[9] = idem_rule_columns(&idem_limiter_table);
+	if (strstr(sql, "%1$s") != NULL)
+		sql = psprintf(sql, idem_catalog()->schema);
+	code = SPI_execute_with_args(sql, lengthof(types), types,
+								 values, NULL, true, 1);
+	if (code != SPI_OK_SELECT || SPI_processed != 1)
+		elog(ERROR, "SPI_execute_with_args failed: %s",
+			 SPI_result_code_string(code));
+	ok = DatumGetBool(idem_store_spi_value(0, 0, &isnull)) && !isnull;
+	detail = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2);
+	idem_health_say(answer, ok, detail != NULL ? detail : "");
+	idem_store_spi_end(&saved);
 }
 
 static void
@@ -99,8 +179,8 @@ check_version(IdemHealthAnswer *answer)
 {
 	idem_catalog_require_version();
 	(void) idem_catalog();
-	idem_store_health_say(answer, true,
-						  "objects and library are of version " IDEM_VERSION);
+	idem_health_say(answer, true,
+					"objects and library are of version " IDEM_VERSION);
 }
 
 static void
@@ -108,40 +188,9 @@ check_pgcrypto(IdemHealthAnswer *answer)
 {
 	bool		found = OidIsValid(idem_catalog_hmac());
 
-	idem_store_health_say(answer, found,
-						  found ? "hmac(bytea, bytea, text) found" :
-						  "extension pgcrypto has no hmac(bytea, bytea, text) of its own: nothing can be signed");
-}
-
-static void
-check_primary_key(IdemHealthAnswer *answer)
-{
-	bool		unique = idem_catalog()->keys_unique;
-
-	idem_store_health_say(answer, unique,
-						  unique ? "exactly (scope, key), valid" :
-						  "restore PRIMARY KEY (scope, key) on idempotency_keys");
-}
-
-static void
-check_storage(IdemHealthAnswer *answer)
-{
-	idem_store_health_say(answer, true, idem_store_way_describe());
-}
-
-/* Without memory no limiter works, and there should be none. */
-static void
-check_no_buckets(IdemHealthAnswer *answer)
-{
-	int64		limiters = idem_store_health_limiters();
-
-	if (limiters == 0)
-		idem_store_health_say(answer, true,
-							  "no rate limiting: the library is not preloaded");
-	else
-		idem_store_health_say(answer, false,
-							  psprintf(INT64_FORMAT " rate limiters cannot work: add idempotency to shared_preload_libraries",
-									   limiters));
+	idem_health_say(answer, found,
+					found ? "hmac(bytea, bytea, text) found" :
+					"extension pgcrypto has no hmac(bytea, bytea, text) of its own: nothing can be signed");
 }
 
 /* What the rate limiters can remember, and whether that was enough. */
@@ -153,226 +202,58 @@ check_buckets(IdemHealthAnswer *answer)
 
 	if (!idem_buckets_exist())
 	{
-		check_no_buckets(answer);
+		/* no limiter works without, and there should be none */
+		idem_health_ask(IDEM_HEALTH_OWNER,
+						"SELECT count(*) = 0, CASE WHEN count(*) = 0"
+						" THEN 'no rate limiting: the library is not preloaded'"
+						" ELSE count(*) || ' rate limiters cannot work: add idempotency to shared_preload_libraries' END"
+						" FROM %1$s.idempotency_limiters", 0, answer);
 		return;
 	}
 	idem_buckets_use(&use);
 	quiet = GetCurrentTimestamp() - use.no_room_at > USECS_PER_HOUR;
-	idem_store_health_say(answer, use.no_room == 0 || quiet,
-						  psprintf("room for " INT64_FORMAT ", " INT64_FORMAT " taken; "
-								   INT64_FORMAT " calls found none%s%s",
-								   use.room, use.used, use.no_room,
-								   use.no_room > 0 ? ", the last at " : "",
-								   use.no_room > 0 ?
-								   timestamptz_to_str(use.no_room_at) : ""));
+	idem_health_say(answer, use.no_room == 0 || quiet,
+					psprintf("room for " INT64_FORMAT ", " INT64_FORMAT " taken; "
+							 INT64_FORMAT " calls found none%s%s",
+							 use.room, use.used, use.no_room,
+							 use.no_room > 0 ? ", the last at " : "",
+							 use.no_room > 0 ?
+							 timestamptz_to_str(use.no_room_at) : ""));
 }
 
-/* The error of the worker at a task; NULL: none that is not over. */
-static const char *
-get_error(IdemTask task)
-{
-	IdemSweepState state;
-
-	if (!idem_databases_get(MyDatabaseId, &state) ||
-		state.last_error[0] == '\0' || state.failed_task != task)
-		return NULL;
-	return pstrdup(state.last_error);
-}
-
-/* An error of the worker is told at once; else what the query says. */
-static void
-add_error(IdemHealthAnswer *answer, IdemTask task)
-{
-	const char *error = get_error(task);
-
-	if (error != NULL)
-		idem_store_health_say(answer, false,
-							  answer->found ?
-							  psprintf("%s; %s", error, answer->detail) :
-							  error);
-}
-
-static void
-check_seals(IdemHealthAnswer *answer)
-{
-	const IdemHealthQuery *query = idem_store_health_audit;
-
-	while (strcmp(query->name, "audit_seals") != 0)
-		query++;
-	idem_store_health_ask(query, answer);
-	add_error(answer, IDEM_TASK_SEALS);
-}
-
-static void
-check_partitions(IdemHealthAnswer *answer)
-{
-	if (!get_rel_relispartition(idem_catalog()->audit_default))
-		idem_store_health_say(answer, false,
-							  "idempotency_audit_log_default is no partition of the log: attach it again");
-	else if (idem_store_health_unpartitioned())
-		idem_store_health_say(answer, false,
-							  "none for the present time, for an hour: SELECT idem_audit_seal() says why");
-	else
-		idem_store_health_say(answer, true, "there as far as they are needed");
-	add_error(answer, IDEM_TASK_PARTITIONS);
-}
-
-static void
-check_refusals(IdemHealthAnswer *answer)
-{
-	bool		waiting = list_member_oid(idem_refusals_databases(),
-										  MyDatabaseId);
-	IdemLauncherState state;
-	const char *worker = idem_launcher_describe(&state);
-
-	if (waiting && state != IDEM_LAUNCHER_RUNNING)
-		idem_store_health_say(answer, false,
-							  psprintf("some wait to be written to the audit log: %s",
-									   worker));
-	else
-		idem_store_health_say(answer, true, waiting ?
-							  "some are about to be written to the audit log" :
-							  "none waits to be written to the audit log");
-	add_error(answer, IDEM_TASK_REFUSALS);
-}
-
-/* How long the oldest key that should be gone has been due. */
-static int64
-get_lag(void)
-{
-	TimestampTz now = GetCurrentTimestamp();
-
-	return now - idem_store_oldest_due(now);
-}
-
-static void
-check_lag(IdemHealthAnswer *answer)
-{
-	int64		lag = get_lag();
-
-	idem_store_health_say(answer, lag < MAX_LAG_USEC, lag == 0 ? "no key is due" :
-						  psprintf("oldest key is due for " INT64_FORMAT " s",
-								   lag / USECS_PER_SEC));
-}
-
-/* Whether somebody has called a sweep here of late, as far as that is known. */
-static bool
-is_swept(void)
-{
-	IdemSweepState state;
-
-	return idem_databases_get(MyDatabaseId, &state) &&
-		state.last_run != DT_NOBEGIN &&
-		GetCurrentTimestamp() - state.last_run < MAX_CALLS_USEC;
-}
-
-/* pg_cron's jobs are a row of their own, where there is pg_cron. */
-static bool
-has_job(bool late, IdemHealthAnswer *answer)
-{
-	IdemHealthAnswer unused = {CurrentMemoryContext};
-
-	return idem_store_health_cron(late, answer != NULL ? answer : &unused);
-}
-
-/*
- * Whether a key is due that nobody is known to remove.  Without preload
- * nothing is known of calls.  Who is no superuser does not see the jobs of
- * others, and a standby not what its primary does: there only the time tells.
- */
-static bool
-is_late(void)
-{
-	bool		unsure = is_swept() || RecoveryInProgress() ||
-	(idem_store_health_has_cron() && !superuser());
-
-	return get_lag() > (unsure ? MAX_LAG_USEC : 0);
-}
-
-static void
-check_cron(IdemHealthAnswer *answer)
-{
-	IdemLauncherState state;
-
-	(void) idem_launcher_describe(&state);
-	(void) has_job(state != IDEM_LAUNCHER_RUNNING && is_late(), answer);
-}
-
-/* The worker came here, or could have, the last time. */
-static TimestampTz
-last_seen(void)
-{
-	IdemSweepState state;
-	TimestampTz last = PgStartTime;
-
-	if (idem_databases_get(MyDatabaseId, &state))
-		last = Max(last, Max(state.known_at, state.last_worker));
-	return last;
-}
-
-static void
-check_running_worker(IdemHealthAnswer *answer, const char *worker)
-{
-	int64		pause = GetCurrentTimestamp() - last_seen();
-
-	if (pause > MAX_PAUSE_USEC + 2 * idem_launcher_interval() && get_lag() > 0)
-		idem_store_health_say(answer, false,
-							  psprintf("%s, but it has not come to this database for " INT64_FORMAT " s; see the log of the server",
-									   worker, pause / USECS_PER_SEC));
-	else
-		idem_store_health_say(answer, true, worker);
-	add_error(answer, IDEM_TASK_SWEEP);
-}
-
-static void
-check_worker(IdemHealthAnswer *answer)
-{
-	IdemLauncherState state;
-	const char *worker = idem_launcher_describe(&state);
-	bool		missed;
-
-	if (state == IDEM_LAUNCHER_RUNNING)
+static const IdemHealthCheck general[] = {
+	{"version", 0, NULL, check_version},
+	{"pgcrypto", 0, NULL, check_pgcrypto},
+	{"buckets", 0, NULL, check_buckets},
 	{
-		check_running_worker(answer, worker);
-		return;
-	}
-	missed = (is_late() ||
-			  (state == IDEM_LAUNCHER_ELSEWHERE && !is_swept())) &&
-		!has_job(true, NULL);
-	idem_store_health_say(answer, !missed,
-						  psprintf("%s%s", worker, missed ?
-								   ", and nobody is known to call idem_sweep() instead" :
-								   "; no key is long due"));
-}
-
-/* Those that are more than a query, and their names. */
-static const struct
-{
-	const char *name;
-	void		(*check) (IdemHealthAnswer *answer);
-}			checks[] = {
-	{"version", check_version},
-	{"pgcrypto", check_pgcrypto},
-	{"primary_key", check_primary_key},
-	{"storage", check_storage},
-	{"buckets", check_buckets},
-	{"audit_seals", check_seals},
-	{"audit_partitions", check_partitions},
-	{"audit_refusals", check_refusals},
-	{"sweep_lag", check_lag},
-	{"worker", check_worker},
-	{"pg_cron", check_cron}
+		"encoding", IDEM_HEALTH_OWNER,
+		"SELECT e <> 'SQL_ASCII', CASE WHEN e <> 'SQL_ASCII' THEN e"
+		" ELSE 'SQL_ASCII: no text is checked or converted to UTF-8; use a database of encoding UTF8' END"
+		" FROM (SELECT pg_encoding_to_char(encoding) AS e FROM pg_database"
+		" WHERE datname = current_database()) d"
+	},
+	{
+		"server_version", IDEM_HEALTH_OWNER,
+		"SELECT fixed, version || CASE WHEN fixed THEN ''"
+		" ELSE ': SERIALIZABLE may miss conflicts of ON CONFLICT; update to the"
+		" minor release of November 2026 or later' END"
+		" FROM (SELECT current_setting('server_version') AS version,"
+		" num % 10000 >= CASE num / 10000 WHEN 15 THEN 20 WHEN 16 THEN 16"
+		" WHEN 17 THEN 12 WHEN 18 THEN 6 ELSE 0 END AS fixed"
+		" FROM (SELECT current_setting('server_version_num')::integer AS num) v) w"
+	},
+	{NULL}
 };
 
-static const IdemHealthQuery *const queries[] = {
-	idem_store_health_rights, idem_store_health_tables, idem_store_health_audit
+static const IdemHealthCheck *const lists[] = {
+	general, idem_health_tables, idem_health_rights, idem_health_log,
+	idem_health_sweep
 };
 
 /* One check, for idem_try(). */
 typedef struct Attempt
 {
-	void		(*check) (IdemHealthAnswer *answer);
-	const IdemHealthQuery *query;	/* if it is no more */
+	const IdemHealthCheck *check;
 	IdemHealthAnswer answer;
 } Attempt;
 
@@ -381,45 +262,35 @@ attempt(void *arg)
 {
 	Attempt    *this = arg;
 
-	if (this->check != NULL)
-		this->check(&this->answer);
+	if (this->check->check != NULL)
+		this->check->check(&this->answer);
 	else
-		idem_store_health_ask(this->query, &this->answer);
+		idem_health_ask(this->check->user, this->check->sql, 0, &this->answer);
 }
 
 static void
-put_row(ReturnSetInfo *rsinfo, const char *name, Attempt *this)
+put_row(ReturnSetInfo *rsinfo, const IdemHealthCheck *check)
 {
-	ErrorData  *error;
+	Attempt		this = {check, {CurrentMemoryContext}};
+	ErrorData  *error = idem_try(attempt, &this);
 	Datum		values[3];
 	bool		nulls[3] = {0};
 
-	this->answer.context = CurrentMemoryContext;
-	error = idem_try(attempt, this);
 	if (error != NULL)
-		idem_store_health_say(&this->answer, false,
-							  psprintf("cannot be checked: %s",
-									   error->message));
-	if (!this->answer.found)
+		idem_health_say(&this.answer, false,
+						psprintf("cannot be checked: %s", error->message));
+	if (!this.answer.found)
 		return;
-	values[0] = CStringGetTextDatum(name);
-	values[1] = BoolGetDatum(this->answer.ok);
-	values[2] = CStringGetTextDatum(this->answer.detail);
+	values[0] = CStringGetTextDatum(check->name);
+	values[1] = BoolGetDatum(this.answer.ok);
+	values[2] = CStringGetTextDatum(this.answer.detail);
 	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 }
 
-static bool
-has_check(const char *name)
-{
-	int			i;
-
-	for (i = 0; i < lengthof(checks); i++)
-		if (strcmp(checks[i].name, name) == 0)
-			return true;
-	return false;
-}
-
-/* What would change how a query is read, or what it shows. */
+/*
+ * What would change how a query is read, or what it shows: the answers are the
+ * same in every session.
+ */
 static int
 pin_settings(void)
 {
@@ -460,30 +331,19 @@ Datum
 idem_health(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
-	const IdemHealthQuery *query;
+	const IdemHealthCheck *check;
 	int			level;
 	int			i;
 
 	InitMaterializedSRF(fcinfo, 0);
+
+	/* after an error, which only a cancel is, the abort takes them back */
 	level = pin_settings();
 	if (!RecoveryInProgress())
 		idem_databases_know();
-	for (i = 0; i < lengthof(checks); i++)
-	{
-		Attempt		this = {checks[i].check};
-
-		put_row(rsinfo, checks[i].name, &this);
-	}
-	for (i = 0; i < lengthof(queries); i++)
-	{
-		for (query = queries[i]; query->name != NULL; query++)
-		{
-			Attempt		this = {NULL, query};
-
-			if (!has_check(query->name))
-				put_row(rsinfo, query->name, &this);
-		}
-	}
+	for (i = 0; i < lengthof(lists); i++)
+		for (check = lists[i]; check->name != NULL; check++)
+			put_row(rsinfo, check);
 	AtEOXact_GUC(false, level);
 	return (Datum) 0;
 }

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * health_rights.c
- *	  The queries behind idem_health: whose our objects are, and who may what.
+ *	  Checks of whose our objects are, and who may what.
  *
  * A superuser may everything and is named nowhere.
  *
@@ -9,7 +9,70 @@
  */
 #include "postgres.h"
 
-#include "admin/health_store.h"
+#include "access/htup_details.h"
+#include "catalog/pg_namespace.h"
+#include "fmgr.h"
+#include "utils/acl.h"
+#include "utils/array.h"
+#include "utils/lsyscache.h"
+#include "utils/syscache.h"
+
+#include "admin/health.h"
+#include "idem.h"
+
+/*
+ * Whether only its owner may create in a schema (a superuser always may).
+ */
+static bool
+schema_is_safe(Oid schema)
+{
+	HeapTuple	tuple = SearchSysCache1(NAMESPACEOID, ObjectIdGetDatum(schema));
+	bool		safe = true;
+	bool		isnull;
+	Datum		datum;
+	Oid			owner;
+
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for schema %u", schema);
+	owner = ((Form_pg_namespace) GETSTRUCT(tuple))->nspowner;
+	datum = SysCacheGetAttr(NAMESPACEOID, tuple, Anum_pg_namespace_nspacl,
+							&isnull);
+	if (!isnull)				/* by default nobody but the owner may */
+	{
+		Acl		   *acl = DatumGetAclP(datum);
+		const AclItem *items = ACL_DAT(acl);
+		int			i;
+
+		for (i = 0; i < ACL_NUM(acl); i++)
+			if (items[i].ai_grantee != owner &&
+				(ACLITEM_GET_PRIVS(items[i]) & ACL_CREATE) != 0)
+				safe = false;
+	}
+	ReleaseSysCache(tuple);
+	return safe;
+}
+
+IDEM_FUNCTION(idem_schema_check);
+
+/*
+ * idem_schema_check() RETURNS void
+ *		Of the install script: refuse the schema that this function is in when
+ *		others than its owner can create objects there; 42501.
+ */
+Datum
+idem_schema_check(PG_FUNCTION_ARGS)
+{
+	Oid			schema = get_func_namespace(fcinfo->flinfo->fn_oid);
+
+	if (!schema_is_safe(schema))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("schema \"%s\" is not safe for extension \"idempotency\"",
+						get_namespace_name(schema)),
+				 errdetail("Others than its owner have the privilege CREATE on it."),
+				 errhint("CREATE SCHEMA idempotency, then CREATE EXTENSION idempotency SCHEMA idempotency CASCADE.")));
+	PG_RETURN_VOID();
+}
 
 /* The members of our extension of a catalog. */
 #define MEMBERS(catalog) \
@@ -32,7 +95,7 @@
 	"('state', 'attempt', 'created_at', 'finished_at', 'lease_until'," \
 	" 'expires_at', 'purge_at', 'ttl', 'status_code', 'policy', 'body_size')"
 
-const IdemHealthQuery idem_store_health_rights[] = {
+const IdemHealthCheck idem_health_rights[] = {
 	/* The owner of the database is the member of pg_database_owner. */
 	{
 		"schema_safe", IDEM_HEALTH_OWNER,

@@ -3,7 +3,7 @@
  * stats.c
  *	  What is counted, for an operator to see.
  *
- * The counters and the state of the sweeps are in shared memory (src/base).
+ * The counters and the state of the sweeps are in shared memory (base/shmem.c).
  * A call is counted when it answers, whether its transaction commits or not.
  *
  * A database sees its own counters; those of the whole server are for members
@@ -18,6 +18,8 @@
 #include "catalog/namespace.h"
 #include "catalog/pg_authid.h"
 #include "catalog/pg_database.h"
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
 #include "fmgr.h"
 #include "funcapi.h"
 #include "mb/pg_wchar.h"
@@ -27,10 +29,13 @@
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
 
-#include "admin/stats_store.h"
+#include "admin/stats.h"
 #include "base/args.h"
+#include "base/catalog.h"
+#include "base/digest.h"
 #include "base/counters.h"
 #include "base/databases.h"
+#include "base/spi.h"
 #include "idem.h"
 
 /* Columns of idem_stats_values(). */
@@ -55,6 +60,9 @@ typedef enum StatusColumn
 } StatusColumn;
 
 #define STATUS_COLUMNS	(COLUMN_LAST_ERROR + 1)
+
+/* Those of idem_activity_values(), the first two of which are ids. */
+#define ACTIVITY_COLUMNS 8
 
 /* The encoding of a database; -1 when there is no such any more. */
 static int
@@ -213,12 +221,24 @@ idem_stats_reset(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
+/*
+ * Run a query whose $1 is the time; it reads what the calling statement sees.
+ * For people and for monitoring, now and then: no plan is kept, and the planner
+ * has its will.
+ */
 static void
-put_activity(void *arg, Datum *values, bool *nulls)
+execute(const char *sql, TimestampTz now)
 {
-	ReturnSetInfo *rsinfo = arg;
+	Oid			types[1] = {TIMESTAMPTZOID};
+	Datum		values[1];
+	int			code;
 
-	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+	values[0] = TimestampTzGetDatum(now);
+	code = SPI_execute_with_args(psprintf(sql, idem_catalog()->schema),
+								 lengthof(types), types, values, NULL, true, 0);
+	if (code != SPI_OK_SELECT)
+		elog(ERROR, "SPI_execute_with_args failed: %s",
+			 SPI_result_code_string(code));
 }
 
 IDEM_FUNCTION(idem_activity_values);
@@ -233,10 +253,60 @@ IDEM_FUNCTION(idem_activity_values);
 Datum
 idem_activity_values(PG_FUNCTION_ARGS)
 {
+	static const Oid types[ACTIVITY_COLUMNS] = {
+		TEXTOID, TEXTOID, TEXTOID, INT4OID, TEXTOID, INTERVALOID, INTERVALOID,
+		TEXTOID
+	};
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	IdemSecctx	saved;
+	uint64		i;
+
 	InitMaterializedSRF(fcinfo, 0);
-	idem_store_activity(GetCurrentTimestamp(), put_activity,
-						fcinfo->resultinfo);
+	idem_store_spi_begin(&saved);
+	execute("SELECT scope, key, policy, attempt, claimed_by, $1 - created_at,"
+			" lease_until - $1, recovery_point"
+			" FROM %1$s.idempotency_keys WHERE state = 'p'",
+			GetCurrentTimestamp());
+	idem_store_spi_require_types(types, lengthof(types));
+	for (i = 0; i < SPI_processed; i++)
+	{
+		Datum		values[ACTIVITY_COLUMNS];
+		bool		nulls[ACTIVITY_COLUMNS];
+		int			j;
+
+		heap_deform_tuple(SPI_tuptable->vals[i], SPI_tuptable->tupdesc,
+						  values, nulls);
+		for (j = 0; j < 2; j++) /* scope and key: their ids only */
+			values[j] =
+				CStringGetTextDatum(idem_digest_log_id(DatumGetTextPP(values[j])));
+		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+	}
+	idem_store_spi_end(&saved);
 	return (Datum) 0;
+}
+
+/*
+ * idem_stats_oldest_due
+ *		The oldest purge_at that is over; "now" when there is none.
+ */
+TimestampTz
+idem_stats_oldest_due(TimestampTz now)
+{
+	static const Oid types[] = {TIMESTAMPTZOID};
+	TimestampTz oldest = now;
+	IdemSecctx	saved;
+	Datum		value;
+	bool		isnull;
+
+	idem_store_spi_begin(&saved);
+	execute("SELECT min(purge_at) FROM %1$s.idempotency_keys WHERE purge_at <= $1",
+			now);
+	idem_store_spi_require_types(types, lengthof(types));
+	value = idem_store_spi_value(0, 0, &isnull);
+	if (!isnull)
+		oldest = DatumGetTimestampTz(value);
+	idem_store_spi_end(&saved);
+	return oldest;
 }
 
 IDEM_FUNCTION(idem_sweep_status_values);
@@ -262,7 +332,7 @@ idem_sweep_status_values(PG_FUNCTION_ARGS)
 		elog(ERROR, "return type must be a row type");
 	memset(nulls, true, sizeof(nulls));
 	(void) idem_databases_get(MyDatabaseId, &state);
-	values[COLUMN_LAG] = idem_args_interval(now - idem_store_oldest_due(now));
+	values[COLUMN_LAG] = idem_args_interval(now - idem_stats_oldest_due(now));
 	nulls[COLUMN_LAG] = false;
 	if (state.last_run != DT_NOBEGIN)
 	{

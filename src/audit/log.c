@@ -32,7 +32,6 @@
 #include "base/args.h"
 #include "base/catalog.h"
 #include "base/digest.h"
-#include "key/xact.h"
 
 /*
  * The two passes of the guard.  That of a row is spent by the row: a trigger
@@ -320,7 +319,7 @@ idem_audit(PG_FUNCTION_ARGS)
 	IdemAuditRow row;
 	text	   *entity;
 
-	idem_xact_require_writable();
+	idem_args_require_writable();
 	memset(&row, 0, sizeof(row));
 	row.action = text_to_cstring(idem_args_label(fcinfo, 0, "action"));
 	entity = idem_args_label(fcinfo, 1, "entity");

@@ -253,22 +253,6 @@ idem_refusals_note_limited(const char *limiter, const void *limiter_digest,
 	note(&subject, counters);
 }
 
-/*
- * idem_refusals_note_outcome
- *		Likewise of an outcome, of which only some refuse.
- */
-void
-idem_refusals_note_outcome(IdemOutcome outcome, const IdemKey *id,
-						   const IdemPolicy *policy)
-{
-	if (outcome == IDEM_OUTCOME_MISMATCH)
-		idem_refusals_note(IDEM_REFUSAL_MISMATCH, id, policy);
-	else if (outcome == IDEM_OUTCOME_EXPIRED)
-		idem_refusals_note(IDEM_REFUSAL_EXPIRED, id, policy);
-	else if (outcome == IDEM_OUTCOME_DUPLICATE)
-		idem_refusals_note(IDEM_REFUSAL_DUPLICATE, id, policy);
-}
-
 /* Remove what was written, less what has been counted meanwhile. */
 static void
 remove_written(void)

@@ -61,8 +61,6 @@ extern void idem_refusals_note_limited(const char *limiter,
 									   const void *limiter_digest,
 									   const void *subject_digest,
 									   int counters);
-extern void idem_refusals_note_outcome(IdemOutcome outcome, const IdemKey *id,
-									   const IdemPolicy *policy);
 
 extern IdemRefused *idem_refusals_begin(int *number);
 extern void idem_refusals_write(const IdemRefused *refused, int number);

@@ -24,7 +24,6 @@
 #include "base/compat.h"
 #include "base/hmac.h"
 #include "idem.h"
-#include "key/xact.h"
 
 #define SEGMENT_ROWS	10000
 
@@ -345,7 +344,7 @@ idem_audit_seal(PG_FUNCTION_ARGS)
 	int64		sealed;
 	bool		more;
 
-	idem_xact_require_writable();
+	idem_args_require_writable();
 	idem_chain_lock(true);
 
 	/* with a snapshot of its own: sealing is to see the origin */
@@ -522,7 +521,7 @@ idem_audit_prune(PG_FUNCTION_ARGS)
 	int			i;
 
 	idem_args_require(fcinfo, 0, "before");
-	idem_xact_require_writable();
+	idem_args_require_writable();
 	pruning.before = PG_GETARG_TIMESTAMPTZ(0);
 	idem_chain_lock(true);
 	idem_chain_begin(&access);

@@ -16,8 +16,6 @@
 #include "base/args.h"
 #include "base/hmac.h"
 #include "idem.h"
-#include "key/name.h"
-#include "key/xact.h"
 
 #define MIN_SECRET_BYTES 16
 #define MAX_SECRET_BYTES 1024
@@ -36,7 +34,7 @@ Datum
 idem_context(PG_FUNCTION_ARGS)
 {
 	Datum	   *components;
-	int			count = idem_text_components(fcinfo, &components);
+	int			count = idem_args_components(fcinfo, &components);
 	int32		key_id;
 	bytea	   *secret = idem_secret_newest(IDEM_PURPOSE_CONTEXT,
 											&key_id);
@@ -92,7 +90,7 @@ idem_secret(PG_FUNCTION_ARGS)
 	int			len;
 
 	idem_args_require(fcinfo, 1, "secret");
-	idem_xact_require_writable();
+	idem_args_require_writable();
 	if (!superuser())
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),

@@ -3,17 +3,19 @@
  * args.c
  *	  Checking the arguments of SQL calls.
  *
- * Raises 22004 for a null and 22023 for a bad value, ID012 for a key in either
- * case, and never repeats the value: it may be a key or a part of a request.
- *
- * Owns how a key is spelled: every function that takes one gets it from here.
+ * Raises 22004 for a null and 22023 for a bad value, and never repeats the
+ * value: it may be a key or a part of a request.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "catalog/pg_type.h"
 #include "common/int.h"
 #include "libpq/pqformat.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 #include "utils/jsonb.h"
@@ -22,7 +24,21 @@
 #include "base/args.h"
 #include "base/compat.h"
 
-#define UUID_TEXT_LEN 36
+/*
+ * idem_args_require_writable
+ *		Raise 25006 in a read-only transaction and during recovery, always
+ *		and not only when the call would have written: a caller must not
+ *		learn it from the first request that is new.
+ */
+void
+idem_args_require_writable(void)
+{
+	if (XactReadOnly || RecoveryInProgress())
+		ereport(ERROR,
+				(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION),
+				 errmsg("idempotency keys cannot be claimed or changed in a read-only transaction"),
+				 errhint("Repeat the call on the primary, in a read-write transaction; idem_lookup() works here.")));
+}
 
 /*
  * idem_args_require
@@ -49,8 +65,12 @@ idem_args_text(FunctionCallInfo fcinfo, int argno, const char *name)
 	return PG_GETARG_TEXT_PP(argno);
 }
 
-static void
-check_length(const text *value, int max, const char *name)
+/*
+ * idem_args_check_length
+ *		Refuse what is empty or longer than max bytes; 22023.
+ */
+void
+idem_args_check_length(const text *value, int max, const char *name)
 {
 	int			len = VARSIZE_ANY_EXHDR(value);
 
@@ -76,7 +96,7 @@ idem_args_label(FunctionCallInfo fcinfo, int argno, const char *name)
 {
 	text	   *value = idem_args_text(fcinfo, argno, name);
 
-	check_length(value, IDEM_MAX_LABEL_BYTES, name);
+	idem_args_check_length(value, IDEM_MAX_LABEL_BYTES, name);
 	return value;
 }
 
@@ -92,7 +112,7 @@ idem_args_digest(FunctionCallInfo fcinfo, int argno, const char *name)
 	if (PG_ARGISNULL(argno))
 		return NULL;
 	value = PG_GETARG_BYTEA_PP(argno);
-	check_length(value, IDEM_MAX_DIGEST_BYTES, name);
+	idem_args_check_length(value, IDEM_MAX_DIGEST_BYTES, name);
 	return value;
 }
 
@@ -208,160 +228,29 @@ idem_args_check_max(const char *what, int64 usec, int64 max,
 }
 
 /*
- * idem_args_scope
- *		Whose key it is, and for what; 22004, 22023.
+ * idem_args_components
+ *		The elements of a text[] that is argument 0, checked: 22004, 22023.
  */
-text *
-idem_args_scope(FunctionCallInfo fcinfo, int argno)
+int
+idem_args_components(FunctionCallInfo fcinfo, Datum **components)
 {
-	text	   *scope = idem_args_text(fcinfo, argno, "scope");
-
-	check_length(scope, IDEM_MAX_SCOPE_BYTES, "scope");
-	return scope;
-}
-
-/* A key must be there, and of 1 to max bytes; ID012. */
-static void
-check_key(const text *key, int max)
-{
-	int			len = key == NULL ? 0 : VARSIZE_ANY_EXHDR(key);
-
-	if (len == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_IDEM_BAD_KEY),
-				 key == NULL ? errmsg("the key is missing") :
-				 errmsg("the key is empty"),
-				 errhint("Send a key of 1 to %d bytes, such as a UUID.", max)));
-	if (len > max)
-		ereport(ERROR,
-				(errcode(ERRCODE_IDEM_BAD_KEY),
-				 errmsg("the key is too long"),
-				 errdetail("It has %d bytes, the most are %d.", len, max),
-				 errhint("Shorten it, for example to its hash.")));
-}
-
-/* 8-4-4-4-12 hexadecimal digits, in any case. */
-static bool
-is_uuid(const text *key)
-{
-	const char *c = VARDATA_ANY(key);
+	bool	   *nulls;
+	int			count;
 	int			i;
 
-	if (VARSIZE_ANY_EXHDR(key) != UUID_TEXT_LEN)
-		return false;
-	for (i = 0; i < UUID_TEXT_LEN; i++)
-	{
-		if (i == 8 || i == 13 || i == 18 || i == 23)
-		{
-			if (c[i] != '-')
-				return false;
-		}
-		else if (!isxdigit((unsigned char) c[i]))
-			return false;
-	}
-	return true;
-}
-
-/*
- * The key in the one spelling in which it is stored and compared: that of a
- * UUID in lower case.  No policy has a say in it, for a policy can change, and
- * then a repeat would not find its key.
- */
-static text *
-spell_key(text *key)
-{
-	text	   *spelled;
-	char	   *c;
-	int			i;
-
-	if (!is_uuid(key))
-		return key;
-	spelled = cstring_to_text_with_len(VARDATA_ANY(key), UUID_TEXT_LEN);
-	c = VARDATA(spelled);
-	for (i = 0; i < UUID_TEXT_LEN; i++)
-		c[i] = pg_ascii_tolower((unsigned char) c[i]);
-	return spelled;
-}
-
-/*
- * idem_args_key
- *		A key as it is stored; ID012.
- */
-text *
-idem_args_key(FunctionCallInfo fcinfo, int argno)
-{
-	text	   *key = PG_ARGISNULL(argno) ? NULL : PG_GETARG_TEXT_PP(argno);
-
-	check_key(key, IDEM_MAX_KEY_BYTES);
-	return spell_key(key);
-}
-
-/* RFC 9562: the version is the 13th digit, the variant in the 17th. */
-static bool
-uuid_has_version(const text *key, char version)
-{
-	const char *c = VARDATA_ANY(key);
-
-	return c[14] == version && strchr("89abAB", c[19]) != NULL;
-}
-
-/* The version that a UUID must have; 0: any. */
-static char
-required_version(IdemKeyFormat format)
-{
-	switch (format)
-	{
-		case IDEM_KEY_UUIDV4:
-			return '4';
-		case IDEM_KEY_UUIDV7:
-			return '7';
-		case IDEM_KEY_ANY:
-		case IDEM_KEY_UUID:
-			break;
-	}
-	return '\0';
-}
-
-/*
- * idem_args_formatted_key
- *		The key as it is stored, or NULL if it is not one that the policy
- *		takes.
- */
-text *
-idem_args_formatted_key(text *key, const IdemPolicy *policy)
-{
-	char		version = required_version(policy->key_format);
-	int			len = VARSIZE_ANY_EXHDR(key);
-
-	if (len == 0 || len > policy->max_key_bytes)
-		return NULL;
-	if (policy->key_format != IDEM_KEY_ANY &&
-		(!is_uuid(key) ||
-		 (version != '\0' && !uuid_has_version(key, version))))
-		return NULL;
-	return spell_key(key);
-}
-
-/*
- * idem_args_format_key
- *		The same for a key that must be right, NULL included; ID012.
- */
-text *
-idem_args_format_key(text *key, const IdemPolicy *policy)
-{
-	char		version = required_version(policy->key_format);
-	text	   *stored;
-
-	check_key(key, policy->max_key_bytes);
-	stored = idem_args_formatted_key(key, policy);
-	if (stored == NULL)
+	idem_args_require(fcinfo, 0, "components");
+	deconstruct_array(PG_GETARG_ARRAYTYPE_P(0), TEXTOID, -1, false,
+					  TYPALIGN_INT, components, &nulls, &count);
+	if (count == 0)
 		ereport(ERROR,
-				(errcode(ERRCODE_IDEM_BAD_KEY),
-				 errmsg("the key does not have the format of policy \"%s\"",
-						NameStr(policy->name)),
-				 version == '\0' ?
-				 errhint("Send a UUID, with its hyphens and without braces.") :
-				 errhint("Send a UUID of version %c, with its hyphens and without braces.",
-						 version)));
-	return stored;
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("at least one component is needed"),
+				 errhint("Give the parts that belong together, such as tenant and route.")));
+	for (i = 0; i < count; i++)
+		if (nulls[i])
+			ereport(ERROR,
+					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+					 errmsg("component %d must not be null", i + 1),
+					 errhint("Replace it by a value of your own, such as 'none'.")));
+	return count;
 }

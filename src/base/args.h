@@ -11,8 +11,10 @@
 #include "fmgr.h"
 
 #include "idem.h"
-#include "rule/policy.h"
 
+extern void idem_args_require_writable(void);
+extern void idem_args_check_length(const text *value, int max,
+								   const char *name);
 extern void idem_args_require(FunctionCallInfo fcinfo, int argno,
 							  const char *name);
 extern text *idem_args_text(FunctionCallInfo fcinfo, int argno,
@@ -27,9 +29,6 @@ extern int64 idem_args_usec(const char *what, Datum interval);
 extern Datum idem_args_interval(int64 usec);
 extern int64 idem_args_check_max(const char *what, int64 usec, int64 max,
 								 const char *setting);
-extern text *idem_args_scope(FunctionCallInfo fcinfo, int argno);
-extern text *idem_args_key(FunctionCallInfo fcinfo, int argno);
-extern text *idem_args_formatted_key(text *key, const IdemPolicy *policy);
-extern text *idem_args_format_key(text *key, const IdemPolicy *policy);
+extern int	idem_args_components(FunctionCallInfo fcinfo, Datum **components);
 
 #endif							/* IDEM_BASE_ARGS_H */

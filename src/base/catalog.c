@@ -18,7 +18,6 @@
 #include "access/table.h"
 #include "catalog/indexing.h"
 #include "catalog/pg_class.h"
-#include "catalog/pg_enum.h"
 #include "catalog/pg_extension.h"
 #include "catalog/pg_index.h"
 #include "catalog/pg_type.h"
@@ -32,17 +31,6 @@
 
 #include "base/catalog.h"
 #include "base/hmac.h"
-
-static const char *const outcome_labels[IDEM_NUM_OUTCOMES] = {
-	"claimed",
-	"completed",
-	"failed",
-	"replayed",
-	"duplicate",
-	"in_progress",
-	"mismatch",
-	"expired"
-};
 
 #define MAX_LOOKUPS 10
 #define MAX_WATCHERS 4
@@ -174,22 +162,6 @@ find_type(Oid schema, const char *name)
 	return type;
 }
 
-static void
-find_outcomes(Oid type, Oid *outcomes)
-{
-	int			i;
-
-	for (i = 0; i < IDEM_NUM_OUTCOMES; i++)
-	{
-		outcomes[i] = GetSysCacheOid2(ENUMTYPOIDNAME, Anum_pg_enum_oid,
-									  ObjectIdGetDatum(type),
-									  CStringGetDatum(outcome_labels[i]));
-		if (!OidIsValid(outcomes[i]))
-			elog(ERROR, "enum idem_outcome has no label \"%s\"",
-				 outcome_labels[i]);
-	}
-}
-
 static Oid
 find_owner(Oid relid)
 {
@@ -236,7 +208,7 @@ look_up(IdemCatalog *catalog)
 	catalog->owner = find_owner(catalog->keys);
 	catalog->response_type = find_type(schema, "idem_response");
 	catalog->result_type = find_type(schema, "idem_result");
-	find_outcomes(find_type(schema, "idem_outcome"), catalog->outcomes);
+	catalog->outcome_type = find_type(schema, "idem_outcome");
 }
 
 /*

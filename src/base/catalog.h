@@ -29,7 +29,7 @@ typedef struct IdemCatalog
 	Oid			secrets_pkey;
 	Oid			response_type;
 	Oid			result_type;
-	Oid			outcomes[IDEM_NUM_OUTCOMES];
+	Oid			outcome_type;
 } IdemCatalog;
 
 /* Told that a relation (InvalidOid: any) has changed; must not fail. */

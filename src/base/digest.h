@@ -8,7 +8,7 @@
 #ifndef IDEM_BASE_DIGEST_H
 #define IDEM_BASE_DIGEST_H
 
-#include "key/decide.h"
+#include "base/bytes.h"
 
 #define IDEM_DIGEST_BYTES 32	/* of a SHA-256 */
 

@@ -25,40 +25,10 @@
 #include "base/json_pairs.h"
 #include "http/http.h"
 #include "key/headers.h"
+#include "key/outcome.h"
 
-typedef struct Problem
-{
-	const char *code;
-	const char *type;
-	const char *title;
-	const char *detail;
-} Problem;
-
-static const Problem problems[] = {
-	{
-		"idempotency_key_in_progress",
-		"urn:idempotency:key-in-progress",
-		"Request in progress",
-		"A request with this Idempotency-Key is being processed. Send the same request again, not before the time in Retry-After."
-	},
-	{
-		"idempotency_key_reused",
-		"urn:idempotency:key-reused",
-		"Idempotency-Key reused",
-		"This Idempotency-Key came with another request before. Send that request unchanged, or use a new key for a new request."
-	},
-	{
-		"idempotency_key_expired",
-		"urn:idempotency:key-expired",
-		"Idempotency-Key expired",
-		"The request with this Idempotency-Key is too old to be repeated and was not processed again. Find out what became of it, and use a new key for a new request."
-	},
-	{
-		"idempotency_key_duplicate",
-		"urn:idempotency:key-duplicate",
-		"Duplicate request",
-		"The request with this Idempotency-Key has already been processed. Do not repeat it; use a new key for a new request."
-	},
+/* Of refusals before there is a result; those of outcomes: key/outcome.c. */
+static const IdemProblem problems[] = {
 	{
 		"idempotency_key_missing",
 		"urn:idempotency:key-missing",
@@ -157,13 +127,16 @@ find_phrase(int status)
 	return status < 500 ? "Bad Request" : "Internal Server Error";
 }
 
-static Problem
+static IdemProblem
 find_problem(const char *code, int status)
 {
-	Problem		other = {code, "about:blank", find_phrase(status),
+	IdemProblem other = {code, "about:blank", find_phrase(status),
 	"The request was refused. The member \"code\" says why."};
+	const IdemProblem *problem = idem_outcome_problem(code);
 	int			i;
 
+	if (problem != NULL)
+		return *problem;
 	for (i = 0; i < lengthof(problems); i++)
 		if (strcmp(problems[i].code, code) == 0)
 			return problems[i];
@@ -204,7 +177,7 @@ idem_http_write_problem(const char *code, int status)
 {
 	StringInfoData json;
 	StringInfoData now;
-	Problem		problem;
+	IdemProblem problem;
 
 	if (status < 400 || status > IDEM_MAX_STATUS)
 		ereport(ERROR,
@@ -283,12 +256,14 @@ idem_http_add_result(IdemHttpHeaders *headers, const IdemResultHttp *result)
 	ListCell   *cell;
 
 	if (result->headers != NULL)
+	{
 		foreach(cell, idem_headers_to_send(result->headers))
 		{
 			IdemPair   *pair = lfirst(cell);
 
 			idem_http_add_header(headers, pair->name, pair->value);
 		}
+	}
 	if (result->replayed)
 		idem_http_add_header(headers, "Idempotency-Replayed", "true");
 	initStringInfo(&expires);

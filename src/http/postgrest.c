@@ -32,7 +32,6 @@
 #include "key/headers.h"
 #include "key/name.h"
 #include "key/run.h"
-#include "key/xact.h"
 
 #define KEY_HEADER "idempotency-key"
 #define MEDIA_TYPE_JSON "application/json"	/* what PostgREST says itself */
@@ -46,14 +45,6 @@ typedef enum HttpRunArg
 	ARG_POLICY,
 	ARG_PRINCIPAL
 } HttpRunArg;
-
-/* Why a request is refused before its key is looked at. */
-typedef enum KeyFault
-{
-	KEY_FOUND,
-	KEY_MISSING,
-	KEY_INVALID
-} KeyFault;
 
 /* What PostgREST says of the request. */
 typedef struct HttpRequest
@@ -121,10 +112,7 @@ check_handler(Oid handler)
 				 errhint("Let it return json, jsonb or idem_response, or call idem_run().")));
 }
 
-/*
- * Who sends the request, or NULL.  An empty text is nobody.  Nor is a claim
- * "sub" that is not a string (RFC 7519): 42 and "42" would be one principal.
- */
+/* Who sends the request, or NULL; an empty text is nobody. */
 static text *
 find_principal(FunctionCallInfo fcinfo)
 {
@@ -145,6 +133,7 @@ find_principal(FunctionCallInfo fcinfo)
 		{
 			IdemPair   *pair = lfirst(cell);
 
+			/* no string (RFC 7519): 42 and "42" would be one principal */
 			if (strcmp(pair->name, "sub") == 0)
 				principal = !pair->is_string || pair->in_list ? NULL :
 					cstring_to_text(pair->value);
@@ -154,10 +143,14 @@ find_principal(FunctionCallInfo fcinfo)
 		principal;
 }
 
-/* The key as the policy wants it.  Two keys are not one key. */
-static KeyFault
+/*
+ * The key as the policy wants it; returns what is wrong with it, or NULL.  Two
+ * keys are not one key.
+ */
+static const char *
 find_key(const HttpRequest *request, const IdemPolicy *policy, text **key)
 {
+	static const char *const invalid = "idempotency_key_invalid";
 	const char *header = NULL;
 	ListCell   *cell;
 
@@ -168,19 +161,19 @@ find_key(const HttpRequest *request, const IdemPolicy *policy, text **key)
 		if (pg_strcasecmp(pair->name, KEY_HEADER) != 0)
 			continue;
 		if (!pair->is_string || pair->in_list || header != NULL)
-			return KEY_INVALID;
+			return invalid;
 		header = pair->value;
 	}
 	if (header == NULL)
-		return KEY_MISSING;
-	*key = idem_text_header_key(header, strlen(header));
+		return "idempotency_key_missing";
+	*key = idem_name_header_key(header, strlen(header));
 	if (*key != NULL)
-		*key = idem_args_formatted_key(*key, policy);
-	return *key == NULL ? KEY_INVALID : KEY_FOUND;
+		*key = idem_name_formatted_key(*key, policy);
+	return *key == NULL ? invalid : NULL;
 }
 
 /* idem_scope(principal, method, path); 22023. */
-static Datum
+static text *
 make_scope(text *principal, const HttpRequest *request)
 {
 	Datum		components[3];
@@ -191,36 +184,8 @@ make_scope(text *principal, const HttpRequest *request)
 	components[2] = PointerGetDatum(request->path);
 	array = construct_array(components, lengthof(components), TEXTOID, -1,
 							false, TYPALIGN_INT);
-	return DirectFunctionCall1(idem_scope, PointerGetDatum(array));
-}
-
-static void
-put_argument(FunctionCallInfo call, IdemRunArg argument, Datum value)
-{
-	call->args[argument].value = value;
-	call->args[argument].isnull = false;
-}
-
-static HeapTupleHeader
-run(FunctionCallInfo fcinfo, Datum scope, text *key)
-{
-	LOCAL_FCINFO(call, IDEM_RUN_ARGS);
-	int			i;
-
-	InitFunctionCallInfoData(*call, NULL, IDEM_RUN_ARGS, InvalidOid, NULL,
-							 NULL);
-	for (i = 0; i < IDEM_RUN_ARGS; i++)
-	{
-		call->args[i].value = (Datum) 0;
-		call->args[i].isnull = true;
-	}
-	put_argument(call, IDEM_RUN_HANDLER, PG_GETARG_DATUM(ARG_HANDLER));
-	put_argument(call, IDEM_RUN_SCOPE, scope);
-	put_argument(call, IDEM_RUN_KEY, PointerGetDatum(key));
-	put_argument(call, IDEM_RUN_REQUEST, PG_GETARG_DATUM(ARG_REQUEST));
-	put_argument(call, IDEM_RUN_POLICY, PG_GETARG_DATUM(ARG_POLICY));
-	put_argument(call, IDEM_RUN_ON_ERROR, CStringGetTextDatum("raise"));
-	return DatumGetHeapTupleHeader(idem_run(call));
+	return DatumGetTextPP(DirectFunctionCall1(idem_scope,
+											  PointerGetDatum(array)));
 }
 
 /* Tell PostgREST the status and the headers. */
@@ -251,11 +216,7 @@ answer_bad_request(const char *code, int status)
 	return answer_problem(code, status, &headers);
 }
 
-/*
- * The answer of idem_run; NULL: without a body, or with an empty one.  A body
- * that is no JSON cannot be an answer: 22023, and the handler's work is undone
- * with it; of a replay, which other means than ours have stored, that is said.
- */
+/* The answer of idem_run; NULL: without a body, or with an empty one. */
 static text *
 answer_result(const IdemResultHttp *result)
 {
@@ -271,6 +232,12 @@ answer_result(const IdemResultHttp *result)
 	has_body = result->body != NULL && VARSIZE_ANY_EXHDR(result->body) > 0;
 	if (has_body)
 		body = idem_result_json(result->body);
+
+	/*
+	 * A body that is no JSON cannot be an answer.  Of a replay, which other
+	 * means than ours have stored, that is said; the work of a handler that
+	 * makes one is undone by an error.
+	 */
 	if (has_body && body == NULL && result->replayed)
 		return answer_problem("idempotency_answer_unreadable", 500, &headers);
 	if (has_body && body == NULL)
@@ -295,24 +262,28 @@ static text *
 answer_request(FunctionCallInfo fcinfo, const HttpRequest *request)
 {
 	text	   *principal = find_principal(fcinfo);
-	text	   *key;
+	const char *fault;
 	IdemPolicy	policy;
+	IdemRunRequest run = {0};
 	IdemResultHttp result;
 
-	idem_policy_get(text_to_cstring(idem_args_text(fcinfo, ARG_POLICY, "policy")),
-					&policy);
+	run.handler = PG_GETARG_OID(ARG_HANDLER);
+	run.request = fcinfo->args[ARG_REQUEST];
+	run.policy = PG_GETARG_TEXT_PP(ARG_POLICY);
+	run.wait = -1;
+	idem_policy_get(text_to_cstring(run.policy), &policy);
 	if (principal == NULL)
 		return answer_bad_request("principal_missing", 401);
-	switch (find_key(request, &policy, &key))
-	{
-		case KEY_MISSING:
-			return answer_bad_request("idempotency_key_missing", 400);
-		case KEY_INVALID:
-			return answer_bad_request("idempotency_key_invalid", 400);
-		case KEY_FOUND:
-			break;
-	}
-	idem_result_read(run(fcinfo, make_scope(principal, request), key), &result);
+
+	/*
+	 * Here, and not in idem_run: it would raise, and roll back what the API
+	 * function did before.
+	 */
+	fault = find_key(request, &policy, &run.key);
+	if (fault != NULL)
+		return answer_bad_request(fault, 400);
+	run.scope = make_scope(principal, request);
+	idem_result_read(DatumGetHeapTupleHeader(idem_run_execute(&run)), &result);
 	return answer_result(&result);
 }
 
@@ -334,7 +305,7 @@ idem_http_run(PG_FUNCTION_ARGS)
 	HttpRequest request;
 	text	   *answer;
 
-	idem_xact_require_writable();
+	idem_args_require_writable();
 	idem_args_require(fcinfo, ARG_HANDLER, "handler");
 	idem_args_require(fcinfo, ARG_REQUEST, "request");	/* else no fingerprint */
 	idem_args_require(fcinfo, ARG_POLICY, "policy");

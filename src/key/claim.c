@@ -39,12 +39,15 @@
 #include "utils/wait_event.h"
 
 #include "audit/log.h"
-#include "audit/refusal_queue.h"
 #include "base/args.h"
-#include "base/counters.h"
+#include "base/bytes.h"
 #include "base/digest.h"
+#include "base/counters.h"
 #include "key/claim.h"
 #include "key/fingerprint.h"
+#include "key/lifetime.h"
+#include "key/name.h"
+#include "key/outcome.h"
 #include "key/owner.h"
 #include "key/result.h"
 #include "key/xact.h"
@@ -99,28 +102,10 @@ idem_claim_begin(IdemClaim *claim, text *scope, const text *policy)
 }
 
 static IdemBytes
-bytes_of(const bytea *value)
+owner_bytes(const pg_uuid_t *owner)
 {
-	IdemBytes	bytes = {NULL, 0};
+	IdemBytes	bytes = {owner, UUID_LEN};
 
-	if (value != NULL)
-	{
-		bytes.data = VARDATA_ANY(value);
-		bytes.len = VARSIZE_ANY_EXHDR(value);
-	}
-	return bytes;
-}
-
-static IdemBytes
-owner_bytes(bool has_owner, const pg_uuid_t *owner)
-{
-	IdemBytes	bytes = {NULL, 0};
-
-	if (has_owner)
-	{
-		bytes.data = owner->data;
-		bytes.len = UUID_LEN;
-	}
 	return bytes;
 }
 
@@ -141,9 +126,9 @@ decide(IdemClaim *claim)
 		found.own = idem_xact_owns(row);
 		found.permitted = idem_role_permits(row->claimed_by);
 		found.attempt = row->attempt;
-		found.fingerprint = bytes_of(row->fingerprint);
-		found.context = bytes_of(row->context);
-		found.owner = owner_bytes(row->has_owner, &row->owner);
+		found.fingerprint = idem_bytes_of(row->fingerprint);
+		found.context = idem_bytes_of(row->context);
+		found.owner = owner_bytes(row->owner);
 		found.lease_until = row->lease_until;
 		found.expires_at = row->expires_at;
 		found.purge_at = row->purge_at;
@@ -151,11 +136,11 @@ decide(IdemClaim *claim)
 		found.reject_expired = claim->row_policy.reject_expired;
 		found.tombstone = claim->row_policy.tombstone;
 	}
-	asked.fingerprint = bytes_of(claim->fingerprint);
-	asked.context = bytes_of(claim->context);
-	asked.owner = owner_bytes(claim->has_owner, &claim->owner);
+	asked.fingerprint = idem_bytes_of(claim->fingerprint);
+	asked.context = idem_bytes_of(claim->context);
+	asked.owner = owner_bytes(claim->owner);
 	claim->now = asked.now = idem_xact_now();
-	claim->decision = idem_state_decide(&found, &asked);
+	claim->decision = idem_decide(&found, &asked);
 }
 
 /* In progress with a row that we cannot or need not see. */
@@ -224,9 +209,24 @@ idem_claim_count(const IdemClaim *claim, IdemOutcome outcome)
 	if (granted && claim->decision.taken_over)
 		idem_counters_add(counters, IDEM_COUNT_TAKEN_OVER, 1);
 	if (outcome != IDEM_OUTCOME_CLAIMED)
-		idem_counters_add(counters, (IdemCounter) outcome, 1);
+		idem_counters_add(counters, idem_outcomes[outcome].counter, 1);
+	if (claim->row_policy.audit && idem_outcomes[outcome].refusal >= 0)
+		idem_refusals_note(idem_outcomes[outcome].refusal, &claim->id,
+						   &claim->row_policy);
+}
+
+/*
+ * idem_claim_audit
+ *		Record a claim that was written, where its policy wants that.
+ */
+void
+idem_claim_audit(const IdemClaim *claim)
+{
+	const char *action = claim->decision.taken_over ?
+	"taken_over" : idem_outcomes[IDEM_OUTCOME_CLAIMED].action;
+
 	if (claim->row_policy.audit)
-		idem_refusals_note_outcome(outcome, &claim->id, &claim->row_policy);
+		idem_audit_transition(action, &claim->id, &claim->row);
 }
 
 /*
@@ -255,7 +255,7 @@ must_take(const IdemClaim *claim)
 static IdemStoreTaken
 take(IdemClaim *claim, bool check_new)
 {
-	IdemStoreTaken taken = idem_store_take(&claim->grip, &claim->id,
+	IdemStoreTaken taken = idem_store_take(&claim->store, &claim->id,
 										   claim->found, check_new,
 										   &claim->row);
 
@@ -268,7 +268,7 @@ take(IdemClaim *claim, bool check_new)
 	}
 	if (must_take(claim))
 		return taken;
-	idem_store_drop(&claim->grip);
+	idem_store_drop(&claim->store);
 	return claim->decision.verdict == IDEM_WAIT ? IDEM_STORE_CHANGED : taken;
 }
 
@@ -277,10 +277,10 @@ take(IdemClaim *claim, bool check_new)
  * it to change is told so by 40001.  Spec: claim-same.
  */
 static void
-require_current(const IdemClaim *claim)
+require_current(IdemClaim *claim)
 {
 	if (claim->wait > 0 && claim->found && IsolationUsesXactSnapshot())
-		idem_store_require_current(&claim->id, &claim->row);
+		idem_store_require_current(&claim->store, &claim->id, &claim->row);
 }
 
 /*
@@ -307,7 +307,7 @@ idem_claim_decide(IdemClaim *claim, bool check_new)
 			decide_unseen(claim);
 			break;
 		}
-		claim->found = idem_store_look(&claim->grip, &claim->id, check_new,
+		claim->found = idem_store_look(&claim->store, &claim->id, check_new,
 									   &claim->row);
 		decide(claim);
 		if (claim->decision.verdict == IDEM_WAIT)
@@ -373,6 +373,7 @@ idem_claim_fill(IdemClaim *claim)
 	const IdemPolicy *policy;
 
 	memset(row, 0, sizeof(*row));
+	row->purge_at = DT_NOBEGIN;
 	if (claim->decision.verdict == IDEM_CLAIM_FRESH)
 	{
 		claim->row_policy = claim->policy;
@@ -400,11 +401,8 @@ idem_claim_fill(IdemClaim *claim)
 	row->token = idem_xact_token(claim->now, claim->found ? last.token : 0);
 	row->claim_xid = U64FromFullTransactionId(GetTopFullTransactionId());
 	row->finished_at = DT_NOBEGIN;
-	row->lease_until = idem_state_add(claim->now, claim->lease >= 0 ?
-									  claim->lease : policy->lease);
-	row->expires_at = idem_policy_expiry(policy, row, false, row->lease_until);
-	row->purge_at = idem_policy_purge_bound(policy, row);
-	row->has_owner = claim->has_owner;
+	idem_lifetime_lease(policy, row, claim->now,
+						claim->lease >= 0 ? claim->lease : policy->lease);
 	row->owner = claim->owner;
 	row->body_size = -1;
 }
@@ -471,16 +469,15 @@ read_fingerprint(FunctionCallInfo fcinfo, IdemClaim *claim)
 static void
 read_arguments(FunctionCallInfo fcinfo, IdemClaim *claim)
 {
-	idem_xact_require_writable();
-	idem_claim_begin(claim, idem_args_scope(fcinfo, ARG_SCOPE),
+	idem_args_require_writable();
+	idem_claim_begin(claim, idem_name_scope(fcinfo, ARG_SCOPE),
 					 idem_args_text(fcinfo, ARG_POLICY, "policy"));
-	claim->id.key = idem_args_format_key(idem_args_key(fcinfo, ARG_KEY),
+	claim->id.key = idem_name_format_key(idem_name_key(fcinfo, ARG_KEY),
 										 &claim->policy);
 	read_fingerprint(fcinfo, claim);
 	claim->context = idem_args_digest(fcinfo, ARG_CONTEXT, "context");
-	claim->has_owner = !PG_ARGISNULL(ARG_OWNER);
-	if (claim->has_owner)
-		claim->owner = *PG_GETARG_UUID_P(ARG_OWNER);
+	if (!PG_ARGISNULL(ARG_OWNER))
+		claim->owner = PG_GETARG_UUID_P(ARG_OWNER);
 	if (!PG_ARGISNULL(ARG_WAIT))
 		claim->wait = idem_policy_wait_usec("wait",
 											idem_args_usec("wait", PG_GETARG_DATUM(ARG_WAIT)));
@@ -497,8 +494,8 @@ static bool
 write_claim(IdemClaim *claim)
 {
 	if (!claim->found)
-		return idem_store_insert(&claim->grip, &claim->id, &claim->row);
-	idem_store_update(&claim->id, &claim->row);
+		return idem_store_insert(&claim->store, &claim->id, &claim->row);
+	idem_store_update(&claim->store, &claim->id, &claim->row);
 	return true;
 }
 
@@ -518,28 +515,26 @@ make_claim(IdemClaim *claim)
 		if (write_claim(claim))
 		{
 			idem_xact_opened();
-			if (claim->row_policy.audit)
-				idem_audit_transition(claim->decision.taken_over ? "taken_over" : "claimed",
-									  &claim->id, &claim->row);
+			idem_claim_audit(claim);
 			return IDEM_OUTCOME_CLAIMED;
 		}
-		idem_store_drop(&claim->grip);
+		idem_store_drop(&claim->store);
 	}
 	idem_claim_too_many_tries(&claim->id);
 }
 
 /*
- * idem_claim_call
- *		A call with the arguments of idem_claim: claim, or find out what became of
- *		the key, and count it.  Returns the outcome.
+ * A call with the arguments of idem_claim: claim, or find out what became of the
+ * key, and count it.  Returns the outcome.
  */
-IdemOutcome
-idem_claim_call(FunctionCallInfo fcinfo, IdemClaim *claim)
+static IdemOutcome
+call_claim(FunctionCallInfo fcinfo, IdemClaim *claim)
 {
 	IdemOutcome outcome;
 
 	read_arguments(fcinfo, claim);
 	outcome = make_claim(claim);
+	idem_store_close(&claim->store);
 	idem_claim_count(claim, outcome);
 	return outcome;
 }
@@ -549,7 +544,7 @@ IDEM_FUNCTION(idem_claim);
 /*
  * idem_claim(scope, key, request, fingerprint, policy, context, owner, wait,
  *			  lease, ttl) RETURNS idem_result
- *		Claim a key, or say what became of it; design section 3.
+ *		Claim a key, or say what became of it.
  *
  * Intervals are microseconds with a day of 24 hours.  Raises 22004, 22023,
  * 25006, 40001, 42501, 42704, ID009, ID012, XX001.  A claim that is granted
@@ -561,7 +556,25 @@ Datum
 idem_claim(PG_FUNCTION_ARGS)
 {
 	IdemClaim	claim;
-	IdemOutcome outcome = idem_claim_call(fcinfo, &claim);
+	IdemOutcome outcome = call_claim(fcinfo, &claim);
 
 	return idem_claim_result(&claim, outcome);
+}
+
+IDEM_FUNCTION(idem_require);
+
+/*
+ * idem_require(same arguments) RETURNS bigint
+ *		The token of a claim, or the error that stands for its outcome: ID003
+ *		to ID007, and whatever idem_claim raises.
+ */
+Datum
+idem_require(PG_FUNCTION_ARGS)
+{
+	IdemClaim	claim;
+	IdemOutcome outcome = call_claim(fcinfo, &claim);
+
+	if (outcome != IDEM_OUTCOME_CLAIMED)
+		idem_outcome_raise(outcome, &claim.id);
+	PG_RETURN_INT64(claim.row.token);
 }

@@ -22,15 +22,14 @@ typedef struct IdemClaim
 	IdemPolicy	policy;			/* named in the call */
 	bytea	   *fingerprint;	/* NULL: none */
 	bytea	   *context;		/* NULL: none */
-	bool		has_owner;
-	pg_uuid_t	owner;
+	pg_uuid_t  *owner;			/* NULL: none */
 	int64		wait;			/* microseconds */
 	int64		lease;			/* -1: the policy's */
 	int64		ttl;			/* -1: the policy's; 0: for ever */
 	instr_time	started;
 	bool		waited;
 
-	IdemStoreGrip grip;
+	IdemStore	store;
 	TimestampTz now;			/* of the decision */
 	bool		found;			/* row and row_policy are set */
 	IdemRow		row;
@@ -46,7 +45,7 @@ extern bool idem_claim_granted(const IdemClaim *claim);
 extern void idem_claim_check_cap(const IdemClaim *claim, int more);
 extern void idem_claim_fill(IdemClaim *claim);
 extern void idem_claim_start(IdemClaim *claim);
-extern IdemOutcome idem_claim_call(FunctionCallInfo fcinfo, IdemClaim *claim);
+extern void idem_claim_audit(const IdemClaim *claim);
 extern void idem_claim_count(const IdemClaim *claim, IdemOutcome outcome);
 extern Datum idem_claim_result(const IdemClaim *claim, IdemOutcome outcome);
 IDEM_COMPAT_NORETURN extern void idem_claim_too_many_tries(const IdemKey *id);

@@ -12,53 +12,7 @@
 #include "postgres.h"
 
 #include "key/decide.h"
-
-/*
- * idem_state_equal
- *		Whether two byte strings are the same; absent equals only absent.
- *
- * Takes as long for the first different byte as for the last, so that a
- * caller cannot feel its way to a context.  The server's timingsafe_bcmp()
- * came with a minor release and is not in all that this must load into.
- */
-bool
-idem_state_equal(IdemBytes a, IdemBytes b)
-{
-	const volatile unsigned char *x = a.data;
-	const volatile unsigned char *y = b.data;
-	unsigned char differs = 0;
-	size_t		i;
-
-	if (a.data == NULL || b.data == NULL)
-		return a.data == NULL && b.data == NULL;
-	if (a.len != b.len)
-		return false;
-	for (i = 0; i < a.len; i++)
-		differs |= x[i] ^ y[i];
-	return differs == 0;
-}
-
-/*
- * idem_state_add
- *		A time some microseconds (not negative) later, at most "infinity".
- */
-int64
-idem_state_add(int64 when, int64 duration)
-{
-	if (when == DT_NOEND || (when > 0 && duration >= DT_NOEND - when))
-		return DT_NOEND;
-	return when + duration;
-}
-
-/*
- * idem_state_expired
- *		Whether the time of this row is over.
- */
-bool
-idem_state_expired(const IdemFound *found, int64 now)
-{
-	return found->expires_at != DT_NOEND && now >= found->expires_at;
-}
+#include "key/lifetime.h"
 
 /*
  * Whether an expired row is still remembered, to be refused.
@@ -71,7 +25,7 @@ static bool
 is_tombstone(const IdemFound *found, int64 now)
 {
 	return found->reject_expired && now < found->purge_at &&
-		now < idem_state_add(found->expires_at, found->tombstone);
+		now < idem_lifetime_add(found->expires_at, found->tombstone);
 }
 
 static IdemDecision
@@ -107,47 +61,60 @@ decide_in_progress(const IdemFound *found, const IdemAsked *asked)
 	if (asked->now >= found->lease_until)
 		return claim(IDEM_CLAIM_AGAIN, next_attempt(found), true);
 	if (asked->owner.data != NULL &&
-		idem_state_equal(asked->owner, found->owner))
+		idem_bytes_equal(asked->owner, found->owner))
 		decision = claim(IDEM_CLAIM_SAME, 0, false);
 	return decision;
 }
 
 /*
- * idem_state_decide
- *		What the caller gets.  The order of the tests is the contract.
+ * idem_decide_free_attempt
+ *		The attempt of a fresh claim; 0 when the key is not free, that is neither
+ *		without a row, nor released, nor expired for good.
  */
-IdemDecision
-idem_state_decide(const IdemFound *found, const IdemAsked *asked)
+int32
+idem_decide_free_attempt(const IdemFound *found, int64 now)
 {
-	IdemDecision forbidden = {IDEM_FORBIDDEN, IDEM_OUTCOME_EXPIRED, 0, false};
 	bool		expired;
 
 	if (!found->exists)
-		return claim(IDEM_CLAIM_FRESH, 1, false);
-
-	expired = idem_state_expired(found, asked->now);
-	if (expired && !is_tombstone(found, asked->now))
-		return claim(IDEM_CLAIM_FRESH, 1, false);
+		return 1;
+	expired = idem_lifetime_is_over(found->expires_at, now);
+	if (expired && !is_tombstone(found, now))
+		return 1;
 	if (found->state == IDEM_STATE_RELEASED)
-		return claim(IDEM_CLAIM_FRESH,
-					 expired ? 1 : next_attempt(found), false);
+		return expired ? 1 : next_attempt(found);
+	return 0;
+}
+
+/*
+ * idem_decide
+ *		What the caller gets.  The order of the tests is the contract.
+ */
+IdemDecision
+idem_decide(const IdemFound *found, const IdemAsked *asked)
+{
+	IdemDecision forbidden = {IDEM_FORBIDDEN, IDEM_OUTCOME_EXPIRED, 0, false};
+	int32		free_attempt = idem_decide_free_attempt(found, asked->now);
+
+	if (free_attempt > 0)
+		return claim(IDEM_CLAIM_FRESH, free_attempt, false);
 
 	if (found->own && found->state == IDEM_STATE_IN_PROGRESS)
 	{
 		if (asked->owner.data != NULL &&
-			idem_state_equal(asked->owner, found->owner))
+			idem_bytes_equal(asked->owner, found->owner))
 			return answer(IDEM_OUTCOME_CLAIMED);
 		return answer(IDEM_OUTCOME_IN_PROGRESS);
 	}
 	if (!found->permitted)
 		return forbidden;
-	if (expired)
+	if (idem_lifetime_is_over(found->expires_at, asked->now))
 		return answer(IDEM_OUTCOME_EXPIRED);
 	if (found->reject_repeat && (found->state == IDEM_STATE_COMPLETED ||
 								 found->state == IDEM_STATE_FAILED))
 		return answer(IDEM_OUTCOME_DUPLICATE);
-	if (!idem_state_equal(asked->fingerprint, found->fingerprint) ||
-		!idem_state_equal(asked->context, found->context))
+	if (!idem_bytes_equal(asked->fingerprint, found->fingerprint) ||
+		!idem_bytes_equal(asked->context, found->context))
 		return answer(IDEM_OUTCOME_MISMATCH);
 	if (found->state == IDEM_STATE_IN_PROGRESS)
 		return decide_in_progress(found, asked);

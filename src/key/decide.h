@@ -8,14 +8,8 @@
 #ifndef IDEM_KEY_DECIDE_H
 #define IDEM_KEY_DECIDE_H
 
+#include "base/bytes.h"
 #include "idem.h"
-
-/* Bytes that may be absent: data is NULL then. */
-typedef struct IdemBytes
-{
-	const void *data;
-	size_t		len;
-} IdemBytes;
 
 /* What was found under the key, with the part of its policy that decides. */
 typedef struct IdemFound
@@ -64,15 +58,13 @@ typedef struct IdemDecision
 	bool		taken_over;		/* from a holder whose lease has ended */
 } IdemDecision;
 
-extern IdemDecision idem_state_decide(const IdemFound *found,
-									  const IdemAsked *asked);
-extern bool idem_state_expired(const IdemFound *found, int64 now);
-extern bool idem_state_equal(IdemBytes a, IdemBytes b);
-extern int64 idem_state_add(int64 when, int64 duration);
+extern IdemDecision idem_decide(const IdemFound *found,
+								const IdemAsked *asked);
+extern int32 idem_decide_free_attempt(const IdemFound *found, int64 now);
 
 /* Finished: an answer is stored, or was too large to be. */
 static inline bool
-idem_state_finished(IdemState state)
+idem_decide_is_finished(IdemState state)
 {
 	return state == IDEM_STATE_COMPLETED || state == IDEM_STATE_RETRYABLE ||
 		state == IDEM_STATE_FAILED;

@@ -25,6 +25,8 @@
 #include "base/args.h"
 #include "base/counters.h"
 #include "key/claim.h"
+#include "key/lifetime.h"
+#include "key/name.h"
 #include "key/owner.h"
 #include "key/response.h"
 #include "key/xact.h"
@@ -103,7 +105,7 @@ read_keys(IdemDedupe *dedupe, ArrayType *array)
 		DedupeKey  *key = &dedupe->keys[i];
 
 		key->given = nulls[i] ? NULL : DatumGetTextPP(values[i]);
-		key->key = idem_args_format_key(key->given, &dedupe->claim.policy);
+		key->key = idem_name_format_key(key->given, &dedupe->claim.policy);
 		key->ord = i;
 		key->first = false;
 	}
@@ -188,33 +190,22 @@ raise_kept_changing(const IdemDedupe *dedupe, const DedupeKey *key)
 	idem_claim_too_many_tries(&id);
 }
 
-/*
- * The attempt that a key with a row would have; 0 when it is not free, that is
- * neither released nor expired for good.
- */
+/* The attempt that a key with a row would have; 0 when it is not free. */
 static int32
 free_attempt(IdemState state, int32 attempt, TimestampTz expires_at,
 			 TimestampTz purge_at, const text *policy_name)
 {
 	IdemPolicy	policy;
-	IdemFound	found;
-	IdemAsked	asked;
-	IdemDecision decision;
+	IdemFound	found = {.exists = true};
 
 	idem_policy_get_stored(policy_name, &policy);
-	memset(&found, 0, sizeof(found));
-	memset(&asked, 0, sizeof(asked));
-	found.exists = true;
 	found.state = state;
 	found.attempt = attempt;
-	found.lease_until = DT_NOEND;	/* an ended lease frees no message */
 	found.expires_at = expires_at;
 	found.purge_at = purge_at;
 	found.reject_expired = policy.reject_expired;
 	found.tombstone = policy.tombstone;
-	asked.now = idem_xact_now();
-	decision = idem_state_decide(&found, &asked);
-	return decision.verdict == IDEM_CLAIM_FRESH ? decision.attempt : 0;
+	return idem_decide_free_attempt(&found, idem_xact_now());
 }
 
 /* Refuse a key whose row is another role's; 42501. */
@@ -293,7 +284,7 @@ settle_row(IdemDedupe *dedupe, DedupeKey *key, const IdemRow *old)
 		return;
 	}
 	row.token = idem_xact_token(dedupe->claim.now, old->token);
-	idem_store_update(&id, &row);
+	idem_store_update(&dedupe->claim.store, &id, &row);
 	idem_claim_check_cap(&dedupe->claim, 0);
 	settle(dedupe, key, &row);
 }
@@ -312,7 +303,7 @@ settle_late(IdemDedupe *dedupe, DedupeKey *key)
 
 	for (tries = 0; tries < IDEM_MAX_TRIES; tries++)
 	{
-		taken = idem_store_try_lock(&id, &old);
+		taken = idem_store_try_lock(&dedupe->claim.store, &id, &old);
 		if (taken == IDEM_STORE_ROW)
 		{
 			settle_row(dedupe, key, &old);
@@ -320,7 +311,7 @@ settle_late(IdemDedupe *dedupe, DedupeKey *key)
 		}
 		if (taken == IDEM_STORE_BUSY)
 			break;
-		if (idem_store_try_insert(&id, &dedupe->claim.row))
+		if (idem_store_insert(&dedupe->claim.store, &id, &dedupe->claim.row))
 		{
 			idem_claim_check_cap(&dedupe->claim, 0);
 			settle(dedupe, key, &dedupe->claim.row);
@@ -358,7 +349,7 @@ settle_free(IdemDedupe *dedupe, DedupeKey *key)
 	{
 		IdemRow		old;
 
-		if (idem_store_lock(&id, &old))
+		if (idem_store_lock(&dedupe->claim.store, &id, &old))
 		{
 			settle_row(dedupe, key, &old);
 			return;
@@ -408,8 +399,8 @@ make_row(IdemDedupe *dedupe)
 	claim->row.purge_at = claim->now;
 	idem_answer_init(&answer, 200);
 	idem_answer_store(&answer, &claim->row);
-	idem_answer_finish(&claim->row_policy, &claim->row, IDEM_STATE_COMPLETED,
-					   claim->now);
+	idem_lifetime_finish(&claim->row_policy, &claim->row, IDEM_STATE_COMPLETED,
+						 claim->now);
 }
 
 static int
@@ -461,14 +452,15 @@ idem_dedupe(PG_FUNCTION_ARGS)
 {
 	IdemDedupe	dedupe;
 
-	idem_xact_require_writable();
+	idem_args_require_writable();
 	memset(&dedupe, 0, sizeof(dedupe));
-	idem_claim_begin(&dedupe.claim, idem_args_scope(fcinfo, 0),
+	idem_claim_begin(&dedupe.claim, idem_name_scope(fcinfo, 0),
 					 idem_args_text(fcinfo, 2, "policy"));
 	idem_args_require(fcinfo, 1, "keys");
 	read_keys(&dedupe, PG_GETARG_ARRAYTYPE_P(1));
 	make_row(&dedupe);
 	settle_all(&dedupe);
+	idem_store_close(&dedupe.claim.store);
 	put_result(fcinfo, &dedupe);
 	return (Datum) 0;
 }

@@ -23,10 +23,13 @@
 #include "audit/log.h"
 #include "audit/refusal_queue.h"
 #include "base/args.h"
-#include "base/counters.h"
 #include "base/digest.h"
+#include "base/counters.h"
 #include "key/claim.h"
 #include "key/decide.h"
+#include "key/lifetime.h"
+#include "key/name.h"
+#include "key/outcome.h"
 #include "key/owner.h"
 #include "key/response.h"
 #include "key/result.h"
@@ -51,57 +54,51 @@ typedef enum FinishArg
 /* A key being worked on: its row, locked, and the policy of that. */
 typedef struct IdemHeld
 {
+	IdemStore	store;
 	IdemKey		id;
 	IdemRow		row;
 	IdemPolicy	policy;
 	bool		own;			/* claimed by this very transaction */
 } IdemHeld;
 
-/* Find a row by scope and key, as the arguments 0 and 1 give them. */
-static bool
-find(FunctionCallInfo fcinfo, IdemHeld *held,
-	 bool (*read) (const IdemKey *, IdemRow *))
+/* The key that the arguments 0 and 1 name. */
+static void
+begin(FunctionCallInfo fcinfo, IdemHeld *held)
 {
-	held->id.scope = idem_args_scope(fcinfo, ARG_SCOPE);
-	held->id.key = idem_args_key(fcinfo, ARG_KEY);
-	if (!read(&held->id, &held->row))
-		return false;
-	idem_policy_get_stored(held->row.policy, &held->policy);
-	return true;
+	memset(held, 0, sizeof(*held));
+	held->id.scope = idem_name_scope(fcinfo, ARG_SCOPE);
+	held->id.key = idem_name_key(fcinfo, ARG_KEY);
 }
 
-/*
- * Find a row and lock it; 42501.  False when there is none.  The key of a
- * running idem_run has none: what may be found there is what it replaces.
- */
+/* Lock its row; 42501 when it is another role's.  False when there is none. */
 static bool
-hold(FunctionCallInfo fcinfo, IdemHeld *held)
+hold(IdemHeld *held)
 {
-	idem_xact_require_writable();
-	if (!find(fcinfo, held, idem_store_hold) ||
+	/* the key of a running idem_run has none: what is found it will replace */
+	if (!idem_store_hold(&held->store, &held->id, &held->row) ||
 		idem_xact_is_running(&held->id))
 		return false;
+	idem_policy_get_stored(held->row.policy, &held->policy);
 	idem_role_require(&held->id, held->row.claimed_by, &held->policy);
 	held->own = idem_xact_owns(&held->row);
 	return true;
 }
 
 /*
- * The same for a finish, which may be a repetition: a finished row never
+ * The row for a finish, which may be a repetition: a finished row never
  * changes, so it is compared as it is read, and nothing is written.  Looked
  * for only while the transaction has no id, as when it has done nothing else;
  * afterwards a lock costs less than a look.
  */
 static bool
-hold_or_read_finished(FunctionCallInfo fcinfo, IdemHeld *held)
+hold_or_read_finished(IdemHeld *held)
 {
-	idem_xact_require_writable();
 	if (TransactionIdIsValid(GetTopTransactionIdIfAny()) ||
-		!find(fcinfo, held, idem_store_read) ||
-		!idem_state_finished(held->row.state))
-		return hold(fcinfo, held);
+		!idem_store_read(&held->store, &held->id, &held->row) ||
+		!idem_decide_is_finished(held->row.state))
+		return hold(held);
+	idem_policy_get_stored(held->row.policy, &held->policy);
 	idem_role_require(&held->id, held->row.claimed_by, &held->policy);
-	held->own = false;
 	return true;
 }
 
@@ -145,7 +142,9 @@ require_token(const IdemHeld *held, int64 token)
 static void
 require_claim(FunctionCallInfo fcinfo, IdemHeld *held, int64 token)
 {
-	if (!hold(fcinfo, held) || held->row.state == IDEM_STATE_RELEASED)
+	idem_args_require_writable();
+	begin(fcinfo, held);
+	if (!hold(held) || held->row.state == IDEM_STATE_RELEASED)
 		raise_no_claim(held);
 	require_token(held, token);
 	if (held->row.state != IDEM_STATE_IN_PROGRESS)
@@ -153,9 +152,10 @@ require_claim(FunctionCallInfo fcinfo, IdemHeld *held, int64 token)
 }
 
 static void
-write_claim(const IdemHeld *held, const char *action)
+write_claim(IdemHeld *held, const char *action)
 {
-	idem_store_update(&held->id, &held->row);
+	idem_store_update(&held->store, &held->id, &held->row);
+	idem_store_close(&held->store);
 	if (held->own && held->row.state != IDEM_STATE_IN_PROGRESS)
 		idem_xact_closed();
 	if (action != NULL && held->policy.audit)
@@ -207,6 +207,34 @@ return_expiry(FunctionCallInfo fcinfo, const IdemRow *row)
 	PG_RETURN_TIMESTAMPTZ(row->expires_at);
 }
 
+/* A finished row never changes; ID003 for another answer than it has. */
+static void
+require_same(const IdemHeld *held, const IdemAnswer *answer, IdemState state)
+{
+	if (state != held->row.state ||
+		!idem_answer_is_stored(answer, &held->row))
+		ereport(ERROR,
+				(errcode(ERRCODE_IDEM_FINISHED),
+				 errmsg("key %s in scope %s is already finished, with another answer",
+						idem_digest_log_id(held->id.key),
+						idem_digest_log_id(held->id.scope)),
+				 errhint("Get the stored answer with idem_lookup().")));
+}
+
+static void
+store_answer(IdemHeld *held, IdemAnswer *answer, IdemState state)
+{
+	const IdemOutcomeMeaning *meaning =
+	&idem_outcomes[state == IDEM_STATE_COMPLETED ?
+				   IDEM_OUTCOME_COMPLETED : IDEM_OUTCOME_FAILED];
+
+	idem_answer_limit(answer, &held->id, &held->policy);
+	idem_answer_store(answer, &held->row);
+	idem_lifetime_finish(&held->policy, &held->row, state, idem_xact_now());
+	write_claim(held, meaning->action);
+	idem_counters_add(held->policy.counters, meaning->counter, 1);
+}
+
 /* Store an answer; the state is COMPLETED or one of the failed ones. */
 static Datum
 finish(FunctionCallInfo fcinfo, Oid type, IdemState state)
@@ -215,30 +243,19 @@ finish(FunctionCallInfo fcinfo, Oid type, IdemState state)
 	IdemAnswer	answer;
 
 	read_answer(fcinfo, type, &answer);
-	if (!hold_or_read_finished(fcinfo, &held) ||
+	idem_args_require_writable();
+	begin(fcinfo, &held);
+	if (!hold_or_read_finished(&held) ||
 		held.row.state == IDEM_STATE_RELEASED)
 		raise_no_claim(&held);
 	require_token(&held, read_token(fcinfo, ARG_TOKEN));
 	if (state == IDEM_STATE_COMPLETED)
 		state = completed_state(&held, answer.status);
-	if (idem_state_finished(held.row.state))
-	{
-		if (state != held.row.state ||
-			!idem_answer_is_stored(&answer, &held.row))
-			ereport(ERROR,
-					(errcode(ERRCODE_IDEM_FINISHED),
-					 errmsg("key %s in scope %s is already finished, with another answer",
-							idem_digest_log_id(held.id.key),
-							idem_digest_log_id(held.id.scope)),
-					 errhint("Get the stored answer with idem_lookup().")));
-		return return_expiry(fcinfo, &held.row);
-	}
-	idem_answer_limit(&answer, &held.id, &held.policy);
-	idem_answer_store(&answer, &held.row);
-	idem_answer_finish(&held.policy, &held.row, state, idem_xact_now());
-	write_claim(&held, state == IDEM_STATE_COMPLETED ? "completed" : "failed");
-	idem_counters_add(held.policy.counters, state == IDEM_STATE_COMPLETED ?
-					  IDEM_COUNT_COMPLETED : IDEM_COUNT_FAILED, 1);
+	if (idem_decide_is_finished(held.row.state))
+		require_same(&held, &answer, state);
+	else
+		store_answer(&held, &answer, state);
+	idem_store_close(&held.store);
 	return return_expiry(fcinfo, &held.row);
 }
 
@@ -333,18 +350,13 @@ idem_extend(PG_FUNCTION_ARGS)
 {
 	IdemHeld	held;
 	int64		lease;
-	TimestampTz bound;
 
 	idem_args_require(fcinfo, 2, "token");
 	idem_args_require(fcinfo, 3, "lease");
 	lease = idem_policy_lease_usec("lease",
 								   idem_args_usec("lease", PG_GETARG_DATUM(3)));
 	require_claim(fcinfo, &held, read_token(fcinfo, 2));
-	held.row.lease_until = idem_state_add(idem_xact_now(), lease);
-	held.row.expires_at = idem_policy_expiry(&held.policy, &held.row, false,
-											 held.row.lease_until);
-	bound = idem_policy_purge_bound(&held.policy, &held.row);
-	held.row.purge_at = Max(held.row.purge_at, bound);
+	idem_lifetime_lease(&held.policy, &held.row, idem_xact_now(), lease);
 	write_claim(&held, NULL);
 	ForceSyncCommit();
 	PG_RETURN_TIMESTAMPTZ(held.row.lease_until);
@@ -394,13 +406,18 @@ idem_release(PG_FUNCTION_ARGS)
 	IdemHeld	held;
 	IdemRow    *row = &held.row;
 
-	if (!hold(fcinfo, &held) || row->state == IDEM_STATE_RELEASED)
+	idem_args_require_writable();
+	begin(fcinfo, &held);
+	if (!hold(&held) || row->state == IDEM_STATE_RELEASED)
+	{
+		idem_store_close(&held.store);
 		PG_RETURN_BOOL(false);
+	}
 	require_token(&held, read_token(fcinfo, 2));
 	if (row->state != IDEM_STATE_IN_PROGRESS)
 		raise_no_claim(&held);
 	row->state = IDEM_STATE_RELEASED;
-	row->has_owner = false;
+	row->owner = NULL;
 	row->fingerprint = NULL;
 	row->context = NULL;
 	row->recovery_point = NULL;
@@ -421,21 +438,26 @@ Datum
 idem_forget(PG_FUNCTION_ARGS)
 {
 	IdemHeld	held;
+	bool		found;
 
-	if (!hold(fcinfo, &held))
-		PG_RETURN_BOOL(false);
-	idem_store_delete(&held.id);
-	if (held.own && held.row.state == IDEM_STATE_IN_PROGRESS)
+	idem_args_require_writable();
+	begin(fcinfo, &held);
+	found = hold(&held);
+	if (found)
+		idem_store_delete(&held.store, &held.id);
+	idem_store_close(&held.store);
+	if (found && held.own && held.row.state == IDEM_STATE_IN_PROGRESS)
 		idem_xact_closed();
-	idem_audit_transition("forgotten", &held.id, &held.row);
-	PG_RETURN_BOOL(true);
+	if (found)
+		idem_audit_transition("forgotten", &held.id, &held.row);
+	PG_RETURN_BOOL(found);
 }
 
 /* The state of a row as an outcome. */
 static IdemOutcome
 outcome_of(const IdemRow *row, TimestampTz now)
 {
-	if (now >= row->expires_at && !TIMESTAMP_IS_NOEND(row->expires_at))
+	if (idem_lifetime_is_over(row->expires_at, now))
 		return IDEM_OUTCOME_EXPIRED;
 	if (row->state == IDEM_STATE_IN_PROGRESS)
 		return IDEM_OUTCOME_IN_PROGRESS;
@@ -459,11 +481,15 @@ idem_lookup(PG_FUNCTION_ARGS)
 {
 	IdemHeld	held;
 	TimestampTz now = GetCurrentTimestamp();
+	bool		found;
 
-	if (!find(fcinfo, &held, idem_store_peek) ||
-		held.row.state == IDEM_STATE_RELEASED ||
-		(now >= held.row.purge_at && !TIMESTAMP_IS_NOEND(held.row.purge_at)))
+	begin(fcinfo, &held);
+	found = idem_store_peek(&held.store, &held.id, &held.row);
+	idem_store_close(&held.store);
+	if (!found || held.row.state == IDEM_STATE_RELEASED ||
+		idem_lifetime_is_over(held.row.purge_at, now))
 		PG_RETURN_NULL();
+	idem_policy_get_stored(held.row.policy, &held.policy);
 	idem_role_require(&held.id, held.row.claimed_by, &held.policy);
 	return idem_result_form(outcome_of(&held.row, now), &held.row,
 							held.policy.mismatch_status, now);

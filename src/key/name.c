@@ -1,9 +1,11 @@
 /*-------------------------------------------------------------------------
  *
  * name.c
- *	  Texts around keys: headers, scopes, names for logs.
+ *	  What names a key: scope, spelling, format, header field.
  *
- * Touches no table.
+ * Owns how a scope and a key are checked and spelled: every function that takes
+ * one gets it from here.  A key that is missing or bad is the client's fault,
+ * ID012; no message repeats it.  Touches no table.
  *
  *-------------------------------------------------------------------------
  */
@@ -18,10 +20,169 @@
 
 #include "base/args.h"
 #include "base/digest.h"
-#include "idem.h"
 #include "key/name.h"
 
 #define RECORD_SEPARATOR '\x1e'
+#define UUID_TEXT_LEN 36
+
+/*
+ * idem_name_scope
+ *		Whose key it is, and for what; 22004, 22023.
+ */
+text *
+idem_name_scope(FunctionCallInfo fcinfo, int argno)
+{
+	text	   *scope = idem_args_text(fcinfo, argno, "scope");
+
+	idem_args_check_length(scope, IDEM_MAX_SCOPE_BYTES, "scope");
+	return scope;
+}
+
+/* A key must be there, and of 1 to max bytes; ID012. */
+static void
+check_key(const text *key, int max)
+{
+	int			len = key == NULL ? 0 : VARSIZE_ANY_EXHDR(key);
+
+	if (len == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_IDEM_BAD_KEY),
+				 key == NULL ? errmsg("the key is missing") :
+				 errmsg("the key is empty"),
+				 errhint("Send a key of 1 to %d bytes, such as a UUID.", max)));
+	if (len > max)
+		ereport(ERROR,
+				(errcode(ERRCODE_IDEM_BAD_KEY),
+				 errmsg("the key is too long"),
+				 errdetail("It has %d bytes, the most are %d.", len, max),
+				 errhint("Shorten it, for example to its hash.")));
+}
+
+/* 8-4-4-4-12 hexadecimal digits, in any case. */
+static bool
+is_uuid(const text *key)
+{
+	const char *c = VARDATA_ANY(key);
+	int			i;
+
+	if (VARSIZE_ANY_EXHDR(key) != UUID_TEXT_LEN)
+		return false;
+	for (i = 0; i < UUID_TEXT_LEN; i++)
+	{
+		if (i == 8 || i == 13 || i == 18 || i == 23)
+		{
+			if (c[i] != '-')
+				return false;
+		}
+		else if (!isxdigit((unsigned char) c[i]))
+			return false;
+	}
+	return true;
+}
+
+/*
+ * The key in the one spelling in which it is stored and compared: that of a
+ * UUID in lower case.  No policy has a say in it, for a policy can change, and
+ * then a repeat would not find its key.
+ */
+static text *
+spell_key(text *key)
+{
+	text	   *spelled;
+	char	   *c;
+	int			i;
+
+	if (!is_uuid(key))
+		return key;
+	spelled = cstring_to_text_with_len(VARDATA_ANY(key), UUID_TEXT_LEN);
+	c = VARDATA(spelled);
+	for (i = 0; i < UUID_TEXT_LEN; i++)
+		c[i] = pg_ascii_tolower((unsigned char) c[i]);
+	return spelled;
+}
+
+/*
+ * idem_name_key
+ *		A key as it is stored; ID012.
+ */
+text *
+idem_name_key(FunctionCallInfo fcinfo, int argno)
+{
+	text	   *key = PG_ARGISNULL(argno) ? NULL : PG_GETARG_TEXT_PP(argno);
+
+	check_key(key, IDEM_MAX_KEY_BYTES);
+	return spell_key(key);
+}
+
+/* RFC 9562: the version is the 13th digit, the variant in the 17th. */
+static bool
+uuid_has_version(const text *key, char version)
+{
+	const char *c = VARDATA_ANY(key);
+
+	return c[14] == version && strchr("89abAB", c[19]) != NULL;
+}
+
+/* The version that a UUID must have; 0: any. */
+static char
+required_version(IdemKeyFormat format)
+{
+	switch (format)
+	{
+		case IDEM_KEY_UUIDV4:
+			return '4';
+		case IDEM_KEY_UUIDV7:
+			return '7';
+		case IDEM_KEY_ANY:
+		case IDEM_KEY_UUID:
+			break;
+	}
+	return '\0';
+}
+
+/*
+ * idem_name_formatted_key
+ *		The key as it is stored, or NULL if it is not one that the policy
+ *		takes.
+ */
+text *
+idem_name_formatted_key(text *key, const IdemPolicy *policy)
+{
+	char		version = required_version(policy->key_format);
+	int			len = VARSIZE_ANY_EXHDR(key);
+
+	if (len == 0 || len > policy->max_key_bytes)
+		return NULL;
+	if (policy->key_format != IDEM_KEY_ANY &&
+		(!is_uuid(key) ||
+		 (version != '\0' && !uuid_has_version(key, version))))
+		return NULL;
+	return spell_key(key);
+}
+
+/*
+ * idem_name_format_key
+ *		The same for a key that must be right, NULL included; ID012.
+ */
+text *
+idem_name_format_key(text *key, const IdemPolicy *policy)
+{
+	char		version = required_version(policy->key_format);
+	text	   *stored;
+
+	check_key(key, policy->max_key_bytes);
+	stored = idem_name_formatted_key(key, policy);
+	if (stored == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_IDEM_BAD_KEY),
+				 errmsg("the key does not have the format of policy \"%s\"",
+						NameStr(policy->name)),
+				 version == '\0' ?
+				 errhint("Send a UUID, with its hyphens and without braces.") :
+				 errhint("Send a UUID of version %c, with its hyphens and without braces.",
+						 version)));
+	return stored;
+}
 
 IDEM_FUNCTION(idem_log_id);
 
@@ -54,34 +215,6 @@ has_control_character(const text *value)
 	return false;
 }
 
-/*
- * idem_text_components
- *		The elements of a text[] that is argument 0, checked: 22004, 22023.
- */
-int
-idem_text_components(FunctionCallInfo fcinfo, Datum **components)
-{
-	bool	   *nulls;
-	int			count;
-	int			i;
-
-	idem_args_require(fcinfo, 0, "components");
-	deconstruct_array(PG_GETARG_ARRAYTYPE_P(0), TEXTOID, -1, false,
-					  TYPALIGN_INT, components, &nulls, &count);
-	if (count == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("at least one component is needed"),
-				 errhint("Give the parts that belong together, such as tenant and route.")));
-	for (i = 0; i < count; i++)
-		if (nulls[i])
-			ereport(ERROR,
-					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-					 errmsg("component %d must not be null", i + 1),
-					 errhint("Replace it by a value of your own, such as 'none'.")));
-	return count;
-}
-
 IDEM_FUNCTION(idem_scope);
 
 /*
@@ -95,7 +228,7 @@ Datum
 idem_scope(PG_FUNCTION_ARGS)
 {
 	Datum	   *components;
-	int			count = idem_text_components(fcinfo, &components);
+	int			count = idem_args_components(fcinfo, &components);
 	StringInfoData scope;
 	int			i;
 
@@ -191,11 +324,11 @@ parse_bare(const char *c, const char *end, StringInfo value)
 }
 
 /*
- * idem_text_header_key
+ * idem_name_header_key
  *		The key in an Idempotency-Key header field, or NULL if it is malformed.
  */
 text *
-idem_text_header_key(const char *c, int len)
+idem_name_header_key(const char *c, int len)
 {
 	const char *end = c + len;
 	StringInfoData value;
@@ -233,7 +366,7 @@ idem_key(PG_FUNCTION_ARGS)
 	{
 		text	   *header = PG_GETARG_TEXT_PP(0);
 
-		key = idem_text_header_key(VARDATA_ANY(header),
+		key = idem_name_header_key(VARDATA_ANY(header),
 								   VARSIZE_ANY_EXHDR(header));
 	}
 	if (key == NULL)

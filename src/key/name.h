@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * name.h
- *	  Texts around keys: headers, scopes, names for logs.
+ *	  What names a key: scope, spelling, format, header field.
  *
  *-------------------------------------------------------------------------
  */
@@ -10,9 +10,14 @@
 
 #include "fmgr.h"
 
+#include "rule/policy.h"
+
 extern PGDLLEXPORT Datum idem_scope(PG_FUNCTION_ARGS);
 
-extern int	idem_text_components(FunctionCallInfo fcinfo, Datum **components);
-extern text *idem_text_header_key(const char *c, int len);
+extern text *idem_name_scope(FunctionCallInfo fcinfo, int argno);
+extern text *idem_name_key(FunctionCallInfo fcinfo, int argno);
+extern text *idem_name_formatted_key(text *key, const IdemPolicy *policy);
+extern text *idem_name_format_key(text *key, const IdemPolicy *policy);
+extern text *idem_name_header_key(const char *c, int len);
 
 #endif							/* IDEM_KEY_NAME_H */

@@ -20,10 +20,10 @@
 #include "utils/typcache.h"
 
 #include "base/args.h"
+#include "base/bytes.h"
 #include "base/catalog.h"
 #include "base/compat.h"
 #include "base/digest.h"
-#include "key/decide.h"
 #include "key/headers.h"
 #include "key/response.h"
 
@@ -304,23 +304,8 @@ idem_answer_store(const IdemAnswer *answer, IdemRow *row)
 static bool
 same_bytes(const void *a, const void *b)
 {
-	IdemBytes	x = {NULL, 0};
-	IdemBytes	y = {NULL, 0};
-	struct varlena *value;
-
-	if (a != NULL)
-	{
-		value = PG_DETOAST_DATUM_PACKED(PointerGetDatum(a));
-		x.data = VARDATA_ANY(value);
-		x.len = VARSIZE_ANY_EXHDR(value);
-	}
-	if (b != NULL)
-	{
-		value = PG_DETOAST_DATUM_PACKED(PointerGetDatum(b));
-		y.data = VARDATA_ANY(value);
-		y.len = VARSIZE_ANY_EXHDR(value);
-	}
-	return idem_state_equal(x, y);
+	return idem_bytes_equal(idem_bytes_of(a == NULL ? NULL : PG_DETOAST_DATUM_PACKED(PointerGetDatum(a))),
+							idem_bytes_of(b == NULL ? NULL : PG_DETOAST_DATUM_PACKED(PointerGetDatum(b))));
 }
 
 /*
@@ -335,25 +320,6 @@ idem_answer_is_stored(const IdemAnswer *answer, const IdemRow *row)
 		same_bytes(answer->body_sha256, row->body_sha256) &&
 		same_bytes(answer->headers, row->headers) &&
 		same_bytes(answer->content_type, row->content_type);
-}
-
-/*
- * idem_answer_finish
- *		Make a row finished now, with its expiry.  purge_at moves only when it
- *		must: a row whose indexed columns stay can be updated in place.
- */
-void
-idem_answer_finish(const IdemPolicy *policy, IdemRow *row, IdemState state,
-				   TimestampTz now)
-{
-	TimestampTz purge_at;
-
-	row->state = state;
-	row->finished_at = now;
-	row->expires_at = idem_policy_expiry(policy, row,
-										 state == IDEM_STATE_COMPLETED, now);
-	purge_at = idem_policy_purge_time(policy, row->expires_at);
-	row->purge_at = Max(row->purge_at, purge_at);
 }
 
 IDEM_FUNCTION(idem_respond);

@@ -31,7 +31,5 @@ extern void idem_answer_limit(IdemAnswer *answer, const IdemKey *id,
 							  const IdemPolicy *policy);
 extern void idem_answer_store(const IdemAnswer *answer, IdemRow *row);
 extern bool idem_answer_is_stored(const IdemAnswer *answer, const IdemRow *row);
-extern void idem_answer_finish(const IdemPolicy *policy, IdemRow *row,
-							   IdemState state, TimestampTz now);
 
 #endif							/* IDEM_KEY_RESPONSE_H */

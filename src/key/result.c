@@ -22,6 +22,7 @@
 
 #include "base/catalog.h"
 #include "base/compat.h"
+#include "key/outcome.h"
 #include "key/result.h"
 
 typedef enum ResultColumn
@@ -51,20 +52,6 @@ typedef enum ResultColumn
 
 /* When to ask again after a rival whose row cannot be seen yet. */
 #define RETRY_AFTER_UNSEEN USECS_PER_SEC
-
-#define HTTP_CONFLICT 409
-
-/* http_status and error_code of the outcomes that are refusals. */
-static const struct
-{
-	int			status;			/* 0: as stored, or the policy's */
-	const char *code;
-}			refusals[IDEM_NUM_OUTCOMES] = {
-	[IDEM_OUTCOME_IN_PROGRESS] = {HTTP_CONFLICT, "idempotency_key_in_progress"},
-	[IDEM_OUTCOME_DUPLICATE] = {HTTP_CONFLICT, "idempotency_key_duplicate"},
-	[IDEM_OUTCOME_EXPIRED] = {HTTP_CONFLICT, "idempotency_key_expired"},
-	[IDEM_OUTCOME_MISMATCH] = {0, "idempotency_key_reused"}
-};
 
 static void
 put(Datum *values, bool *nulls, ResultColumn column, Datum value)
@@ -154,19 +141,20 @@ Datum
 idem_result_form(IdemOutcome outcome, const IdemRow *row, int mismatch_status,
 				 TimestampTz now)
 {
+	const IdemOutcomeMeaning *meaning = &idem_outcomes[outcome];
 	Datum		values[RESULT_COLUMNS];
 	bool		nulls[RESULT_COLUMNS];
 
 	memset(nulls, true, sizeof(nulls));
 	put(values, nulls, RESULT_OUTCOME,
-		ObjectIdGetDatum(idem_catalog()->outcomes[outcome]));
-	if (refusals[outcome].code != NULL)
+		ObjectIdGetDatum(idem_outcome_label(outcome)));
+	if (meaning->problem.code != NULL)
 	{
 		put(values, nulls, RESULT_HTTP_STATUS,
-			Int32GetDatum(outcome == IDEM_OUTCOME_MISMATCH ?
-						  mismatch_status : refusals[outcome].status));
+			Int32GetDatum(meaning->http_status != 0 ?
+						  meaning->http_status : mismatch_status));
 		put(values, nulls, RESULT_ERROR_CODE,
-			CStringGetTextDatum(refusals[outcome].code));
+			CStringGetTextDatum(meaning->problem.code));
 	}
 	if (row != NULL)
 		put_row(values, nulls, row);
@@ -223,7 +211,7 @@ get_varlena(HeapTupleHeader result, ResultColumn column)
 void
 idem_result_read(HeapTupleHeader result, IdemResultHttp *http)
 {
-	Oid			replayed = idem_catalog()->outcomes[IDEM_OUTCOME_REPLAYED];
+	Oid			replayed = idem_outcome_label(IDEM_OUTCOME_REPLAYED);
 	Datum		outcome = get(result, RESULT_OUTCOME, ObjectIdGetDatum(InvalidOid));
 	Datum		retry_after = get(result, RESULT_RETRY_AFTER, (Datum) 0);
 

@@ -43,6 +43,9 @@
 #include "base/compat.h"
 #include "key/claim.h"
 #include "key/fingerprint.h"
+#include "key/lifetime.h"
+#include "key/name.h"
+#include "key/outcome.h"
 #include "key/response.h"
 #include "key/run.h"
 #include "key/xact.h"
@@ -51,13 +54,25 @@
 /* Status of a failure that was recorded. */
 #define STATUS_FAILED 500
 
+/* Arguments of idem_run. */
+typedef enum RunArg
+{
+	ARG_HANDLER,
+	ARG_SCOPE,
+	ARG_KEY,
+	ARG_REQUEST,
+	ARG_POLICY,
+	ARG_CONTEXT,
+	ARG_WAIT,
+	ARG_ON_ERROR
+} RunArg;
+
 typedef struct IdemRun
 {
+	const IdemRunRequest *asked;
 	IdemClaim	claim;
 	FmgrInfo	handler;
 	Oid			result_type;
-	NullableDatum request;
-	bool		record;			/* on_error = 'record' */
 	IdemAnswer	answer;
 	IdemState	state;
 } IdemRun;
@@ -81,8 +96,9 @@ check_signature(const Form_pg_proc proc)
 
 /* Look the handler up; 22023, 42501, 42883. */
 static void
-prepare_handler(IdemRun *run, Oid oid)
+prepare_handler(IdemRun *run)
 {
+	Oid			oid = run->asked->handler;
 	HeapTuple	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(oid));
 	Form_pg_proc proc;
 
@@ -99,7 +115,7 @@ prepare_handler(IdemRun *run, Oid oid)
 				 errmsg("permission denied for function %s", NameStr(proc->proname)),
 				 errhint("The caller of idem_run() needs EXECUTE on the handler.")));
 	InvokeFunctionExecuteHook(oid);
-	if (proc->proisstrict && run->request.isnull)
+	if (proc->proisstrict && run->asked->request.isnull)
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("argument \"request\" must not be null for a strict handler"),
@@ -126,7 +142,7 @@ call_handler(IdemRun *run)
 	CommandCounterIncrement();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	InitFunctionCallInfoData(*call, &run->handler, 1, InvalidOid, NULL, NULL);
-	call->args[0] = run->request;
+	call->args[0] = run->asked->request;
 	pgstat_init_function_usage(call, &usage);
 	result = FunctionCallInvoke(call);
 	pgstat_end_function_usage(&usage, true);
@@ -248,7 +264,7 @@ run_handler(IdemRun *run)
 	idem_xact_push_run(&entry, &run->claim.id);
 	PG_TRY();
 	{
-		if (run->record)
+		if (run->asked->record)
 			run_recording(run);
 		else
 			run_raising(run);
@@ -260,6 +276,13 @@ run_handler(IdemRun *run)
 	PG_END_TRY();
 }
 
+static IdemOutcome
+outcome_of(const IdemRun *run)
+{
+	return run->state == IDEM_STATE_COMPLETED ?
+		IDEM_OUTCOME_COMPLETED : IDEM_OUTCOME_FAILED;
+}
+
 /* Write the row with its answer, and what the log wants of it. */
 static void
 store(IdemRun *run)
@@ -269,24 +292,23 @@ store(IdemRun *run)
 	if (!claim->found)
 		claim->row.purge_at = claim->now;	/* no bound: written only once */
 	idem_answer_store(&run->answer, &claim->row);
-	idem_answer_finish(&claim->row_policy, &claim->row, run->state,
-					   idem_xact_now());
+	idem_lifetime_finish(&claim->row_policy, &claim->row, run->state,
+						 idem_xact_now());
 	if (claim->found)
-		idem_store_update(&claim->id, &claim->row);
+		idem_store_update(&claim->store, &claim->id, &claim->row);
 	else
-		idem_store_insert_new(&claim->grip, &claim->id, &claim->row);
-	if (!claim->row_policy.audit)
-		return;
-	idem_audit_transition(claim->decision.taken_over ? "taken_over" : "claimed",
-						  &claim->id, &claim->row);
-	idem_audit_transition(run->state == IDEM_STATE_COMPLETED ? "completed" : "failed",
-						  &claim->id, &claim->row);
+		idem_store_insert_new(&claim->store, &claim->id, &claim->row);
+	idem_store_close(&claim->store);
+	idem_claim_audit(claim);
+	if (claim->row_policy.audit)
+		idem_audit_transition(idem_outcomes[outcome_of(run)].action,
+							  &claim->id, &claim->row);
 }
 
 static bool
 read_on_error(FunctionCallInfo fcinfo)
 {
-	char	   *on_error = text_to_cstring(idem_args_text(fcinfo, IDEM_RUN_ON_ERROR, "on_error"));
+	char	   *on_error = text_to_cstring(idem_args_text(fcinfo, ARG_ON_ERROR, "on_error"));
 
 	if (strcmp(on_error, "raise") != 0 && strcmp(on_error, "record") != 0)
 		ereport(ERROR,
@@ -297,28 +319,65 @@ read_on_error(FunctionCallInfo fcinfo)
 }
 
 static void
-read_arguments(FunctionCallInfo fcinfo, IdemRun *run)
+read_arguments(FunctionCallInfo fcinfo, IdemRunRequest *asked)
+{
+	idem_args_require_writable();
+	idem_args_require(fcinfo, ARG_HANDLER, "handler");
+	asked->handler = PG_GETARG_OID(ARG_HANDLER);
+	asked->record = read_on_error(fcinfo);
+	asked->scope = idem_name_scope(fcinfo, ARG_SCOPE);
+	asked->policy = idem_args_text(fcinfo, ARG_POLICY, "policy");
+	asked->key = idem_name_key(fcinfo, ARG_KEY);
+	asked->request = fcinfo->args[ARG_REQUEST];
+	asked->context = idem_args_digest(fcinfo, ARG_CONTEXT, "context");
+	asked->wait = -1;
+	if (!PG_ARGISNULL(ARG_WAIT))
+		asked->wait = idem_policy_wait_usec("wait",
+											idem_args_usec("wait", PG_GETARG_DATUM(ARG_WAIT)));
+}
+
+/* Set up the claim and the handler; nothing is read of the key yet. */
+static void
+begin_run(IdemRun *run, const IdemRunRequest *asked)
 {
 	IdemClaim  *claim = &run->claim;
 
-	idem_xact_require_writable();
-	idem_args_require(fcinfo, IDEM_RUN_HANDLER, "handler");
-	run->request.isnull = PG_ARGISNULL(IDEM_RUN_REQUEST);
-	run->request.value = PG_GETARG_DATUM(IDEM_RUN_REQUEST);
-	run->record = read_on_error(fcinfo);
-	idem_claim_begin(claim, idem_args_scope(fcinfo, IDEM_RUN_SCOPE),
-					 idem_args_text(fcinfo, IDEM_RUN_POLICY, "policy"));
-	claim->id.key = idem_args_format_key(idem_args_key(fcinfo, IDEM_RUN_KEY),
-										 &claim->policy);
-	if (!run->request.isnull)
+	run->asked = asked;
+	idem_claim_begin(claim, asked->scope, asked->policy);
+	claim->id.key = idem_name_format_key(asked->key, &claim->policy);
+	if (!asked->request.isnull)
 		claim->fingerprint =
-			idem_fingerprint_of(DatumGetJsonbP(run->request.value));
+			idem_fingerprint_of(DatumGetJsonbP(asked->request.value));
 	idem_claim_require_fingerprint(claim);
-	claim->context = idem_args_digest(fcinfo, IDEM_RUN_CONTEXT, "context");
-	if (!PG_ARGISNULL(IDEM_RUN_WAIT))
-		claim->wait = idem_policy_wait_usec("wait",
-											idem_args_usec("wait", PG_GETARG_DATUM(IDEM_RUN_WAIT)));
-	prepare_handler(run, PG_GETARG_OID(IDEM_RUN_HANDLER));
+	claim->context = asked->context;
+	if (asked->wait >= 0)
+		claim->wait = asked->wait;
+	prepare_handler(run);
+}
+
+/*
+ * idem_run_execute
+ *		Do what idem_run is asked for; an idem_result.
+ */
+Datum
+idem_run_execute(const IdemRunRequest *asked)
+{
+	IdemRun		run;
+	IdemOutcome outcome;
+
+	begin_run(&run, asked);
+	idem_claim_decide(&run.claim, true);
+	idem_store_close(&run.claim.store); /* the handler may do anything to it */
+	outcome = run.claim.decision.outcome;
+	if (idem_claim_granted(&run.claim))
+	{
+		idem_claim_start(&run.claim);
+		run_handler(&run);
+		store(&run);
+		outcome = outcome_of(&run);
+	}
+	idem_claim_count(&run.claim, outcome);
+	return idem_claim_result(&run.claim, outcome);
 }
 
 IDEM_FUNCTION(idem_run);
@@ -336,21 +395,8 @@ IDEM_FUNCTION(idem_run);
 Datum
 idem_run(PG_FUNCTION_ARGS)
 {
-	IdemRun		run;
-	IdemOutcome outcome;
+	IdemRunRequest asked;
 
-	memset(&run, 0, sizeof(run));
-	read_arguments(fcinfo, &run);
-	idem_claim_decide(&run.claim, true);
-	outcome = run.claim.decision.outcome;
-	if (idem_claim_granted(&run.claim))
-	{
-		idem_claim_start(&run.claim);
-		run_handler(&run);
-		store(&run);
-		outcome = run.state == IDEM_STATE_COMPLETED ?
-			IDEM_OUTCOME_COMPLETED : IDEM_OUTCOME_FAILED;
-	}
-	idem_claim_count(&run.claim, outcome);
-	return idem_claim_result(&run.claim, outcome);
+	read_arguments(fcinfo, &asked);
+	return idem_run_execute(&asked);
 }

@@ -8,23 +8,21 @@
 #ifndef IDEM_KEY_RUN_H
 #define IDEM_KEY_RUN_H
 
-#include "fmgr.h"
+#include "idem.h"
 
-/* Arguments of idem_run. */
-typedef enum IdemRunArg
+/* What idem_run is asked for. */
+typedef struct IdemRunRequest
 {
-	IDEM_RUN_HANDLER,
-	IDEM_RUN_SCOPE,
-	IDEM_RUN_KEY,
-	IDEM_RUN_REQUEST,
-	IDEM_RUN_POLICY,
-	IDEM_RUN_CONTEXT,
-	IDEM_RUN_WAIT,
-	IDEM_RUN_ON_ERROR
-} IdemRunArg;
+	Oid			handler;
+	text	   *scope;
+	text	   *key;			/* NULL is refused as a missing one */
+	NullableDatum request;		/* jsonb */
+	text	   *policy;
+	bytea	   *context;		/* NULL: none */
+	int64		wait;			/* microseconds; -1: the policy's */
+	bool		record;			/* on_error = 'record' */
+} IdemRunRequest;
 
-#define IDEM_RUN_ARGS (IDEM_RUN_ON_ERROR + 1)
-
-extern PGDLLEXPORT Datum idem_run(PG_FUNCTION_ARGS);
+extern Datum idem_run_execute(const IdemRunRequest *request);
 
 #endif							/* IDEM_KEY_RUN_H */

@@ -14,11 +14,10 @@
 
 #include "access/transam.h"
 #include "access/xact.h"
-#include "access/xlog.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
-#include "base/compat.h"
+#include "base/bytes.h"
 #include "key/xact.h"
 
 /*
@@ -134,22 +133,6 @@ at_subtransaction_event(SubXactEvent event, SubTransactionId mine,
 }
 
 /*
- * idem_xact_require_writable
- *		Raise 25006 in a read-only transaction and during recovery, always
- *		and not only when the call would have written: a caller must not
- *		learn it from the first request that is new.
- */
-void
-idem_xact_require_writable(void)
-{
-	if (XactReadOnly || RecoveryInProgress())
-		ereport(ERROR,
-				(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION),
-				 errmsg("idempotency keys cannot be claimed or changed in a read-only transaction"),
-				 errhint("Repeat the call on the primary, in a read-write transaction; idem_lookup() works here.")));
-}
-
-/*
  * idem_xact_now
  *		The wall clock, but not before the start of the transaction: then
  *		every token made by this transaction is at least its start, which
@@ -206,13 +189,6 @@ idem_xact_pop_run(IdemXactRun *run)
 	running = run->outer;
 }
 
-static bool
-same_text(const text *a, const text *b)
-{
-	return VARSIZE_ANY_EXHDR(a) == VARSIZE_ANY_EXHDR(b) &&
-		memcmp(VARDATA_ANY(a), VARDATA_ANY(b), VARSIZE_ANY_EXHDR(a)) == 0;
-}
-
 /*
  * idem_xact_is_running
  *		Whether an idem_run of this transaction works on the key: it has no
@@ -224,8 +200,8 @@ idem_xact_is_running(const IdemKey *id)
 	IdemXactRun *run;
 
 	for (run = running; run != NULL; run = run->outer)
-		if (same_text(run->id->key, id->key) &&
-			same_text(run->id->scope, id->scope))
+		if (idem_bytes_equal(idem_bytes_of(run->id->key), idem_bytes_of(id->key)) &&
+			idem_bytes_equal(idem_bytes_of(run->id->scope), idem_bytes_of(id->scope)))
 			return true;
 	return false;
 }

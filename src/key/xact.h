@@ -17,7 +17,6 @@ typedef struct IdemXactRun
 	struct IdemXactRun *outer;
 } IdemXactRun;
 
-extern void idem_xact_require_writable(void);
 extern TimestampTz idem_xact_now(void);
 extern bool idem_xact_owns(const IdemRow *row);
 extern void idem_xact_opened(void);

@@ -76,12 +76,11 @@ idem_buckets_first(const IdemBucketsPartition *partition)
 static inline IdemShares *
 idem_buckets_shares(const IdemBucketsPartition *partition)
 {
-	int			room = idem_buckets_memory.head->room;
 	Size		number = (const IdemBucketsPadded *) partition -
-		idem_buckets_memory.partitions;
+	idem_buckets_memory.partitions;
+	Size		size = idem_shares_size(idem_buckets_memory.head->room);
 
-	return (IdemShares *) (idem_buckets_memory.shares +
-						   number * idem_shares_size(room));
+	return (IdemShares *) (idem_buckets_memory.shares + number * size);
 }
 
 #endif							/* IDEM_LIMIT_BUCKET_MEMORY_H */

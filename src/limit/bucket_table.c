@@ -3,28 +3,11 @@
  * bucket_table.c
  *	  The buckets of all subjects, in shared memory.
  *
- * Values only, in memory that bucket_memory.c makes; a restart forgets
- * them all.
- *
- *	buckets		in partitions, by a hash of the key with a seed that nobody
- *				outside knows.  All of a partition (its chains, its free list,
- *				its buckets, its shares) is read and written with its lock
- *				held; no call holds two of them, nor takes any other lock under
- *				one, and nothing can throw there.
- *	the rest	written once, before anybody can see it.
- *
- * The clock is read with the lock held, so that no bucket sees it run
- * backwards because somebody had to wait.
- *
- * Flooding.  A bucket is forgotten only to make room, and only when it is
- * full and all strikes are forgiven: a new one would be its equal.  So no
- * number of other subjects gives anybody back what he has taken.  Nor can the
- * subjects of one limiter, or one database, take all of the room
- * (shares.c).  When a partition has no bucket that can be forgotten, or
- * none more for this limiter, the new subject has found no room, and the
- * caller decides.  Then quiet_until says when the first of its buckets can be
- * forgotten, and until that time nobody searches the partition again: a flood
- * costs as much as so many calls, not more.
+ * Values only, in memory that bucket_memory.c makes; a restart forgets them
+ * all.  Buckets are in partitions, by a hash of the key with a seed that nobody
+ * outside knows.  All of a partition (its chains, its free list, its buckets,
+ * its shares) is read and written with its lock held; no call holds two of
+ * them, nor takes any other lock under one, and nothing can throw there.
  *
  *-------------------------------------------------------------------------
  */
@@ -123,11 +106,7 @@ has_room(const IdemBucketsPartition *partition, const IdemBucketKey *key)
 						   key->limiter);
 }
 
-/*
- * Whether there is room for a bucket: forget all that can be if there is
- * none.  Where the clock was set back, buckets go back with it, as they would
- * in a call for them.
- */
+/* Whether there is room for a bucket: forget all that can be if there is none. */
 static bool
 make_room(IdemBucketsPartition *partition, const IdemBucketKey *key, int64 now)
 {
@@ -137,6 +116,12 @@ make_room(IdemBucketsPartition *partition, const IdemBucketKey *key, int64 now)
 
 	if (has_room(partition, key))
 		return true;
+
+	/*
+	 * Nothing can be forgotten before quiet_until, unless the clock was set
+	 * back: a flood costs as much as so many calls, not as so many searches
+	 * (t/051_throttle_flood.pl).
+	 */
 	if (now >= partition->searched_at - IDEM_BUCKET_CLOCK_SLACK &&
 		now < partition->quiet_until)
 		return false;
@@ -147,11 +132,18 @@ make_room(IdemBucketsPartition *partition, const IdemBucketKey *key, int64 now)
 
 		if (seen->key.database == 0)
 			continue;			/* free: it is a share that is used up */
+
+		/* where the clock was set back, as in a call for the bucket */
 		if (seen->bucket.last - now >= IDEM_BUCKET_CLOCK_SLACK)
 		{
 			idem_bucket_settle(&seen->rule, &seen->bucket, now);
 			note_change(partition, entry);
 		}
+
+		/*
+		 * Only what a new bucket would be the equal of: no number of other
+		 * subjects gives anybody back what he has taken.
+		 */
 		if (entry->full_at <= now)
 			free_entry(partition, entry);
 		else
@@ -184,15 +176,16 @@ add_entry(IdemBucketsPartition *partition, const IdemBucketKey *key,
 	return entry;
 }
 
-/*
- * The time up to now counts by the rule that the bucket was last called
- * under, whatever a new one says.
- */
 static void
 change_rule(IdemBucketSeen *seen, const IdemBucketRule *rule, int64 now)
 {
 	if (memcmp(&seen->rule, rule, sizeof(*rule)) == 0)
 		return;
+
+	/*
+	 * The time up to now counts by the rule that the bucket was last called
+	 * under, whatever the new one says.
+	 */
 	idem_bucket_settle(&seen->rule, &seen->bucket, now);
 	seen->rule = *rule;
 }
@@ -224,6 +217,11 @@ idem_buckets_take(const IdemBucketKey *key, const IdemBucketRule *rule,
 	int64		now;
 
 	LWLockAcquire(&partition->lock, LW_EXCLUSIVE);
+
+	/*
+	 * The clock is read under the lock, so that no bucket sees it run
+	 * backwards because somebody had to wait.
+	 */
 	now = GetCurrentTimestamp();
 	entry = find_entry(key, hash);
 	if (entry == NULL && make_room(partition, key, now))

@@ -3,37 +3,56 @@
  * limiter.c
  *	  Rate limiters: defining, changing, dropping and finding them.
  *
- * Owns a cache of limiters (rule/cache.c), so that a call of idem_throttle()
- * costs no query, the bounds of every parameter, and the list of limiters
- * that this transaction has dropped: their buckets are forgotten when it
- * commits, and kept when it does not.  A session that has yet to hear of that
- * may make one anew; so a limiter that is defined where there was none has
- * its buckets forgotten once more.
+ * Owns the bounds of every parameter, and the list of limiters that this
+ * transaction has dropped: their buckets are forgotten when it commits, and
+ * kept when it does not.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "catalog/pg_type.h"
 #include "commands/trigger.h"
 #include "executor/spi.h"
 #include "fmgr.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
-#include "utils/inval.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/timestamp.h"
 
 #include "base/args.h"
 #include "base/catalog.h"
-#include "base/counters.h"
 #include "base/digest.h"
-#include "key/xact.h"
+#include "base/counters.h"
 #include "limit/bucket_table.h"
 #include "limit/limiter.h"
-#include "rule/cache.h"
-#include "store/store.h"
+
+/* The columns of idempotency_limiters, the arguments of idem_limiter(). */
+typedef enum LimiterColumn
+{
+	COLUMN_NAME,
+	COLUMN_CAPACITY,
+	COLUMN_PER,
+	COLUMN_BACKOFF_BASE,
+	COLUMN_BACKOFF_MAX,
+	COLUMN_WHEN_FULL
+} LimiterColumn;
+
+static const struct
+{
+	const char *name;
+	Oid			type;
+	bool		required;
+}			columns[] = {
+	[COLUMN_NAME] = {"name", TEXTOID, true},
+	[COLUMN_CAPACITY] = {"capacity", INT4OID, true},
+	[COLUMN_PER] = {"per", INTERVALOID, true},
+	[COLUMN_BACKOFF_BASE] = {"backoff_base", INTERVALOID, false},
+	[COLUMN_BACKOFF_MAX] = {"backoff_max", INTERVALOID, false},
+	[COLUMN_WHEN_FULL] = {"when_full", TEXTOID, true}
+};
 
 #define ALLOW "allow"
 #define REFUSE "refuse"
@@ -120,9 +139,9 @@ check_when_full(const char *given)
 static void
 set_backoff(IdemBucketRule *rule, const Datum *values, const bool *nulls)
 {
-	bool		has_max = !nulls[IDEM_LIMITER_BACKOFF_MAX];
+	bool		has_max = !nulls[COLUMN_BACKOFF_MAX];
 
-	if (nulls[IDEM_LIMITER_BACKOFF_BASE])
+	if (nulls[COLUMN_BACKOFF_BASE])
 	{
 		if (has_max)
 			ereport(ERROR,
@@ -132,9 +151,9 @@ set_backoff(IdemBucketRule *rule, const Datum *values, const bool *nulls)
 		return;
 	}
 	rule->backoff_base = check_time("backoff_base",
-									values[IDEM_LIMITER_BACKOFF_BASE]);
+									values[COLUMN_BACKOFF_BASE]);
 	rule->backoff_max = has_max ?
-		check_time("backoff_max", values[IDEM_LIMITER_BACKOFF_MAX]) :
+		check_time("backoff_max", values[COLUMN_BACKOFF_MAX]) :
 		Max(rule->backoff_base, DEFAULT_BACKOFF_MAX);
 	if (rule->backoff_max < rule->backoff_base)
 		ereport(ERROR,
@@ -147,43 +166,48 @@ set_backoff(IdemBucketRule *rule, const Datum *values, const bool *nulls)
 static void
 form_limiter(IdemLimiter *limiter, const Datum *values, const bool *nulls)
 {
-	const char *name = TextDatumGetCString(values[IDEM_LIMITER_NAME]);
+	const char *name = TextDatumGetCString(values[COLUMN_NAME]);
 
 	memset(limiter, 0, sizeof(*limiter));
 	check_name(name);
 	namestrcpy(&limiter->name, name);
 	limiter->id = idem_limiter_id(name);
-	limiter->rule.capacity = DatumGetInt32(values[IDEM_LIMITER_CAPACITY]);
+	limiter->rule.capacity = DatumGetInt32(values[COLUMN_CAPACITY]);
 	check_capacity(limiter->rule.capacity);
-	limiter->rule.per = check_time("per", values[IDEM_LIMITER_PER]);
+	limiter->rule.per = check_time("per", values[COLUMN_PER]);
 	set_backoff(&limiter->rule, values, nulls);
 	limiter->allow_when_full =
-		check_when_full(TextDatumGetCString(values[IDEM_LIMITER_WHEN_FULL]));
+		check_when_full(TextDatumGetCString(values[COLUMN_WHEN_FULL]));
 }
 
-/* For the cache. */
-static bool
-load(const char *name, void *value)
+static const char *
+describe_column(int column, Oid *type)
 {
-	IdemLimiter *limiter = value;
-	Datum		values[IDEM_LIMITER_COLUMNS];
-	bool		nulls[IDEM_LIMITER_COLUMNS];
+	*type = columns[column].type;
+	return columns[column].name;
+}
 
-	if (!idem_store_named_read(IDEM_STORE_LIMITERS, name, values, nulls))
+/* A limiter for use, from its row; where that is missing, there is none. */
+static bool
+form_rule(void *rule, const char *name, const Datum *values, const bool *nulls)
+{
+	IdemLimiter *limiter = rule;
+
+	if (values == NULL)
 		return false;
 	form_limiter(limiter, values, nulls);
 	limiter->counters = idem_counters_find(IDEM_COUNTERS_NO_POLICY);
 	return true;
 }
 
-static Oid
-get_table(void)
-{
-	return idem_catalog()->limiters;
-}
-
-static IdemCache cache = {
-	"idempotency limiters", sizeof(IdemLimiter), get_table, load
+IdemRuleTable idem_limiter_table = {
+	.relation = "idempotency_limiters",
+	.title = "limiters",
+	.relid = offsetof(IdemCatalog, limiters),
+	.rule_size = sizeof(IdemLimiter),
+	.ncolumns = lengthof(columns),
+	.describe = describe_column,
+	.form = form_rule
 };
 
 /*
@@ -193,7 +217,7 @@ static IdemCache cache = {
 void
 idem_limiter_get(const char *name, IdemLimiter *limiter)
 {
-	if (!idem_cache_find(&cache, name, limiter, false))
+	if (!idem_rule_find(&idem_limiter_table, name, limiter, false))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("rate limiter \"%s\" does not exist", name),
@@ -215,30 +239,27 @@ IDEM_FUNCTION(idem_limiter);
 Datum
 idem_limiter(PG_FUNCTION_ARGS)
 {
-	static const char *const required[IDEM_LIMITER_COLUMNS] = {
-		"name", "capacity", "per", NULL, NULL, "when_full"
-	};
-	Datum		values[IDEM_LIMITER_COLUMNS];
-	bool		nulls[IDEM_LIMITER_COLUMNS];
-	Datum		old_values[IDEM_LIMITER_COLUMNS];
-	bool		old_nulls[IDEM_LIMITER_COLUMNS];
+	Datum		values[IDEM_RULE_MAX_COLUMNS];
+	bool		nulls[IDEM_RULE_MAX_COLUMNS];
+	Datum		old_values[IDEM_RULE_MAX_COLUMNS];
+	bool		old_nulls[IDEM_RULE_MAX_COLUMNS];
 	IdemLimiter limiter;
 	bool		exists;
 	int			i;
 
-	for (i = 0; i < IDEM_LIMITER_COLUMNS; i++)
+	for (i = 0; i < lengthof(columns); i++)
 	{
-		if (required[i] != NULL)
-			idem_args_require(fcinfo, i, required[i]);
+		if (columns[i].required)
+			idem_args_require(fcinfo, i, columns[i].name);
 		nulls[i] = PG_ARGISNULL(i);
 		values[i] = PG_GETARG_DATUM(i);
 	}
 	form_limiter(&limiter, values, nulls);
-	idem_xact_require_writable();
-	idem_store_named_lock(IDEM_STORE_LIMITERS);
-	exists = idem_store_named_read(IDEM_STORE_LIMITERS, NameStr(limiter.name),
-								   old_values, old_nulls);
-	idem_store_named_write(IDEM_STORE_LIMITERS, values, nulls, exists);
+	idem_args_require_writable();
+	idem_rule_lock(&idem_limiter_table);
+	exists = idem_rule_read(&idem_limiter_table, NameStr(limiter.name),
+							old_values, old_nulls);
+	idem_rule_write(&idem_limiter_table, values, nulls, exists);
 	if (!idem_buckets_exist())
 		ereport(NOTICE,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -260,8 +281,8 @@ idem_limiter_drop(PG_FUNCTION_ARGS)
 {
 	text	   *name = idem_args_text(fcinfo, 0, "name");
 
-	idem_xact_require_writable();
-	PG_RETURN_BOOL(idem_store_named_delete(IDEM_STORE_LIMITERS, name));
+	idem_args_require_writable();
+	PG_RETURN_BOOL(idem_rule_delete(&idem_limiter_table, name));
 }
 
 static void
@@ -276,17 +297,17 @@ note_dropped(uint64 id)
 	dropped = new;
 }
 
-/*
- * One that this transaction has dropped keeps its buckets.  Should that be
- * rolled back to a savepoint, they stay until they are full, as they do after
- * PREPARE TRANSACTION.  Nobody can use any other before we commit.
- */
 static void
 note_defined(uint64 id)
 {
 	DroppedLimiter **link = &dropped;
 	bool		was_dropped = false;
 
+	/*
+	 * One that this transaction has dropped keeps its buckets.  Should that
+	 * be rolled back to a savepoint, they stay until they are full, as they
+	 * do after PREPARE TRANSACTION.
+	 */
 	while (*link != NULL)
 	{
 		if ((*link)->id == id)
@@ -297,17 +318,23 @@ note_defined(uint64 id)
 		else
 			link = &(*link)->next;
 	}
+
+	/*
+	 * Any other begins with none.  A session that had yet to hear of a drop
+	 * may have made some after the commit that forgot them; nobody can use
+	 * the new limiter before we commit.
+	 */
 	if (!was_dropped)
 		idem_buckets_forget(MyDatabaseId, &id);
 }
 
-/*
- * Nobody defines a limiter of that name before this is done: who wants to
- * waits for our lock on the table, which goes later.
- */
 static void
 at_transaction_event(XactEvent event, void *arg)
 {
+	/*
+	 * Nobody defines a limiter of that name before this is done: who wants to
+	 * waits for our lock on the table, which is released after the callbacks.
+	 */
 	if (event == XACT_EVENT_COMMIT)
 		for (; dropped != NULL; dropped = dropped->next)
 			idem_buckets_forget(MyDatabaseId, &dropped->id);
@@ -345,26 +372,17 @@ IDEM_FUNCTION(idem_limiter_changed);
 
 /*
  * idem_limiter_changed() RETURNS trigger
- *		After a change of the limiters table: every backend, this one with its
- *		next command and the others at commit, forgets what it has cached; and
- *		what has been dropped is noted.  Raises 39P01.
+ *		After a change of the limiters table: see idem_rule_changed(); and what
+ *		has been dropped is noted.  Raises 39P01.
  */
 Datum
 idem_limiter_changed(PG_FUNCTION_ARGS)
 {
-	TriggerData *trigdata = (TriggerData *) fcinfo->context;
-	TupleDesc	desc;
+	TriggerData *trigdata = idem_rule_changed(&idem_limiter_table, fcinfo);
+	TupleDesc	desc = RelationGetDescr(trigdata->tg_relation);
 
-	if (!CALLED_AS_TRIGGER(fcinfo))
-		ereport(ERROR,
-				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
-				 errmsg("function \"%s\" was not called by trigger manager",
-						"idem_limiter_changed"),
-				 errhint("It is for the triggers of \"%s\" only.",
-						 "idempotency_limiters")));
-	CacheInvalidateRelcache(trigdata->tg_relation);
-	(void) idem_buckets_exist();	/* at commit it would be too late */
-	desc = RelationGetDescr(trigdata->tg_relation);
+	/* at commit it would be too late: attaching to the memory may fail */
+	(void) idem_buckets_exist();
 	if (TRIGGER_FIRED_BY_DELETE(trigdata->tg_event) ||
 		TRIGGER_FIRED_BY_UPDATE(trigdata->tg_event))
 		note_dropped(get_id(trigdata->tg_trigtuple, desc));
@@ -382,7 +400,7 @@ idem_limiter_changed(PG_FUNCTION_ARGS)
 void
 idem_limiter_init(void)
 {
-	idem_cache_init(&cache);
+	idem_rule_init(&idem_limiter_table);
 	RegisterXactCallback(at_transaction_event, NULL);
 	RegisterSubXactCallback(at_savepoint_event, NULL);
 }

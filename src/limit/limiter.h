@@ -9,19 +9,7 @@
 #define IDEM_LIMIT_LIMITER_H
 
 #include "limit/token_bucket.h"
-
-/* Columns of idempotency_limiters, the arguments of idem_limiter(). */
-typedef enum IdemLimiterColumn
-{
-	IDEM_LIMITER_NAME,
-	IDEM_LIMITER_CAPACITY,
-	IDEM_LIMITER_PER,
-	IDEM_LIMITER_BACKOFF_BASE,
-	IDEM_LIMITER_BACKOFF_MAX,
-	IDEM_LIMITER_WHEN_FULL
-} IdemLimiterColumn;
-
-#define IDEM_LIMITER_COLUMNS (IDEM_LIMITER_WHEN_FULL + 1)
+#include "rule/rule_table.h"
 
 /* A limiter.  Values only, so that it can be copied. */
 typedef struct IdemLimiter
@@ -32,6 +20,8 @@ typedef struct IdemLimiter
 	bool		allow_when_full;
 	int			counters;		/* for idem_counters_add() */
 } IdemLimiter;
+
+extern IdemRuleTable idem_limiter_table;
 
 extern void idem_limiter_get(const char *name, IdemLimiter *limiter);
 extern uint64 idem_limiter_id(const char *name);

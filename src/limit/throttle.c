@@ -25,7 +25,6 @@
 #include "base/digest.h"
 #include "limit/bucket_table.h"
 #include "limit/limiter.h"
-#include "store/store.h"
 
 /* Columns of idem_throttle() and idem_throttle_peek(). */
 typedef enum ThrottleColumn
@@ -175,7 +174,7 @@ typedef struct LimiterName
 static LimiterName *
 get_names(int *number)
 {
-	List	   *names = idem_store_named_names(IDEM_STORE_LIMITERS);
+	List	   *names = idem_rule_names(&idem_limiter_table);
 	LimiterName *found = palloc(Max(list_length(names), 1) *
 								sizeof(LimiterName));
 	ListCell   *cell;

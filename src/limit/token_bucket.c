@@ -4,52 +4,14 @@
  *	  The arithmetic of a token bucket.
  *
  * Pure functions of (rule, bucket, now, cost).  No SPI, no lock, no setting,
- * no memory, no clock, no server function: test/unit/token_bucket.c links this file
- * alone and compares it with a simple model.  The caller holds whatever lock
- * keeps the bucket to itself, and has refused rules beyond the bounds of the
- * header and negative costs.
+ * no memory, no clock, no server function: test/unit/token_bucket.c links this
+ * file alone and compares it with a simple model.  The caller holds whatever
+ * lock keeps the bucket to itself, and has refused rules beyond the bounds of
+ * the header and negative costs.
  *
- * Exact.  A microsecond is worth capacity/per tokens, so the level is kept
- * as whole tokens and a rest counted in 1/per of a token.  In that unit what
- * some time is worth (time * capacity) is an integer, what is taken (cost *
- * per) is one, and so is a full bucket: each step is an addition of integers
- * with a carry, nothing is ever rounded, and it makes no difference into how
- * many calls a span of time is divided.  Hence no drift, and what is let
- * through in a window of length t is at most the level at its begin (at most
- * capacity) plus t * capacity / per.
- *
- * No overflow.  The product of a time and a capacity has up to 79 bits;
- * multiply_divide() never holds more than 64 of them, so no 128-bit type is
- * needed, which not every compiler has.  A time of per or more fills the
- * bucket, whatever it is, and is not multiplied.
- *
- * Back-off.  A refusal is a strike and begins a pause of backoff_base in
- * which everything is refused.  A further refusal, in the pause or later,
- * is one more strike: the pause is twice as long, at most backoff_max, and
- * begins anew.  Strikes at which the pause would not grow are not counted.
- * One strike is forgiven for each time of the pause's length without a
- * refusal after the pause, so a pause halves in the way it had doubled, and
- * in less than four times backoff_max all is forgiven.  Being allowed
- * forgives nothing: a few tokens flow in during each pause, and one taken
- * now and then would let a subject that hammers start afresh.  It does no
- * harm either: a client that waits for retry_after is not refused when it
- * comes back, and so gets no second strike, unless others share its bucket.
- * A cost above the capacity is refused without a strike: it is a mistake of
- * who set the cost, and waiting would not mend it.
- *
- * The clock.  Time before "last" counts as not having passed.  Slightly
- * before (a caller may read the clock and then wait for the lock), "last"
- * stays, lest the same time be counted twice; retry_after includes what is
- * missing to it.  Further back the clock was set: "last" goes back with it,
- * and as all else is relative to "last", refill and pause go on from where
- * they were instead of standing still until the clock has caught up.
- *
- * A changed rule holds for all time since "last", as nothing tells when it
- * changed: the level gains no more than that time is worth by the rule in
- * the call, and is cut to its capacity; a raised capacity adds nothing at
- * once.  The rest is converted to the new unit, rounded down.  Who wants the
- * time before the change counted by the old rule calls idem_bucket_settle()
- * with that.  A pause follows the rule: its length is not stored.
+ * Exact: the level is kept as whole tokens and a rest in 1/per of a token, in
+ * which all that is added or taken is an integer.  See README.md for this, for
+ * back-off, the clock and a changed rule.
  *
  *-------------------------------------------------------------------------
  */
@@ -136,6 +98,7 @@ refill(const IdemBucketRule *rule, IdemBucket *bucket, uint64 elapsed)
 	uint64		whole;
 	uint64		part;
 
+	/* the product below would not be bounded */
 	if (elapsed >= (uint64) rule->per)
 	{
 		fill(rule, bucket);
@@ -304,6 +267,7 @@ idem_bucket_settle(const IdemBucketRule *rule, IdemBucket *bucket, int64 now)
 	uint64		elapsed = measure_elapsed(bucket, now);
 	uint64		ignored;
 
+	/* the unit of the rest has changed; rounded down */
 	if (bucket->per != rule->per)
 	{
 		bucket->fraction = (int64) multiply_divide(bucket->fraction, rule->per,
@@ -314,6 +278,13 @@ idem_bucket_settle(const IdemBucketRule *rule, IdemBucket *bucket, int64 now)
 	bucket->away = add_times(bucket->away, elapsed);
 	if (rule->backoff_base <= 0)
 		bucket->strikes = 0;
+
+	/*
+	 * A caller that read the clock and then had to wait leaves "last" where
+	 * it is, lest the same time be counted twice.  A clock that was set back
+	 * takes "last" with it: all else is relative to it, so refill and pause
+	 * go on from where they were.
+	 */
 	if (elapsed > 0 ||
 		measure_behind(bucket, now) >= (uint64) IDEM_BUCKET_CLOCK_SLACK)
 		bucket->last = now;
@@ -340,6 +311,11 @@ idem_bucket_take(const IdemBucketRule *rule, IdemBucket *bucket, int64 now,
 	}
 	else if (rule->backoff_base > 0 && cost <= rule->capacity)
 	{
+		/*
+		 * Strikes are counted anew from what is not forgiven.  Being allowed
+		 * forgives none: a token taken now and then would let a subject that
+		 * hammers start afresh.
+		 */
 		bucket->strikes = add_strike(rule,
 									 count_strikes(rule, bucket, &pause));
 		bucket->away = 0;

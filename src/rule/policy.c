@@ -3,66 +3,20 @@
  * policy.c
  *	  Policies: finding, setting and dropping them.
  *
- * Owns a cache of policies (cache.c), so that reading one costs no query
- * per call.
+ * A policy that a call names comes from the cache of their table
+ * (rule_table.c), so that it costs no query per call.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
-#include "commands/trigger.h"
 #include "fmgr.h"
 #include "funcapi.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
-#include "utils/inval.h"
 
 #include "base/args.h"
-#include "base/catalog.h"
-#include "base/counters.h"
-#include "base/databases.h"
-#include "key/xact.h"
-#include "rule/cache.h"
-#include "rule/policy.h"
 #include "rule/policy_values.h"
-#include "store/store.h"
-
-/* Read one policy from the table; false when nobody has set it. */
-static bool
-load(const char *name, IdemPolicy *policy)
-{
-	Datum		values[IDEM_POLICY_COLUMNS];
-	bool		nulls[IDEM_POLICY_COLUMNS];
-
-	idem_policy_values_ship(policy, name);
-	if (!idem_store_named_read(IDEM_STORE_POLICIES, name, values, nulls))
-		return strcmp(name, IDEM_POLICY_DEFAULT) == 0;
-	idem_policy_values_apply(policy, values, nulls, false);
-	return true;
-}
-
-/* The same for the cache; whoever uses a policy is counted under it. */
-static bool
-load_for_use(const char *name, void *value)
-{
-	IdemPolicy *policy = value;
-
-	if (!load(name, policy))
-		return false;
-	policy->counters = idem_counters_find(name);
-	idem_databases_know();
-	return true;
-}
-
-static Oid
-get_table(void)
-{
-	return idem_catalog()->policies;
-}
-
-static IdemCache cache = {
-	"idempotency policies", sizeof(IdemPolicy), get_table, load_for_use
-};
 
 /*
  * idem_policy_get
@@ -71,7 +25,7 @@ static IdemCache cache = {
 void
 idem_policy_get(const char *name, IdemPolicy *policy)
 {
-	if (!idem_cache_find(&cache, name, policy, false))
+	if (!idem_rule_find(&idem_policy_table, name, policy, false))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("idempotency policy \"%s\" does not exist", name),
@@ -88,8 +42,8 @@ idem_policy_get_stored(const text *name, IdemPolicy *policy)
 {
 	char	   *cstring = text_to_cstring(name);
 
-	if (!idem_cache_find(&cache, cstring, policy, true) &&
-		!idem_cache_find(&cache, IDEM_POLICY_DEFAULT, policy, true))
+	if (!idem_rule_find(&idem_policy_table, cstring, policy, true) &&
+		!idem_rule_find(&idem_policy_table, IDEM_POLICY_DEFAULT, policy, true))
 		elog(ERROR, "no idempotency policy \"%s\"", IDEM_POLICY_DEFAULT);
 	pfree(cstring);
 }
@@ -108,26 +62,26 @@ IDEM_FUNCTION(idem_policy);
 Datum
 idem_policy(PG_FUNCTION_ARGS)
 {
-	text	   *name = idem_args_text(fcinfo, IDEM_POLICY_NAME, "name");
+	text	   *name = idem_args_text(fcinfo, 0, "name");
 	char	   *cname = text_to_cstring(name);
-	Datum		values[IDEM_POLICY_COLUMNS];
-	bool		nulls[IDEM_POLICY_COLUMNS];
+	Datum		values[IDEM_RULE_MAX_COLUMNS];
+	bool		nulls[IDEM_RULE_MAX_COLUMNS];
 	IdemPolicy	policy;
 	bool		exists;
 	int			i;
 
-	idem_xact_require_writable();
+	idem_args_require_writable();
 	if (cname[0] == '\0')
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("policy name must not be empty"),
 				 errhint("Name the policy, such as 'payments'; calls without one use 'default'.")));
-	idem_store_named_lock(IDEM_STORE_POLICIES);
+	idem_rule_lock(&idem_policy_table);
 	idem_policy_values_ship(&policy, "");
-	exists = idem_store_named_read(IDEM_STORE_POLICIES, cname, values, nulls);
+	exists = idem_rule_read(&idem_policy_table, cname, values, nulls);
 	if (!exists)
 		memset(nulls, true, sizeof(nulls));
-	for (i = 0; i < IDEM_POLICY_COLUMNS; i++)
+	for (i = 0; i < idem_policy_table.ncolumns; i++)
 	{
 		if (PG_ARGISNULL(i))
 			continue;
@@ -142,7 +96,7 @@ idem_policy(PG_FUNCTION_ARGS)
 				 errmsg("role \"%s\" does not exist",
 						NameStr(policy.owner_role)),
 				 errhint("Create the role that is to own the keys, or leave \"owner_role\" empty.")));
-	idem_store_named_write(IDEM_STORE_POLICIES, values, nulls, exists);
+	idem_rule_write(&idem_policy_table, values, nulls, exists);
 	PG_RETURN_VOID();
 }
 
@@ -160,15 +114,15 @@ idem_policy_drop(PG_FUNCTION_ARGS)
 {
 	text	   *name = idem_args_text(fcinfo, 0, "name");
 
-	idem_xact_require_writable();
-	PG_RETURN_BOOL(idem_store_named_delete(IDEM_STORE_POLICIES, name));
+	idem_args_require_writable();
+	PG_RETURN_BOOL(idem_rule_delete(&idem_policy_table, name));
 }
 
 static void
 put_policy(ReturnSetInfo *rsinfo, const IdemPolicy *policy)
 {
-	Datum		values[IDEM_POLICY_COLUMNS];
-	bool		nulls[IDEM_POLICY_COLUMNS] = {0};
+	Datum		values[IDEM_RULE_MAX_COLUMNS];
+	bool		nulls[IDEM_RULE_MAX_COLUMNS] = {0};
 
 	idem_policy_values_form(policy, values);
 	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
@@ -186,8 +140,10 @@ idem_policy_values(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	IdemPolicy	policy;
+	Datum		values[IDEM_RULE_MAX_COLUMNS];
+	bool		nulls[IDEM_RULE_MAX_COLUMNS];
 	bool		seen_default = false;
-	List	   *names = idem_store_named_names(IDEM_STORE_POLICIES);
+	List	   *names = idem_rule_names(&idem_policy_table);
 	ListCell   *cell;
 
 	InitMaterializedSRF(fcinfo, 0);
@@ -195,10 +151,12 @@ idem_policy_values(PG_FUNCTION_ARGS)
 	{
 		const char *name = lfirst(cell);
 
-		if (strcmp(name, IDEM_POLICY_DEFAULT) == 0)
-			seen_default = true;
-		if (load(name, &policy))
-			put_policy(rsinfo, &policy);
+		if (!idem_rule_read(&idem_policy_table, name, values, nulls))
+			continue;			/* dropped since its name was read */
+		idem_policy_values_ship(&policy, name);
+		idem_policy_values_apply(&policy, values, nulls, false);
+		put_policy(rsinfo, &policy);
+		seen_default |= strcmp(name, IDEM_POLICY_DEFAULT) == 0;
 	}
 	if (!seen_default)
 	{
@@ -212,32 +170,22 @@ IDEM_FUNCTION(idem_policy_changed);
 
 /*
  * idem_policy_changed() RETURNS trigger
- *		After a change of the policies table: every backend, this one with its
- *		next command and the others at commit, forgets what it has cached.
- *		Raises 39P01.
+ *		After a change of the policies table: see idem_rule_changed().  Raises
+ *		39P01.
  */
 Datum
 idem_policy_changed(PG_FUNCTION_ARGS)
 {
-	TriggerData *trigdata = (TriggerData *) fcinfo->context;
-
-	if (!CALLED_AS_TRIGGER(fcinfo))
-		ereport(ERROR,
-				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
-				 errmsg("function \"%s\" was not called by trigger manager",
-						"idem_policy_changed"),
-				 errhint("It is for the triggers of \"%s\" only.",
-						 "idempotency_policies")));
-	CacheInvalidateRelcache(trigdata->tg_relation);
+	(void) idem_rule_changed(&idem_policy_table, fcinfo);
 	return PointerGetDatum(NULL);
 }
 
 /*
  * idem_policy_init
- *		Register the callback; once in a process.
+ *		Have the cache of policies emptied when they change; once in a process.
  */
 void
 idem_policy_init(void)
 {
-	idem_cache_init(&cache);
+	idem_rule_init(&idem_policy_table);
 }

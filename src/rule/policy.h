@@ -12,31 +12,6 @@
 
 #define IDEM_POLICY_DEFAULT "default"
 
-/* Columns of idempotency_policies, which are the arguments of idem_policy(). */
-typedef enum IdemPolicyColumn
-{
-	IDEM_POLICY_NAME,
-	IDEM_POLICY_COMPLETED_TTL,
-	IDEM_POLICY_FAILED_TTL,
-	IDEM_POLICY_LEASE,
-	IDEM_POLICY_WAIT,
-	IDEM_POLICY_ON_REPEAT,
-	IDEM_POLICY_ON_EXPIRY,
-	IDEM_POLICY_TOMBSTONE,
-	IDEM_POLICY_REQUIRE_FINGERPRINT,
-	IDEM_POLICY_KEY_FORMAT,
-	IDEM_POLICY_MAX_KEY_BYTES,
-	IDEM_POLICY_MISMATCH_STATUS,
-	IDEM_POLICY_RELEASE_STATUSES,
-	IDEM_POLICY_MAX_BODY_BYTES,
-	IDEM_POLICY_ON_OVERSIZE,
-	IDEM_POLICY_OWNER_ROLE,
-	IDEM_POLICY_MAX_LIVE_KEYS,
-	IDEM_POLICY_AUDIT
-} IdemPolicyColumn;
-
-#define IDEM_POLICY_COLUMNS	(IDEM_POLICY_AUDIT + 1)
-
 typedef enum IdemKeyFormat
 {
 	IDEM_KEY_ANY,
@@ -45,7 +20,11 @@ typedef enum IdemKeyFormat
 	IDEM_KEY_UUIDV7
 } IdemKeyFormat;
 
-/* A policy in force.  Values only, so that it can be copied. */
+/*
+ * A policy in force.  Values only, so that it can be copied.  The columns of
+ * idempotency_policies are described in policy_values.c: a choice is an int,
+ * the place of its name in the list there.
+ */
 typedef struct IdemPolicy
 {
 	NameData	name;
@@ -53,16 +32,16 @@ typedef struct IdemPolicy
 	int64		failed_ttl;
 	int64		lease;
 	int64		wait;
-	bool		reject_repeat;
-	bool		reject_expired;
+	int			reject_repeat;	/* 0: replay; 1: reject */
+	int			reject_expired; /* 0: reuse; 1: reject */
 	int64		tombstone;
 	bool		require_fingerprint;
-	IdemKeyFormat key_format;
+	int			key_format;		/* an IdemKeyFormat */
 	int			max_key_bytes;
 	int			mismatch_status;
 	uint8		releases[IDEM_MAX_STATUS / 8 + 1];	/* bit map of statuses */
 	int			max_body_bytes;
-	bool		digest_oversize;
+	int			digest_oversize;	/* 0: error; 1: digest */
 	NameData	owner_role;		/* empty: the current user */
 	int			max_live_keys;
 	bool		audit;
@@ -72,13 +51,6 @@ typedef struct IdemPolicy
 extern void idem_policy_get(const char *name, IdemPolicy *policy);
 extern void idem_policy_get_stored(const text *name, IdemPolicy *policy);
 extern bool idem_policy_releases(const IdemPolicy *policy, int status);
-extern TimestampTz idem_policy_expiry(const IdemPolicy *policy,
-									  const IdemRow *row, bool completed,
-									  TimestampTz since);
-extern TimestampTz idem_policy_purge_time(const IdemPolicy *policy,
-										  TimestampTz expiry);
-extern TimestampTz idem_policy_purge_bound(const IdemPolicy *policy,
-										   const IdemRow *row);
 extern int64 idem_policy_lease_usec(const char *what, int64 usec);
 extern int64 idem_policy_ttl_usec(const char *what, int64 usec);
 extern int64 idem_policy_wait_usec(const char *what, int64 usec);

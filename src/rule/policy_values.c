@@ -3,9 +3,10 @@
  * policy_values.c
  *	  Policies: what their columns say.
  *
- * Owns the shipped values, which are here and not in the table so that a
- * restored row can never collide with them, the bounds of every parameter,
- * and what follows from a policy for the times of a row.  Touches no table.
+ * Owns the list of columns: each is one entry of it, a member of IdemPolicy and
+ * a column in the install script, and all else follows from the entry.  The
+ * shipped values are here and not in the table, so that a restored row can
+ * never collide with them.  Touches no table.
  *
  *-------------------------------------------------------------------------
  */
@@ -22,18 +23,101 @@
 #include "utils/typcache.h"
 
 #include "base/args.h"
-#include "key/decide.h"
-#include "rule/policy.h"
+#include "base/catalog.h"
+#include "base/counters.h"
+#include "base/databases.h"
 #include "rule/policy_values.h"
 
 static int	max_lease = SECS_PER_DAY;
 static int	max_ttl = 400 * SECS_PER_DAY;
 static int	max_wait = 60 * 1000;
 
+/* How a column is written in the table, and read into an IdemPolicy. */
+typedef enum ColumnKind
+{
+	COLUMN_NAME,				/* text, a NameData */
+	COLUMN_DURATION,			/* interval, an int64 of microseconds */
+	COLUMN_CHOICE,				/* text, an int: its place in the choices */
+	COLUMN_FLAG,				/* boolean, a bool */
+	COLUMN_NUMBER,				/* integer, an int */
+	COLUMN_STATUSES				/* int4multirange, a bit map */
+} ColumnKind;
+
+static const Oid kind_types[] = {
+	[COLUMN_NAME] = TEXTOID,
+	[COLUMN_DURATION] = INTERVALOID,
+	[COLUMN_CHOICE] = TEXTOID,
+	[COLUMN_FLAG] = BOOLOID,
+	[COLUMN_NUMBER] = INT4OID,
+	[COLUMN_STATUSES] = INT4MULTIRANGEOID
+};
+
+typedef struct PolicyColumn
+{
+	const char *name;
+	ColumnKind	kind;
+	Size		offset;			/* in an IdemPolicy */
+	const char *shipped;		/* NULL: zero, empty, the first choice */
+	int			min;			/* of a number */
+	int			max;
+	const char *const *choices;
+	int64		(*bound) (const char *what, int64 usec);	/* of a duration */
+} PolicyColumn;
+
+#define FIELD(member) offsetof(IdemPolicy, member)
+
 static const char *const repeat_names[] = {"replay", "reject", NULL};
 static const char *const expiry_names[] = {"reuse", "reject", NULL};
 static const char *const oversize_names[] = {"error", "digest", NULL};
-static const char *const format_names[] = {"any", "uuid", "uuidv4", "uuidv7", NULL};
+static const char *const format_names[] = {
+	[IDEM_KEY_ANY] = "any",
+	[IDEM_KEY_UUID] = "uuid",
+	[IDEM_KEY_UUIDV4] = "uuidv4",
+	[IDEM_KEY_UUIDV7] = "uuidv7",
+	NULL
+};
+
+/*
+ * The columns of idempotency_policies, in the order of the arguments of
+ * idem_policy() and of the columns of idem_policy_values().
+ */
+static const PolicyColumn columns[] = {
+	{"name", COLUMN_NAME, FIELD(name)},
+	{"completed_ttl", COLUMN_DURATION, FIELD(completed_ttl), "24 hours",
+	.bound = idem_policy_ttl_usec},
+	{"failed_ttl", COLUMN_DURATION, FIELD(failed_ttl), "24 hours",
+	.bound = idem_policy_ttl_usec},
+	{"lease", COLUMN_DURATION, FIELD(lease), "60 s",
+	.bound = idem_policy_lease_usec},
+	{"wait", COLUMN_DURATION, FIELD(wait),
+	.bound = idem_policy_wait_usec},
+	{"on_repeat", COLUMN_CHOICE, FIELD(reject_repeat),
+	.choices = repeat_names},
+	{"on_expiry", COLUMN_CHOICE, FIELD(reject_expired),
+	.choices = expiry_names},
+	{"tombstone", COLUMN_DURATION, FIELD(tombstone),
+	.bound = idem_policy_ttl_usec},
+	{"require_fingerprint", COLUMN_FLAG, FIELD(require_fingerprint)},
+	{"key_format", COLUMN_CHOICE, FIELD(key_format),
+	.choices = format_names},
+	{"max_key_bytes", COLUMN_NUMBER, FIELD(max_key_bytes), "255",
+	1, IDEM_MAX_KEY_BYTES},
+	{"mismatch_status", COLUMN_NUMBER, FIELD(mismatch_status), "422",
+	400, 499},
+	{"release_statuses", COLUMN_STATUSES, FIELD(releases),
+	"{[429,429],[500,599]}"},
+	{"max_body_bytes", COLUMN_NUMBER, FIELD(max_body_bytes), "1048576",
+	0, IDEM_MAX_BODY_BYTES},
+	{"on_oversize", COLUMN_CHOICE, FIELD(digest_oversize),
+	.choices = oversize_names},
+	{"owner_role", COLUMN_NAME, FIELD(owner_role)},
+	{"max_live_keys", COLUMN_NUMBER, FIELD(max_live_keys), NULL,
+	0, PG_INT32_MAX},
+	{"audit", COLUMN_FLAG, FIELD(audit)}
+};
+
+StaticAssertDecl(lengthof(columns) <= IDEM_RULE_MAX_COLUMNS,
+				 "too many columns for a rule table");
 
 /*
  * idem_policy_lease_usec, idem_policy_ttl_usec, idem_policy_wait_usec
@@ -66,9 +150,15 @@ idem_policy_wait_usec(const char *what, int64 usec)
 }
 
 static void
-set_release(IdemPolicy *policy, int status)
+set_status(uint8 *map, int status)
 {
-	policy->releases[status / 8] |= 1 << (status % 8);
+	map[status / 8] |= 1 << (status % 8);
+}
+
+static bool
+has_status(const uint8 *map, int status)
+{
+	return (map[status / 8] & (1 << (status % 8))) != 0;
 }
 
 /*
@@ -79,49 +169,155 @@ bool
 idem_policy_releases(const IdemPolicy *policy, int status)
 {
 	return status >= IDEM_MIN_STATUS && status <= IDEM_MAX_STATUS &&
-		(policy->releases[status / 8] & (1 << (status % 8))) != 0;
+		has_status(policy->releases, status);
 }
 
-/*
- * idem_policy_expiry
- *		When a row expires whose retention begins at "since": the one given
- *		with its claim, else the policy's for completed or failed.
- */
-TimestampTz
-idem_policy_expiry(const IdemPolicy *policy, const IdemRow *row, bool completed,
-				   TimestampTz since)
+/* A value of a kind, by the input function of its type. */
+static Datum
+read_text(ColumnKind kind, const char *value)
 {
-	int64		ttl = completed ? policy->completed_ttl : policy->failed_ttl;
+	Oid			input;
+	Oid			param;
 
-	if (row->ttl >= 0)
-		ttl = row->ttl;
-	return ttl == 0 ? DT_NOEND : idem_state_add(since, ttl);
+	getTypeInputInfo(kind_types[kind], &input, &param);
+	return OidInputFunctionCall(input, unconstify(char *, value), param, -1);
 }
 
-/*
- * idem_policy_purge_time
- *		When a row that expires then may be removed.
- */
-TimestampTz
-idem_policy_purge_time(const IdemPolicy *policy, TimestampTz expiry)
+static int
+check_choice(const PolicyColumn *column, Datum value)
 {
-	return policy->reject_expired ?
-		idem_state_add(expiry, policy->tombstone) : expiry;
+	char	   *given = TextDatumGetCString(value);
+	StringInfoData hint;
+	int			i;
+
+	for (i = 0; column->choices[i] != NULL; i++)
+		if (strcmp(given, column->choices[i]) == 0)
+			return i;
+
+	initStringInfo(&hint);
+	for (i = 0; column->choices[i] != NULL; i++)
+		appendStringInfo(&hint, "%s\"%s\"", i > 0 ? ", " : "",
+						 column->choices[i]);
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("invalid value for policy parameter \"%s\"",
+					column->name),
+			 errhint("Available values: %s.", hint.data)));
 }
 
-/*
- * idem_policy_purge_bound
- *		The same for a claim in progress, however it ends within its lease: a
- *		finish that leaves purge_at alone can be a HOT update.
- */
-TimestampTz
-idem_policy_purge_bound(const IdemPolicy *policy, const IdemRow *row)
+static int
+check_number(const PolicyColumn *column, Datum value)
 {
-	TimestampTz end = row->lease_until;
-	TimestampTz completed = idem_policy_expiry(policy, row, true, end);
-	TimestampTz failed = idem_policy_expiry(policy, row, false, end);
+	int			number = DatumGetInt32(value);
 
-	return idem_policy_purge_time(policy, Max(completed, failed));
+	if (number < column->min || number > column->max)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("policy parameter \"%s\" is out of range",
+						column->name),
+				 errhint("It must be between %d and %d.",
+						 column->min, column->max)));
+	return number;
+}
+
+static void
+set_name(const PolicyColumn *column, Datum value, NameData *name)
+{
+	char	   *given = TextDatumGetCString(value);
+
+	if (strlen(given) >= NAMEDATALEN)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("policy parameter \"%s\" is too long", column->name),
+				 errhint("A name has at most %d bytes.", NAMEDATALEN - 1)));
+	namestrcpy(name, given);
+}
+
+static void
+set_statuses(Datum value, uint8 *map)
+{
+	TypeCacheEntry *type = lookup_type_cache(INT4MULTIRANGEOID,
+											 TYPECACHE_MULTIRANGE_INFO);
+	MultirangeType *statuses = DatumGetMultirangeTypeP(value);
+	int			status;
+
+	memset(map, 0, sizeof(((IdemPolicy *) NULL)->releases));
+	for (status = IDEM_MIN_STATUS; status <= IDEM_MAX_STATUS; status++)
+		if (multirange_contains_elem_internal(type->rngtype, statuses,
+											  Int32GetDatum(status)))
+			set_status(map, status);
+}
+
+/* Set one parameter from its column; the value is checked, 22023. */
+static void
+set_value(const PolicyColumn *column, void *field, Datum value, bool strict)
+{
+	switch (column->kind)
+	{
+		case COLUMN_NAME:
+			set_name(column, value, field);
+			break;
+		case COLUMN_DURATION:
+
+			/*
+			 * Checked against its setting only when it is set: one that was
+			 * lowered later holds for new values, and must not take the keys
+			 * of a policy out of service.
+			 */
+			*(int64 *) field = idem_args_usec(column->name, value);
+			if (strict)
+				(void) column->bound(column->name, *(int64 *) field);
+			break;
+		case COLUMN_CHOICE:
+			*(int *) field = check_choice(column, value);
+			break;
+		case COLUMN_FLAG:
+			*(bool *) field = DatumGetBool(value);
+			break;
+		case COLUMN_NUMBER:
+			*(int *) field = check_number(column, value);
+			break;
+		case COLUMN_STATUSES:
+			set_statuses(value, field);
+			break;
+	}
+}
+
+static Datum
+form_statuses(const uint8 *map)
+{
+	StringInfoData text;
+	int			status;
+
+	initStringInfo(&text);
+	appendStringInfoChar(&text, '{');
+	for (status = IDEM_MIN_STATUS; status <= IDEM_MAX_STATUS; status++)
+		if (has_status(map, status))
+			appendStringInfo(&text, "%s[%d,%d]", text.len > 1 ? "," : "",
+							 status, status);
+	appendStringInfoChar(&text, '}');
+	return read_text(COLUMN_STATUSES, text.data);
+}
+
+static Datum
+form_value(const PolicyColumn *column, const void *field)
+{
+	switch (column->kind)
+	{
+		case COLUMN_NAME:
+			return CStringGetTextDatum(NameStr(*(const NameData *) field));
+		case COLUMN_DURATION:
+			return idem_args_interval(*(const int64 *) field);
+		case COLUMN_CHOICE:
+			return CStringGetTextDatum(column->choices[*(const int *) field]);
+		case COLUMN_FLAG:
+			return BoolGetDatum(*(const bool *) field);
+		case COLUMN_NUMBER:
+			return Int32GetDatum(*(const int *) field);
+		case COLUMN_STATUSES:
+			return form_statuses(field);
+	}
+	pg_unreachable();
 }
 
 /*
@@ -131,166 +327,14 @@ idem_policy_purge_bound(const IdemPolicy *policy, const IdemRow *row)
 void
 idem_policy_values_ship(IdemPolicy *policy, const char *name)
 {
-	int			status;
-
-	memset(policy, 0, sizeof(*policy));
-	namestrcpy(&policy->name, name);
-	policy->completed_ttl = USECS_PER_DAY;
-	policy->failed_ttl = USECS_PER_DAY;
-	policy->lease = 60 * USECS_PER_SEC;
-	policy->max_key_bytes = 255;
-	policy->mismatch_status = 422;
-	set_release(policy, 429);
-	for (status = 500; status < 600; status++)
-		set_release(policy, status);
-	policy->max_body_bytes = 1024 * 1024;
-}
-
-static int
-check_choice(const char *what, Datum value, const char *const *names)
-{
-	char	   *given = TextDatumGetCString(value);
-	StringInfoData hint;
 	int			i;
 
-	for (i = 0; names[i] != NULL; i++)
-		if (strcmp(given, names[i]) == 0)
-			return i;
-
-	initStringInfo(&hint);
-	for (i = 0; names[i] != NULL; i++)
-		appendStringInfo(&hint, "%s\"%s\"", i > 0 ? ", " : "", names[i]);
-	ereport(ERROR,
-			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 errmsg("invalid value for policy parameter \"%s\"", what),
-			 errhint("Available values: %s.", hint.data)));
-}
-
-static int
-check_range(const char *what, Datum value, int min, int max)
-{
-	int			number = DatumGetInt32(value);
-
-	if (number < min || number > max)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("policy parameter \"%s\" is out of range", what),
-				 errhint("It must be between %d and %d.", min, max)));
-	return number;
-}
-
-static void
-check_name(const char *what, Datum value, NameData *name)
-{
-	char	   *given = TextDatumGetCString(value);
-
-	if (strlen(given) >= NAMEDATALEN)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("policy parameter \"%s\" is too long", what),
-				 errhint("A name has at most %d bytes.", NAMEDATALEN - 1)));
-	namestrcpy(name, given);
-}
-
-static void
-set_releases(IdemPolicy *policy, Datum value)
-{
-	TypeCacheEntry *type = lookup_type_cache(INT4MULTIRANGEOID,
-											 TYPECACHE_MULTIRANGE_INFO);
-	MultirangeType *statuses = DatumGetMultirangeTypeP(value);
-	int			status;
-
-	memset(policy->releases, 0, sizeof(policy->releases));
-	for (status = IDEM_MIN_STATUS; status <= IDEM_MAX_STATUS; status++)
-		if (multirange_contains_elem_internal(type->rngtype, statuses,
-											  Int32GetDatum(status)))
-			set_release(policy, status);
-}
-
-/*
- * A duration is checked against its setting only when it is set: one that was
- * lowered later holds for new values, and must not take the keys of a policy
- * out of service.
- */
-static int64
-check_duration(const char *what, Datum value,
-			   int64 (*check) (const char *, int64), bool strict)
-{
-	int64		usec = idem_args_usec(what, value);
-
-	return strict ? check(what, usec) : usec;
-}
-
-/* Set one parameter from its column; the value is checked, 22023. */
-static void
-set_value(IdemPolicy *policy, IdemPolicyColumn column, Datum value,
-		  bool strict)
-{
-	switch (column)
-	{
-		case IDEM_POLICY_NAME:
-			check_name("name", value, &policy->name);
-			break;
-		case IDEM_POLICY_COMPLETED_TTL:
-			policy->completed_ttl =
-				check_duration("completed_ttl", value, idem_policy_ttl_usec,
-							   strict);
-			break;
-		case IDEM_POLICY_FAILED_TTL:
-			policy->failed_ttl = check_duration("failed_ttl", value,
-												idem_policy_ttl_usec, strict);
-			break;
-		case IDEM_POLICY_LEASE:
-			policy->lease = check_duration("lease", value,
-										   idem_policy_lease_usec, strict);
-			break;
-		case IDEM_POLICY_WAIT:
-			policy->wait = check_duration("wait", value,
-										  idem_policy_wait_usec, strict);
-			break;
-		case IDEM_POLICY_ON_REPEAT:
-			policy->reject_repeat = check_choice("on_repeat", value, repeat_names) == 1;
-			break;
-		case IDEM_POLICY_ON_EXPIRY:
-			policy->reject_expired = check_choice("on_expiry", value, expiry_names) == 1;
-			break;
-		case IDEM_POLICY_TOMBSTONE:
-			policy->tombstone = check_duration("tombstone", value,
-											   idem_policy_ttl_usec, strict);
-			break;
-		case IDEM_POLICY_REQUIRE_FINGERPRINT:
-			policy->require_fingerprint = DatumGetBool(value);
-			break;
-		case IDEM_POLICY_KEY_FORMAT:
-			policy->key_format = check_choice("key_format", value, format_names);
-			break;
-		case IDEM_POLICY_MAX_KEY_BYTES:
-			policy->max_key_bytes = check_range("max_key_bytes", value, 1,
-												IDEM_MAX_KEY_BYTES);
-			break;
-		case IDEM_POLICY_MISMATCH_STATUS:
-			policy->mismatch_status = check_range("mismatch_status", value, 400, 499);
-			break;
-		case IDEM_POLICY_RELEASE_STATUSES:
-			set_releases(policy, value);
-			break;
-		case IDEM_POLICY_MAX_BODY_BYTES:
-			policy->max_body_bytes = check_range("max_body_bytes", value, 0,
-												 IDEM_MAX_BODY_BYTES);
-			break;
-		case IDEM_POLICY_ON_OVERSIZE:
-			policy->digest_oversize = check_choice("on_oversize", value, oversize_names) == 1;
-			break;
-		case IDEM_POLICY_OWNER_ROLE:
-			check_name("owner_role", value, &policy->owner_role);
-			break;
-		case IDEM_POLICY_MAX_LIVE_KEYS:
-			policy->max_live_keys = check_range("max_live_keys", value, 0, PG_INT32_MAX);
-			break;
-		case IDEM_POLICY_AUDIT:
-			policy->audit = DatumGetBool(value);
-			break;
-	}
+	memset(policy, 0, sizeof(*policy));
+	for (i = 0; i < lengthof(columns); i++)
+		if (columns[i].shipped != NULL)
+			set_value(&columns[i], (char *) policy + columns[i].offset,
+					  read_text(columns[i].kind, columns[i].shipped), false);
+	namestrcpy(&policy->name, name);
 }
 
 /*
@@ -304,34 +348,15 @@ idem_policy_values_apply(IdemPolicy *policy, const Datum *values,
 {
 	int			i;
 
-	for (i = 0; i < IDEM_POLICY_COLUMNS; i++)
+	for (i = 0; i < lengthof(columns); i++)
 		if (!nulls[i])
-			set_value(policy, i, values[i], strict);
+			set_value(&columns[i], (char *) policy + columns[i].offset,
+					  values[i], strict);
 	if (policy->reject_expired && policy->tombstone == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("policy parameter \"on_expiry\" = \"reject\" needs a \"tombstone\" greater than zero"),
 				 errhint("Set \"tombstone\" to how long an expired key is to be refused, such as '1 day'.")));
-}
-
-/* The statuses of the bit map as an int4multirange, by the type's own input. */
-static Datum
-releases_datum(const IdemPolicy *policy)
-{
-	StringInfoData text;
-	int			status;
-	Oid			input;
-	Oid			param;
-
-	initStringInfo(&text);
-	appendStringInfoChar(&text, '{');
-	for (status = IDEM_MIN_STATUS; status <= IDEM_MAX_STATUS; status++)
-		if (idem_policy_releases(policy, status))
-			appendStringInfo(&text, "%s[%d,%d]", text.len > 1 ? "," : "",
-							 status, status);
-	appendStringInfoChar(&text, '}');
-	getTypeInputInfo(INT4MULTIRANGEOID, &input, &param);
-	return OidInputFunctionCall(input, text.data, param, -1);
 }
 
 /*
@@ -341,33 +366,46 @@ releases_datum(const IdemPolicy *policy)
 void
 idem_policy_values_form(const IdemPolicy *policy, Datum *values)
 {
-	values[IDEM_POLICY_NAME] = CStringGetTextDatum(NameStr(policy->name));
-	values[IDEM_POLICY_COMPLETED_TTL] =
-		idem_args_interval(policy->completed_ttl);
-	values[IDEM_POLICY_FAILED_TTL] = idem_args_interval(policy->failed_ttl);
-	values[IDEM_POLICY_LEASE] = idem_args_interval(policy->lease);
-	values[IDEM_POLICY_WAIT] = idem_args_interval(policy->wait);
-	values[IDEM_POLICY_ON_REPEAT] =
-		CStringGetTextDatum(repeat_names[policy->reject_repeat]);
-	values[IDEM_POLICY_ON_EXPIRY] =
-		CStringGetTextDatum(expiry_names[policy->reject_expired]);
-	values[IDEM_POLICY_TOMBSTONE] = idem_args_interval(policy->tombstone);
-	values[IDEM_POLICY_REQUIRE_FINGERPRINT] =
-		BoolGetDatum(policy->require_fingerprint);
-	values[IDEM_POLICY_KEY_FORMAT] =
-		CStringGetTextDatum(format_names[policy->key_format]);
-	values[IDEM_POLICY_MAX_KEY_BYTES] = Int32GetDatum(policy->max_key_bytes);
-	values[IDEM_POLICY_MISMATCH_STATUS] =
-		Int32GetDatum(policy->mismatch_status);
-	values[IDEM_POLICY_RELEASE_STATUSES] = releases_datum(policy);
-	values[IDEM_POLICY_MAX_BODY_BYTES] = Int32GetDatum(policy->max_body_bytes);
-	values[IDEM_POLICY_ON_OVERSIZE] =
-		CStringGetTextDatum(oversize_names[policy->digest_oversize]);
-	values[IDEM_POLICY_OWNER_ROLE] =
-		CStringGetTextDatum(NameStr(policy->owner_role));
-	values[IDEM_POLICY_MAX_LIVE_KEYS] = Int32GetDatum(policy->max_live_keys);
-	values[IDEM_POLICY_AUDIT] = BoolGetDatum(policy->audit);
+	int			i;
+
+	for (i = 0; i < lengthof(columns); i++)
+		values[i] = form_value(&columns[i],
+							   (const char *) policy + columns[i].offset);
 }
+
+static const char *
+describe_column(int column, Oid *type)
+{
+	*type = kind_types[columns[column].kind];
+	return columns[column].name;
+}
+
+/* A policy for use: whoever uses it is counted under it. */
+static bool
+form_policy(void *rule, const char *name, const Datum *values,
+			const bool *nulls)
+{
+	IdemPolicy *policy = rule;
+
+	if (values == NULL && strcmp(name, IDEM_POLICY_DEFAULT) != 0)
+		return false;
+	idem_policy_values_ship(policy, name);
+	if (values != NULL)
+		idem_policy_values_apply(policy, values, nulls, false);
+	policy->counters = idem_counters_find(name);
+	idem_databases_know();
+	return true;
+}
+
+IdemRuleTable idem_policy_table = {
+	.relation = "idempotency_policies",
+	.title = "policies",
+	.relid = offsetof(IdemCatalog, policies),
+	.rule_size = sizeof(IdemPolicy),
+	.ncolumns = lengthof(columns),
+	.describe = describe_column,
+	.form = form_policy
+};
 
 /*
  * idem_policy_values_init

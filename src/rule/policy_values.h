@@ -9,6 +9,9 @@
 #define IDEM_RULE_POLICY_VALUES_H
 
 #include "rule/policy.h"
+#include "rule/rule_table.h"
+
+extern IdemRuleTable idem_policy_table;
 
 extern void idem_policy_values_ship(IdemPolicy *policy, const char *name);
 extern void idem_policy_values_apply(IdemPolicy *policy, const Datum *values,

@@ -34,8 +34,8 @@
  * insertion alone would be exact as well, but it cannot keep rivals off while
  * a handler runs, and each of many losers would leave a dead row.
  *
- * Specs: claim-two, claim-two-ends, claim-dedupe, claim-direct, run-two,
- * run-dedupe.
+ * Specs: claim-two, claim-two-ends, claim-dedupe, direct-new-key and the other
+ * direct-..., run-two, run-dedupe.
  *
  *-------------------------------------------------------------------------
  */
@@ -68,25 +68,6 @@ typedef struct IdemProbe
 	TupleTableSlot *slot;
 } IdemProbe;
 
-/*
- * idem_store_direct_open, idem_store_direct_close
- *		Open the key table; false when the way is SQL.  The lock stays.
- */
-bool
-idem_store_direct_open(IdemDirect *direct, LOCKMODE lockmode)
-{
-	direct->lockmode = lockmode;
-	direct->keys = idem_store_way_open(lockmode, &direct->pkey,
-									   &direct->purge_index);
-	return direct->keys != NULL;
-}
-
-void
-idem_store_direct_close(IdemDirect *direct)
-{
-	table_close(direct->keys, NoLock);
-}
-
 static void
 init_scan_key(ScanKey entry, AttrNumber column, const text *value)
 {
@@ -95,15 +76,15 @@ init_scan_key(ScanKey entry, AttrNumber column, const text *value)
 }
 
 static void
-begin_probe(IdemProbe *probe, const IdemDirect *direct, const IdemKey *id,
+begin_probe(IdemProbe *probe, const IdemStore *store, const IdemKey *id,
 			Snapshot snapshot)
 {
 	ScanKeyData entries[2];
 
-	probe->index = index_open(direct->pkey, direct->lockmode);
-	probe->slot = table_slot_create(direct->keys, NULL);
+	probe->index = index_open(store->pkey, store->lockmode);
+	probe->slot = table_slot_create(store->keys, NULL);
 	probe->snapshot = snapshot;
-	probe->scan = idem_compat_index_beginscan(direct->keys, probe->index,
+	probe->scan = idem_compat_index_beginscan(store->keys, probe->index,
 											  snapshot, lengthof(entries));
 	init_scan_key(&entries[0], 1, id->scope);
 	init_scan_key(&entries[1], 2, id->key);
@@ -132,13 +113,13 @@ end_probe(IdemProbe *probe)
 }
 
 /*
- * idem_store_direct_push_snapshot
+ * idem_direct_push_snapshot
  *		A snapshot for a look: a new one in READ COMMITTED, that of the transaction
  *		above, both with what this transaction has written so far; that of the
  *		statement where a parallel plan runs.  To be popped.
  */
 Snapshot
-idem_store_direct_push_snapshot(void)
+idem_direct_push_snapshot(void)
 {
 	if (IsInParallelMode())
 		PushActiveSnapshot(GetActiveSnapshot());
@@ -179,9 +160,9 @@ end_search(IdemProbe *probe, const IdemKey *id, bool *entries)
  * that of the transaction, and only who relies on a key's absence scans again.
  * Spec: claim-serializable.
  */
-static HeapTuple
-find_tuple(const IdemDirect *direct, const IdemKey *id, Snapshot snapshot,
-		   bool insert, bool *entries)
+HeapTuple
+idem_direct_find(const IdemStore *store, const IdemKey *id, Snapshot snapshot,
+				 bool insert, bool *entries)
 {
 	IdemProbe	probe;
 	HeapTuple	tuple;
@@ -189,22 +170,22 @@ find_tuple(const IdemDirect *direct, const IdemKey *id, Snapshot snapshot,
 	*entries = false;
 	if (IsolationIsSerializable())
 	{
-		begin_probe(&probe, direct, id, SnapshotAny);
+		begin_probe(&probe, store, id, SnapshotAny);
 		probe.snapshot = snapshot;
 		tuple = end_search(&probe, id, entries);
 		if (tuple != NULL || insert)
 			return tuple;
 	}
-	begin_probe(&probe, direct, id, snapshot);
+	begin_probe(&probe, store, id, snapshot);
 	return end_search(&probe, id, entries);
 }
 
 /* The row that a tuple is; whether it is that of the key, too. */
 static bool
-form_row(const IdemDirect *direct, HeapTuple tuple, const IdemKey *id,
+form_row(const IdemStore *store, HeapTuple tuple, const IdemKey *id,
 		 IdemRow *row)
 {
-	TupleDesc	desc = RelationGetDescr(direct->keys);
+	TupleDesc	desc = RelationGetDescr(store->keys);
 	Datum	   *values = palloc(desc->natts * sizeof(Datum));
 	bool	   *nulls = palloc(desc->natts * sizeof(bool));
 	bool		same;
@@ -218,84 +199,82 @@ form_row(const IdemDirect *direct, HeapTuple tuple, const IdemKey *id,
 }
 
 /*
- * idem_store_direct_look
- *		Read a row as it is now, where the isolation level lets us; no lock.
- *
- * "absent" when the index has no entry for the key, not even one of a row that
- * cannot be seen: then nobody had inserted it when we looked, and the caller
- * must.
+ * The row of a key under the active snapshot; "absent" when the index has no
+ * entry for it, not even one of a row that cannot be seen: then nobody had
+ * inserted it when we looked, and the caller must, if told that it will.
  */
-bool
-idem_store_direct_look(const IdemDirect *direct, const IdemKey *id,
-					   IdemRow *row, bool *absent)
+static bool
+find_row(const IdemStore *store, const IdemKey *id, bool insert, IdemRow *row,
+		 bool *absent)
 {
 	bool		entries;
-	Snapshot	snapshot = idem_store_direct_push_snapshot();
-	HeapTuple	tuple = find_tuple(direct, id, snapshot, true, &entries);
+	HeapTuple	tuple = idem_direct_find(store, id, GetActiveSnapshot(),
+										 insert, &entries);
 
-	PopActiveSnapshot();
 	*absent = !entries;
-	return tuple != NULL && form_row(direct, tuple, id, row);
+	return tuple != NULL && form_row(store, tuple, id, row);
 }
 
-/*
- * idem_store_direct_read
- *		The same for whoever inserts nothing.
- */
-bool
-idem_store_direct_read(const IdemDirect *direct, const IdemKey *id,
-					   IdemRow *row)
+static bool
+peek(IdemStore *store, const IdemKey *id, IdemRow *row)
+{
+	bool		absent;
+
+	return find_row(store, id, false, row, &absent);
+}
+
+static bool
+read_now(IdemStore *store, const IdemKey *id, IdemRow *row)
 {
 	bool		found;
 
-	(void) idem_store_direct_push_snapshot();
-	found = idem_store_direct_peek(direct, id, row);
+	(void) idem_direct_push_snapshot();
+	found = peek(store, id, row);
 	PopActiveSnapshot();
 	return found;
 }
 
 /*
- * idem_store_direct_peek
- *		Read a row as the calling statement sees it; works in recovery.
+ * With check_new the key lock is taken before the look, if it can be had: where
+ * there is no trace of the key then, nobody needs to look again.
  */
-bool
-idem_store_direct_peek(const IdemDirect *direct, const IdemKey *id,
-					   IdemRow *row)
+static bool
+look(IdemStore *store, const IdemKey *id, bool check_new, IdemRow *row)
 {
-	bool		entries;
-	HeapTuple	tuple = find_tuple(direct, id, GetActiveSnapshot(), false,
-									&entries);
+	bool		found;
 
-	return tuple != NULL && form_row(direct, tuple, id, row);
+	store->locked = check_new && idem_store_lock_key(id, &store->tag, false);
+	(void) idem_direct_push_snapshot();
+	found = find_row(store, id, true, row, &store->absent);
+	PopActiveSnapshot();
+	if (!store->absent)
+		idem_store_drop(store);
+	return found;
 }
 
 /*
- * idem_store_direct_lock
- *		Read a row FOR UPDATE, its last version; 40001 when the snapshot of the
- *		transaction is older than its last change.
- *
- * With wait, behind the transaction that has it, as long as lock_timeout and
- * deadlock_timeout allow.
+ * Read a row FOR UPDATE, its last version; NEW when there is none, or none any
+ * more.  With wait, behind the transaction that has it, as long as
+ * lock_timeout and deadlock_timeout allow; else BUSY.
  */
-IdemDirectLocked
-idem_store_direct_lock(const IdemDirect *direct, const IdemKey *id, bool wait,
-					   IdemRow *row)
+static IdemStoreTaken
+lock_row(const IdemStore *store, const IdemKey *id, bool wait, IdemRow *row)
 {
-	Snapshot	snapshot = idem_store_direct_push_snapshot();
+	Snapshot	snapshot = idem_direct_push_snapshot();
 	bool		entries;
-	HeapTuple	tuple = find_tuple(direct, id, snapshot, false, &entries);
-	IdemDirectLocked locked = IDEM_DIRECT_GONE;
+	HeapTuple	tuple = idem_direct_find(store, id, snapshot, false, &entries);
+	IdemStoreTaken taken = IDEM_STORE_NEW;
 	TM_FailureData failure;
-	TM_Result	result = TM_Deleted;
+	TM_Result	result;
 	TupleTableSlot *slot;
 
 	if (tuple == NULL)
 	{
 		PopActiveSnapshot();
-		return IDEM_DIRECT_GONE;
+		return IDEM_STORE_NEW;
 	}
-	slot = table_slot_create(direct->keys, NULL);
-	result = table_tuple_lock(direct->keys, &tuple->t_self, snapshot, slot,
+	slot = table_slot_create(store->keys, NULL);
+	result = table_tuple_lock(store->keys, &tuple->t_self, snapshot, slot,
 							  GetCurrentCommandId(false), LockTupleExclusive,
 							  wait ? LockWaitBlock : LockWaitSkip,
 							  IsolationUsesXactSnapshot() ? 0 :
@@ -304,11 +283,11 @@ idem_store_direct_lock(const IdemDirect *direct, const IdemKey *id, bool wait,
 	switch (result)
 	{
 		case TM_Ok:
-			if (form_row(direct, ExecCopySlotHeapTuple(slot), id, row))
-				locked = IDEM_DIRECT_LOCKED;
+			if (form_row(store, ExecCopySlotHeapTuple(slot), id, row))
+				taken = IDEM_STORE_ROW;
 			break;
 		case TM_WouldBlock:
-			locked = IDEM_DIRECT_BUSY;
+			taken = IDEM_STORE_BUSY;
 			break;
 		case TM_Updated:
 		case TM_Deleted:
@@ -321,18 +300,38 @@ idem_store_direct_lock(const IdemDirect *direct, const IdemKey *id, bool wait,
 			elog(ERROR, "unexpected result of table_tuple_lock: %u", result);
 	}
 	ExecDropSingleTupleTableSlot(slot);
-	return locked;
+	return taken;
 }
+
+static bool
+lock(IdemStore *store, const IdemKey *id, IdemRow *row)
+{
+	return lock_row(store, id, true, row) == IDEM_STORE_ROW;
+}
+
+static IdemStoreTaken
+try_lock(IdemStore *store, const IdemKey *id, IdemRow *row)
+{
+	return lock_row(store, id, false, row);
+}
+
+/* What is there of a key that our snapshot does not see. */
+typedef enum Rival
+{
+	RIVAL_NONE,
+	RIVAL_OPEN,					/* of a transaction that has not ended */
+	RIVAL_COMMITTED
+} Rival;
 
 /* The first row of a key in a dirty snapshot, which says whose it is. */
 static bool
-find_dirty(const IdemDirect *direct, const IdemKey *id, Snapshot dirty,
+find_dirty(const IdemStore *store, const IdemKey *id, Snapshot dirty,
 		   ItemPointer tid)
 {
 	IdemProbe	probe;
 	bool		found;
 
-	begin_probe(&probe, direct, id, dirty);
+	begin_probe(&probe, store, id, dirty);
 	found = index_getnext_slot(probe.scan, ForwardScanDirection, probe.slot);
 	if (found)
 		*tid = probe.slot->tts_tid;
@@ -341,12 +340,11 @@ find_dirty(const IdemDirect *direct, const IdemKey *id, Snapshot dirty,
 }
 
 /*
- * idem_store_direct_rival
- *		Whether there is a row of a key that idem_store_direct_read did not
- *		find.  With wait, not before the transaction that inserted it has ended.
+ * Whether there is a row of a key that a look did not find.  With wait, not
+ * before the transaction that inserted it has ended.
  */
-IdemDirectRival
-idem_store_direct_rival(const IdemDirect *direct, const IdemKey *id, bool wait)
+static Rival
+find_rival(const IdemStore *store, const IdemKey *id, bool wait)
 {
 	for (;;)
 	{
@@ -354,167 +352,90 @@ idem_store_direct_rival(const IdemDirect *direct, const IdemKey *id, bool wait)
 		ItemPointerData tid;
 
 		InitDirtySnapshot(dirty);
-		if (!find_dirty(direct, id, &dirty, &tid))
-			return IDEM_RIVAL_NONE;
+		if (!find_dirty(store, id, &dirty, &tid))
+			return RIVAL_NONE;
 		if (!TransactionIdIsValid(dirty.xmin))
-			return IDEM_RIVAL_COMMITTED;
+			return RIVAL_COMMITTED;
 		if (!wait)
-			return IDEM_RIVAL_OPEN;
+			return RIVAL_OPEN;
 		if (dirty.speculativeToken != 0)
 			SpeculativeInsertionWait(dirty.xmin, dirty.speculativeToken);
 		else
-			XactLockTableWait(dirty.xmin, direct->keys, &tid, XLTW_Lock);
+			XactLockTableWait(dirty.xmin, store->keys, &tid, XLTW_Lock);
 	}
 }
 
-static TupleTableSlot *
-make_slot(const IdemDirect *direct, const IdemKey *id, const IdemRow *row)
-{
-	TupleDesc	desc = RelationGetDescr(direct->keys);
-	TupleTableSlot *slot = MakeSingleTupleTableSlot(desc, &TTSOpsVirtual);
-
-	memset(slot->tts_isnull, true, desc->natts * sizeof(bool));
-	idem_store_row_values(id, row, slot->tts_values, slot->tts_isnull);
-	slot->tts_tableOid = RelationGetRelid(direct->keys);
-	return ExecStoreVirtualTuple(slot);
-}
-
 /*
- * Index entries for a row that was written, as ExecInsertIndexTuples() makes
- * them.  All indexes are valid and plain, and one is unique, whose columns no
- * update changes.  Returns false when that one has the key already, of another
- * row that lives or whose transaction has not ended: it is told not to wait,
- * and not to raise an error, which would show the key.
+ * Without a row that can be seen an idem_run may be at the key, which gives the
+ * key lock back when it has inserted one, or a claim that has not committed.
+ * Whoever waits for that must not keep others off.  Spec: finish-unseen.
  */
 static bool
-insert_index_entries(const IdemDirect *direct, TupleTableSlot *slot,
-					 bool update, IdemCompatIndexes indexes)
+hold(IdemStore *store, const IdemKey *id, IdemRow *row)
 {
-	ResultRelInfo result;
-	bool		unique = true;
-	int			i;
+	LOCKTAG		tag;
 
-	if (indexes == IDEM_COMPAT_INDEXES_NONE)
+	if (lock(store, id, row))
 		return true;
-	InitResultRelInfo(&result, direct->keys, 0, NULL, 0);
-	ExecOpenIndices(&result, false);
-	for (i = 0; i < result.ri_NumIndices; i++)
-	{
-		Relation	index = result.ri_IndexRelationDescs[i];
-		IndexInfo  *info = result.ri_IndexRelationInfo[i];
-		bool		is_unique = index->rd_index->indisunique;
-		Datum		values[INDEX_MAX_KEYS];
-		bool		isnull[INDEX_MAX_KEYS];
-
-		if (!info->ii_ReadyForInserts ||
-			(indexes == IDEM_COMPAT_INDEXES_SUMMARIZING &&
-			 !idem_compat_is_summarizing(info)))
-			continue;
-		FormIndexDatum(info, slot, NULL, values, isnull);
-		if (!index_insert(index, values, isnull, &slot->tts_tid, direct->keys,
-						  is_unique ? UNIQUE_CHECK_PARTIAL : UNIQUE_CHECK_NO,
-						  update && is_unique, info) && is_unique)
-			unique = false;
-	}
-	ExecCloseIndices(&result);
-	return unique;
-}
-
-/*
- * idem_store_direct_insert
- *		Insert a row; false when another transaction has the key.
- *
- * Waits for nobody, see the head of the file.
- */
-bool
-idem_store_direct_insert(const IdemDirect *direct, const IdemKey *id,
-						 const IdemRow *row)
-{
-	TransactionId xid = GetCurrentTransactionId();
-	TupleTableSlot *slot = make_slot(direct, id, row);
-	uint32		token = SpeculativeInsertionLockAcquire(xid);
-	bool		unique;
-
-	table_tuple_insert_speculative(direct->keys, slot,
-								   GetCurrentCommandId(true), 0, NULL, token);
-	unique = insert_index_entries(direct, slot, false,
-								  IDEM_COMPAT_INDEXES_ALL);
-	table_tuple_complete_speculative(direct->keys, slot, token, unique);
-	SpeculativeInsertionLockRelease(xid);
-	ExecDropSingleTupleTableSlot(slot);
-	CommandCounterIncrement();
-	return unique;
-}
-
-/*
- * idem_store_direct_insert_new
- *		The same where there must be none; 40001 when another transaction has
- *		the key.  Cheaper: the abort takes the row back.
- */
-void
-idem_store_direct_insert_new(const IdemDirect *direct, const IdemKey *id,
-							 const IdemRow *row)
-{
-	TupleTableSlot *slot = make_slot(direct, id, row);
-
-	table_tuple_insert(direct->keys, slot, GetCurrentCommandId(true), 0, NULL);
-	if (!insert_index_entries(direct, slot, false,
-							  IDEM_COMPAT_INDEXES_ALL))
+	(void) idem_store_lock_key(id, &tag, true);
+	idem_store_unlock_key(&tag);
+	if (find_rival(store, id, true) == RIVAL_COMMITTED &&
+		IsolationUsesXactSnapshot())
 		idem_store_row_raise_rival();
-	ExecDropSingleTupleTableSlot(slot);
-	CommandCounterIncrement();
+	return lock(store, id, row);
 }
 
 /*
- * idem_store_direct_update, idem_store_direct_delete
- *		Change or remove a row that this transaction has locked; false when
- *		there is none any more.
+ * A row that cannot be seen has an entry in the index.  If the look found
+ * none, a rival may have inserted since, but not under our lock; where that
+ * need not be known now, the insertion will tell.  Specs: claim-two, run-two.
  */
-bool
-idem_store_direct_update(const IdemDirect *direct, const IdemKey *id,
-						 const IdemRow *row)
+static IdemStoreTaken
+take_new(IdemStore *store, const IdemKey *id, bool check_new)
 {
-	Snapshot	snapshot = idem_store_direct_push_snapshot();
-	bool		entries;
-	HeapTuple	old = find_tuple(direct, id, snapshot, false, &entries);
-	IdemCompatIndexes indexes;
-	TupleTableSlot *slot;
-	TM_Result	result = TM_Deleted;
+	Rival		rival;
 
-	if (old != NULL)
-	{
-		CheckCmdReplicaIdentity(direct->keys, CMD_UPDATE);
-		slot = make_slot(direct, id, row);
-		result = idem_compat_update(direct->keys, &old->t_self, slot,
-									GetCurrentCommandId(true), snapshot,
-									&indexes);
-		if (result == TM_Ok &&
-			!insert_index_entries(direct, slot, true, indexes))
-			idem_store_row_raise_twins(id);
-		ExecDropSingleTupleTableSlot(slot);
-	}
-	PopActiveSnapshot();
-	CommandCounterIncrement();
-	return result == TM_Ok;
+	if (store->locked && store->absent)
+		return IDEM_STORE_NEW;	/* looked with the key lock */
+	store->locked = idem_store_lock_key(id, &store->tag, false);
+	if (!store->locked)
+		return IDEM_STORE_BUSY;
+	if (store->absent && !check_new)
+		return IDEM_STORE_NEW;
+	rival = find_rival(store, id, false);
+	if (rival == RIVAL_NONE)
+		return IDEM_STORE_NEW;
+	idem_store_drop(store);
+	if (rival == RIVAL_OPEN)
+		return IDEM_STORE_BUSY;
+	if (IsolationUsesXactSnapshot())
+		idem_store_row_raise_rival();
+	return IDEM_STORE_CHANGED;
 }
 
-bool
-idem_store_direct_delete(const IdemDirect *direct, const IdemKey *id)
+static IdemStoreTaken
+take(IdemStore *store, const IdemKey *id, bool found, bool check_new,
+	 IdemRow *row)
 {
-	Snapshot	snapshot = idem_store_direct_push_snapshot();
-	bool		entries;
-	HeapTuple	old = find_tuple(direct, id, snapshot, false, &entries);
-	TM_FailureData failure;
-	TM_Result	result = TM_Deleted;
+	IdemStoreTaken taken;
 
-	if (old != NULL)
-	{
-		CheckCmdReplicaIdentity(direct->keys, CMD_DELETE);
-		result = table_tuple_delete(direct->keys, &old->t_self,
-									GetCurrentCommandId(true), snapshot,
-									InvalidSnapshot, true, &failure, false);
-	}
-	PopActiveSnapshot();
-	CommandCounterIncrement();
-	return old != NULL && result == TM_Ok;
+	if (!found)
+		return take_new(store, id, check_new);
+	taken = lock_row(store, id, false, row);
+	return taken == IDEM_STORE_NEW ? IDEM_STORE_CHANGED : taken;
 }
+
+const IdemStoreWay idem_store_direct = {
+	.read = read_now,
+	.peek = peek,
+	.lock = lock,
+	.try_lock = try_lock,
+	.hold = hold,
+	.look = look,
+	.take = take,
+	.insert = idem_direct_insert,
+	.insert_new = idem_direct_insert_new,
+	.update = idem_direct_update,
+	.delete = idem_direct_delete,
+	.sweep = idem_direct_sweep
+};

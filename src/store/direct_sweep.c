@@ -17,6 +17,7 @@
 #include "miscadmin.h"
 #include "utils/fmgroids.h"
 #include "utils/snapmgr.h"
+#include "storage/lmgr.h"
 #include "utils/timestamp.h"
 
 #include "base/compat.h"
@@ -58,24 +59,15 @@ count_swept(SweptRun *run, TupleTableSlot *slot, IdemSweepCount count)
 	run->rows++;
 }
 
-/*
- * idem_store_direct_sweep
- *		Remove up to max_rows rows whose purge_at is over, oldest first; how
- *		many.  Rows that somebody has locked are skipped.  40001 at REPEATABLE
- *		READ and above, for a row that changed after the snapshot.
- *
- * table_tuple_delete() is told not to wait, so no lock on the row is needed
- * before: one change of the page where DELETE ... SKIP LOCKED makes two.
- */
-int64
-idem_store_direct_sweep(const IdemDirect *direct, TimestampTz *low,
-						TimestampTz now, int64 max_rows, IdemSweepCount count)
+static int64
+sweep_index(IdemStore *store, TimestampTz *low, TimestampTz now,
+			int64 max_rows, IdemSweepCount count)
 {
-	Snapshot	snapshot = idem_store_direct_push_snapshot();
+	Snapshot	snapshot = idem_direct_push_snapshot();
 	CommandId	cid = GetCurrentCommandId(true);
-	Relation	index = index_open(direct->purge_index, direct->lockmode);
-	TupleTableSlot *slot = table_slot_create(direct->keys, NULL);
-	IndexScanDesc scan = idem_compat_index_beginscan(direct->keys, index,
+	Relation	index = index_open(store->purge_index, store->lockmode);
+	TupleTableSlot *slot = table_slot_create(store->keys, NULL);
+	IndexScanDesc scan = idem_compat_index_beginscan(store->keys, index,
 													 snapshot, 2);
 	ScanKeyData range[2];
 	TM_FailureData failure;
@@ -83,7 +75,7 @@ idem_store_direct_sweep(const IdemDirect *direct, TimestampTz *low,
 	bool		isnull;
 	int64		rows = 0;
 
-	CheckCmdReplicaIdentity(direct->keys, CMD_DELETE);
+	CheckCmdReplicaIdentity(store->keys, CMD_DELETE);
 	ScanKeyInit(&range[0], 1, BTGreaterEqualStrategyNumber, F_TIMESTAMPTZ_GE,
 				TimestampTzGetDatum(*low));
 	ScanKeyInit(&range[1], 1, BTLessEqualStrategyNumber, F_TIMESTAMPTZ_LE,
@@ -95,7 +87,7 @@ idem_store_direct_sweep(const IdemDirect *direct, TimestampTz *low,
 		TM_Result	result;
 
 		CHECK_FOR_INTERRUPTS();
-		result = table_tuple_delete(direct->keys, &slot->tts_tid, cid,
+		result = table_tuple_delete(store->keys, &slot->tts_tid, cid,
 									snapshot, InvalidSnapshot, false, &failure,
 									false);
 		if (result == TM_Ok)
@@ -116,4 +108,23 @@ idem_store_direct_sweep(const IdemDirect *direct, TimestampTz *low,
 	PopActiveSnapshot();
 	CommandCounterIncrement();
 	return rows;
+}
+
+/*
+ * idem_direct_sweep
+ *		idem_store_sweep in the direct way; 40001 at REPEATABLE READ and above,
+ *		for a row that changed after the snapshot.
+ *
+ * table_tuple_delete() is told not to wait, so no lock on the row is needed
+ * before: one change of the page where DELETE ... SKIP LOCKED makes two.
+ */
+int64
+idem_direct_sweep(IdemStore *store, TimestampTz *low, TimestampTz now,
+				  int64 max_rows, IdemSweepCount count)
+{
+	if (!OidIsValid(store->purge_index))
+		return idem_store_sql.sweep(store, low, now, max_rows, count);
+	if (!ConditionalLockRelationOid(store->purge_index, RowExclusiveLock))
+		return 0;
+	return sweep_index(store, low, now, max_rows, count);
 }

@@ -54,7 +54,7 @@ lock_with_indexes(Oid relid)
 		return false;			/* its tableoid and ctid may be anything */
 	foreach(cell, indexes)
 		if (!ConditionalLockRelationOid(lfirst_oid(cell), RowExclusiveLock))
-			return false;
+		return false;
 	return true;
 }
 
@@ -72,7 +72,7 @@ idem_store_parts_lock(void)
 
 	foreach(cell, parts)
 		if (!lock_with_indexes(lfirst_oid(cell)))
-			return false;
+		return false;
 	return true;
 }
 
@@ -168,7 +168,7 @@ idem_store_parts_may_show(const IdemKey *id, Snapshot snapshot)
 
 	foreach(cell, parts)
 		if (may_hold(lfirst_oid(cell), id, snapshot))
-			return true;
+		return true;
 	return false;
 }
 

@@ -15,57 +15,35 @@
 #include "base/digest.h"
 #include "store/row.h"
 
-const IdemColumnShape idem_store_row_shape[IDEM_NUM_COLUMNS] = {
-	[COLUMN_SCOPE] = {"scope", true},
-	[COLUMN_KEY] = {"key", true},
-	[COLUMN_STATE] = {"state", true},
-	[COLUMN_ATTEMPT] = {"attempt", true},
-	[COLUMN_TOKEN] = {"token", true},
-	[COLUMN_CLAIM_XID] = {"claim_xid", true},
-	[COLUMN_CREATED_AT] = {"created_at", true},
-	[COLUMN_FINISHED_AT] = {"finished_at", false},
-	[COLUMN_LEASE_UNTIL] = {"lease_until", true},
-	[COLUMN_EXPIRES_AT] = {"expires_at", true},
-	[COLUMN_PURGE_AT] = {"purge_at", true},
-	[COLUMN_TTL] = {"ttl", false},
-	[COLUMN_STATUS_CODE] = {"status_code", false},
-	[COLUMN_OWNER] = {"owner", false},
-	[COLUMN_POLICY] = {"policy", true},
-	[COLUMN_CLAIMED_BY] = {"claimed_by", true},
-	[COLUMN_FINGERPRINT] = {"fingerprint", false},
-	[COLUMN_CONTEXT] = {"context", false},
-	[COLUMN_HEADERS] = {"headers", false},
-	[COLUMN_CONTENT_TYPE] = {"content_type", false},
-	[COLUMN_BODY_SIZE] = {"body_size", false},
-	[COLUMN_BODY_SHA256] = {"body_sha256", false},
-	[COLUMN_BODY] = {"body", false},
-	[COLUMN_RECOVERY_POINT] = {"recovery_point", false},
-	[COLUMN_CHECKPOINT] = {"checkpoint", false}
+#define FIELD(name) offsetof(IdemRow, name)
+
+const IdemColumnShape idem_store_columns[IDEM_NUM_COLUMNS] = {
+	[COLUMN_SCOPE] = {"scope", TEXTOID, true, KIND_NAME},
+	[COLUMN_KEY] = {"key", TEXTOID, true, KIND_NAME},
+	[COLUMN_STATE] = {"state", CHAROID, true, KIND_STATE, FIELD(state)},
+	[COLUMN_ATTEMPT] = {"attempt", INT4OID, true, KIND_INT32, FIELD(attempt)},
+	[COLUMN_TOKEN] = {"token", INT8OID, true, KIND_INT64, FIELD(token)},
+	[COLUMN_CLAIM_XID] = {"claim_xid", XID8OID, true, KIND_INT64, FIELD(claim_xid)},
+	[COLUMN_CREATED_AT] = {"created_at", TIMESTAMPTZOID, true, KIND_INT64, FIELD(created_at)},
+	[COLUMN_FINISHED_AT] = {"finished_at", TIMESTAMPTZOID, false, KIND_INT64, FIELD(finished_at), DT_NOBEGIN},
+	[COLUMN_LEASE_UNTIL] = {"lease_until", TIMESTAMPTZOID, true, KIND_INT64, FIELD(lease_until)},
+	[COLUMN_EXPIRES_AT] = {"expires_at", TIMESTAMPTZOID, true, KIND_INT64, FIELD(expires_at)},
+	[COLUMN_PURGE_AT] = {"purge_at", TIMESTAMPTZOID, true, KIND_INT64, FIELD(purge_at)},
+	[COLUMN_TTL] = {"ttl", INT8OID, false, KIND_INT64, FIELD(ttl), -1},
+	[COLUMN_STATUS_CODE] = {"status_code", INT4OID, false, KIND_INT32, FIELD(status_code), 0},
+	[COLUMN_OWNER] = {"owner", UUIDOID, false, KIND_STORED, FIELD(owner)},
+	[COLUMN_POLICY] = {"policy", TEXTOID, true, KIND_VALUE, FIELD(policy)},
+	[COLUMN_CLAIMED_BY] = {"claimed_by", TEXTOID, true, KIND_VALUE, FIELD(claimed_by)},
+	[COLUMN_FINGERPRINT] = {"fingerprint", BYTEAOID, false, KIND_VALUE, FIELD(fingerprint)},
+	[COLUMN_CONTEXT] = {"context", BYTEAOID, false, KIND_VALUE, FIELD(context)},
+	[COLUMN_HEADERS] = {"headers", JSONOID, false, KIND_STORED, FIELD(headers)},
+	[COLUMN_CONTENT_TYPE] = {"content_type", TEXTOID, false, KIND_STORED, FIELD(content_type)},
+	[COLUMN_BODY_SIZE] = {"body_size", INT8OID, false, KIND_INT64, FIELD(body_size), -1},
+	[COLUMN_BODY_SHA256] = {"body_sha256", BYTEAOID, false, KIND_STORED, FIELD(body_sha256)},
+	[COLUMN_BODY] = {"body", BYTEAOID, false, KIND_STORED, FIELD(body)},
+	[COLUMN_RECOVERY_POINT] = {"recovery_point", TEXTOID, false, KIND_STORED, FIELD(recovery_point)},
+	[COLUMN_CHECKPOINT] = {"checkpoint", JSONBOID, false, KIND_STORED, FIELD(checkpoint)}
 };
-
-const Oid	idem_store_row_types[IDEM_NUM_COLUMNS] = {
-	TEXTOID, TEXTOID, CHAROID, INT4OID, INT8OID, XID8OID, TIMESTAMPTZOID,
-	TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID, INT8OID,
-	INT4OID, UUIDOID, TEXTOID, TEXTOID, BYTEAOID, BYTEAOID, JSONOID, TEXTOID,
-	INT8OID, BYTEAOID, BYTEAOID, TEXTOID, JSONBOID
-};
-
-/* As it was read, toast pointers included. */
-static void *
-as_read(const Datum *values, const bool *nulls, IdemColumn column)
-{
-	return nulls[column] ? NULL : DatumGetPointer(values[column]);
-}
-
-/* For columns that are decided upon. */
-static void *
-detoasted(const Datum *values, const bool *nulls, IdemColumn column)
-{
-	return nulls[column] ? NULL : PG_DETOAST_DATUM_PACKED(values[column]);
-}
-
-#define FIXED(column, get, if_null) \
-	(nulls[column] ? (if_null) : get(values[column]))
 
 /*
  * idem_store_row_form
@@ -75,32 +53,81 @@ detoasted(const Datum *values, const bool *nulls, IdemColumn column)
 void
 idem_store_row_form(IdemRow *row, const Datum *values, const bool *nulls)
 {
-	row->state = (IdemState) FIXED(COLUMN_STATE, DatumGetChar, 0);
-	row->attempt = FIXED(COLUMN_ATTEMPT, DatumGetInt32, 0);
-	row->token = FIXED(COLUMN_TOKEN, DatumGetInt64, 0);
-	row->claim_xid = FIXED(COLUMN_CLAIM_XID, DatumGetUInt64, 0);
-	row->created_at = FIXED(COLUMN_CREATED_AT, DatumGetTimestampTz, 0);
-	row->finished_at = FIXED(COLUMN_FINISHED_AT, DatumGetTimestampTz,
-							 DT_NOBEGIN);
-	row->lease_until = FIXED(COLUMN_LEASE_UNTIL, DatumGetTimestampTz, 0);
-	row->expires_at = FIXED(COLUMN_EXPIRES_AT, DatumGetTimestampTz, 0);
-	row->purge_at = FIXED(COLUMN_PURGE_AT, DatumGetTimestampTz, 0);
-	row->ttl = FIXED(COLUMN_TTL, DatumGetInt64, -1);
-	row->status_code = FIXED(COLUMN_STATUS_CODE, DatumGetInt32, 0);
-	row->has_owner = !nulls[COLUMN_OWNER];
-	if (row->has_owner)
-		row->owner = *DatumGetUUIDP(values[COLUMN_OWNER]);
-	row->policy = detoasted(values, nulls, COLUMN_POLICY);
-	row->claimed_by = detoasted(values, nulls, COLUMN_CLAIMED_BY);
-	row->fingerprint = detoasted(values, nulls, COLUMN_FINGERPRINT);
-	row->context = detoasted(values, nulls, COLUMN_CONTEXT);
-	row->headers = as_read(values, nulls, COLUMN_HEADERS);
-	row->content_type = as_read(values, nulls, COLUMN_CONTENT_TYPE);
-	row->body_size = FIXED(COLUMN_BODY_SIZE, DatumGetInt64, -1);
-	row->body_sha256 = as_read(values, nulls, COLUMN_BODY_SHA256);
-	row->body = as_read(values, nulls, COLUMN_BODY);
-	row->recovery_point = as_read(values, nulls, COLUMN_RECOVERY_POINT);
-	row->checkpoint = as_read(values, nulls, COLUMN_CHECKPOINT);
+	int			i;
+
+	for (i = COLUMN_STATE; i < IDEM_NUM_COLUMNS; i++)
+	{
+		const IdemColumnShape *column = &idem_store_columns[i];
+		void	   *field = (char *) row + column->offset;
+
+		switch (column->kind)
+		{
+			case KIND_NAME:
+				break;
+			case KIND_STATE:
+				*(IdemState *) field = (IdemState) DatumGetChar(values[i]);
+				break;
+			case KIND_INT32:
+				*(int32 *) field = nulls[i] ? (int32) column->null :
+					DatumGetInt32(values[i]);
+				break;
+			case KIND_INT64:
+				*(int64 *) field = nulls[i] ? column->null :
+					DatumGetInt64(values[i]);
+				break;
+			case KIND_VALUE:
+				*(void **) field = nulls[i] ? NULL :
+					PG_DETOAST_DATUM_PACKED(values[i]);
+				break;
+			case KIND_STORED:
+				*(void **) field = nulls[i] ? NULL : DatumGetPointer(values[i]);
+				break;
+		}
+	}
+}
+
+/*
+ * idem_store_row_values
+ *		The values of a row, to be written.
+ */
+void
+idem_store_row_values(const IdemKey *id, const IdemRow *row, Datum *values,
+					  bool *nulls)
+{
+	int			i;
+
+	memset(nulls, false, IDEM_NUM_COLUMNS * sizeof(bool));
+	values[COLUMN_SCOPE] = PointerGetDatum(id->scope);
+	values[COLUMN_KEY] = PointerGetDatum(id->key);
+	for (i = COLUMN_STATE; i < IDEM_NUM_COLUMNS; i++)
+	{
+		const IdemColumnShape *column = &idem_store_columns[i];
+		const void *field = (const char *) row + column->offset;
+
+		switch (column->kind)
+		{
+			case KIND_NAME:
+				break;
+			case KIND_STATE:
+				values[i] = CharGetDatum(*(const IdemState *) field);
+				break;
+			case KIND_INT32:
+				values[i] = Int32GetDatum(*(const int32 *) field);
+				nulls[i] = !column->not_null &&
+					*(const int32 *) field == column->null;
+				break;
+			case KIND_INT64:
+				values[i] = Int64GetDatum(*(const int64 *) field);
+				nulls[i] = !column->not_null &&
+					*(const int64 *) field == column->null;
+				break;
+			case KIND_VALUE:
+			case KIND_STORED:
+				values[i] = PointerGetDatum(*(void *const *) field);
+				nulls[i] = *(void *const *) field == NULL;
+				break;
+		}
+	}
 }
 
 static bool
@@ -122,54 +149,6 @@ idem_store_row_is(const IdemKey *id, const Datum *values)
 {
 	return is_text(values[COLUMN_SCOPE], id->scope) &&
 		is_text(values[COLUMN_KEY], id->key);
-}
-
-static void
-put_pointer(Datum *values, bool *nulls, IdemColumn column, const void *pointer)
-{
-	values[column] = PointerGetDatum(pointer);
-	nulls[column] = pointer == NULL;
-}
-
-/*
- * idem_store_row_values
- *		The values of a row, to be written.
- */
-void
-idem_store_row_values(const IdemKey *id, const IdemRow *row, Datum *values,
-					  bool *nulls)
-{
-	memset(nulls, false, IDEM_NUM_COLUMNS * sizeof(bool));
-	put_pointer(values, nulls, COLUMN_SCOPE, id->scope);
-	put_pointer(values, nulls, COLUMN_KEY, id->key);
-	values[COLUMN_STATE] = CharGetDatum(row->state);
-	values[COLUMN_ATTEMPT] = Int32GetDatum(row->attempt);
-	values[COLUMN_TOKEN] = Int64GetDatum(row->token);
-	values[COLUMN_CLAIM_XID] = UInt64GetDatum(row->claim_xid);
-	values[COLUMN_CREATED_AT] = TimestampTzGetDatum(row->created_at);
-	values[COLUMN_FINISHED_AT] = TimestampTzGetDatum(row->finished_at);
-	nulls[COLUMN_FINISHED_AT] = TIMESTAMP_IS_NOBEGIN(row->finished_at);
-	values[COLUMN_LEASE_UNTIL] = TimestampTzGetDatum(row->lease_until);
-	values[COLUMN_EXPIRES_AT] = TimestampTzGetDatum(row->expires_at);
-	values[COLUMN_PURGE_AT] = TimestampTzGetDatum(row->purge_at);
-	values[COLUMN_TTL] = Int64GetDatum(row->ttl);
-	nulls[COLUMN_TTL] = row->ttl < 0;
-	values[COLUMN_STATUS_CODE] = Int32GetDatum(row->status_code);
-	nulls[COLUMN_STATUS_CODE] = row->status_code == 0;
-	put_pointer(values, nulls, COLUMN_OWNER,
-				row->has_owner ? &row->owner : NULL);
-	put_pointer(values, nulls, COLUMN_POLICY, row->policy);
-	put_pointer(values, nulls, COLUMN_CLAIMED_BY, row->claimed_by);
-	put_pointer(values, nulls, COLUMN_FINGERPRINT, row->fingerprint);
-	put_pointer(values, nulls, COLUMN_CONTEXT, row->context);
-	put_pointer(values, nulls, COLUMN_HEADERS, row->headers);
-	put_pointer(values, nulls, COLUMN_CONTENT_TYPE, row->content_type);
-	values[COLUMN_BODY_SIZE] = Int64GetDatum(row->body_size);
-	nulls[COLUMN_BODY_SIZE] = row->body_size < 0;
-	put_pointer(values, nulls, COLUMN_BODY_SHA256, row->body_sha256);
-	put_pointer(values, nulls, COLUMN_BODY, row->body);
-	put_pointer(values, nulls, COLUMN_RECOVERY_POINT, row->recovery_point);
-	put_pointer(values, nulls, COLUMN_CHECKPOINT, row->checkpoint);
 }
 
 /*

@@ -42,14 +42,29 @@ typedef enum IdemColumn
 
 #define IDEM_NUM_COLUMNS	(COLUMN_CHECKPOINT + 1)
 
+/* How the value of a column is kept in IdemRow. */
+typedef enum IdemColumnKind
+{
+	KIND_NAME,					/* in IdemKey, not in IdemRow */
+	KIND_STATE,
+	KIND_INT32,
+	KIND_INT64,					/* an xid8, a time or a number */
+	KIND_VALUE,					/* pointer to a value that is decided upon */
+	KIND_STORED					/* pointer to one as it was read, toasted or
+								 * not */
+} IdemColumnKind;
+
 typedef struct IdemColumnShape
 {
 	const char *name;
+	Oid			type;
 	bool		not_null;
+	IdemColumnKind kind;
+	size_t		offset;			/* in IdemRow */
+	int64		null;			/* a number that stands for null */
 } IdemColumnShape;
 
-extern const IdemColumnShape idem_store_row_shape[IDEM_NUM_COLUMNS];
-extern const Oid idem_store_row_types[IDEM_NUM_COLUMNS];
+extern const IdemColumnShape idem_store_columns[IDEM_NUM_COLUMNS];
 
 extern void idem_store_row_form(IdemRow *row, const Datum *values,
 								const bool *nulls);

@@ -1,11 +1,10 @@
 /*-------------------------------------------------------------------------
  *
  * store.h
- *	  The one door to our tables.
+ *	  The one door to the key table.
  *
- * A function that executes a statement does so as the owner of the key table
- * and is the caller again when it returns.  A row is handed out in the memory
- * context of the caller.
+ * A call opens one handle, which holds the way to the table; see README.md.
+ * A row is handed out in the memory context of the caller.
  *
  *-------------------------------------------------------------------------
  */
@@ -15,8 +14,10 @@
 #include "nodes/pg_list.h"
 #include "storage/lock.h"
 #include "utils/array.h"
+#include "utils/rel.h"
 
 #include "idem.h"
+#include "store/whitelist.h"
 
 /* What idem_dedupe needs to know of a row that is in its way. */
 typedef struct IdemStoreBrief
@@ -29,78 +30,194 @@ typedef struct IdemStoreBrief
 	text	   *policy;
 } IdemStoreBrief;
 
-/* What idem_store_take came to. */
+/* What a try at a key came to. */
 typedef enum IdemStoreTaken
 {
-	IDEM_STORE_NEW,				/* no row, and nobody else may insert one */
+	IDEM_STORE_NEW,				/* there is no row */
 	IDEM_STORE_ROW,				/* the row is locked */
 	IDEM_STORE_BUSY,			/* another transaction is at the key */
 	IDEM_STORE_CHANGED			/* not what the look found: look again */
 } IdemStoreTaken;
 
-/* What a claimer holds of a key besides its row. */
-typedef struct IdemStoreGrip
+/* What a sweep is told of rows that it removed. */
+typedef void (*IdemSweepCount) (const text *policy, int64 rows);
+
+/*
+ * The handle of a call.  All zero: not opened yet.  Whoever has used it closes
+ * it, also before user code runs; after an error the transaction does.
+ */
+typedef struct IdemStore
 {
-	bool		locked;			/* the key lock is held, */
+	const struct IdemStoreWay *way;
+	LOCKMODE	lockmode;		/* NoLock: not opened */
+	uint64		changes;		/* of the table, up to the choice of the way */
+
+	/* direct way: the table, open; NULL in the SQL way */
+	Relation	keys;
+	Oid			pkey;
+	Oid			purge_index;	/* on purge_at; InvalidOid: there is none */
+
+	/* what a claimer holds of its key besides the row */
+	bool		locked;			/* the key lock, */
 	LOCKTAG		tag;			/* which is this one */
 	bool		absent;			/* direct way: the look found no trace of it */
 	uint64		ended;			/* SQL way: transactions ended at the look */
-} IdemStoreGrip;
+} IdemStore;
+
+/* A way to the table; what each routine does says its wrapper below. */
+typedef struct IdemStoreWay
+{
+	bool		(*read) (IdemStore *store, const IdemKey *id, IdemRow *row);
+	bool		(*peek) (IdemStore *store, const IdemKey *id, IdemRow *row);
+	bool		(*lock) (IdemStore *store, const IdemKey *id, IdemRow *row);
+	IdemStoreTaken (*try_lock) (IdemStore *store, const IdemKey *id,
+								IdemRow *row);
+	bool		(*hold) (IdemStore *store, const IdemKey *id, IdemRow *row);
+	bool		(*look) (IdemStore *store, const IdemKey *id, bool check_new,
+						 IdemRow *row);
+	IdemStoreTaken (*take) (IdemStore *store, const IdemKey *id, bool found,
+							bool check_new, IdemRow *row);
+	bool		(*insert) (IdemStore *store, const IdemKey *id,
+						   const IdemRow *row);
+	void		(*insert_new) (IdemStore *store, const IdemKey *id,
+							   const IdemRow *row);
+	bool		(*update) (IdemStore *store, const IdemKey *id,
+						   const IdemRow *row);
+	bool		(*delete) (IdemStore *store, const IdemKey *id);
+	int64		(*sweep) (IdemStore *store, TimestampTz *low, TimestampTz now,
+						  int64 max_rows, IdemSweepCount count);
+} IdemStoreWay;
+
+extern const IdemStoreWay idem_store_direct;
+extern const IdemStoreWay idem_store_sql;
+
+extern void idem_store_open(IdemStore *store, LOCKMODE lockmode);
+extern void idem_store_close(IdemStore *store);
+
+/*
+ * Have the table locked as the next step needs it, and the way chosen by what
+ * the table is now.
+ */
+static inline const IdemStoreWay *
+idem_store_way(IdemStore *store, LOCKMODE lockmode)
+{
+	if (store->lockmode < lockmode ||
+		store->changes != idem_whitelist_changes)
+		idem_store_open(store, lockmode);
+	return store->way;
+}
+
+/* Read a row as it is now, where the isolation level lets us; no lock. */
+static inline bool
+idem_store_read(IdemStore *store, const IdemKey *id, IdemRow *row)
+{
+	return idem_store_way(store, AccessShareLock)->read(store, id, row);
+}
+
+/* Read a row as the calling statement sees it; works in recovery. */
+static inline bool
+idem_store_peek(IdemStore *store, const IdemKey *id, IdemRow *row)
+{
+	return idem_store_way(store, AccessShareLock)->peek(store, id, row);
+}
+
+/*
+ * Read a row FOR UPDATE, waiting for it; false when there is none.  40001 when
+ * the snapshot of the transaction is older than its last change.
+ */
+static inline bool
+idem_store_lock(IdemStore *store, const IdemKey *id, IdemRow *row)
+{
+	return idem_store_way(store, RowShareLock)->lock(store, id, row);
+}
+
+/*
+ * Without waiting.  In the SQL way, where an insertion could wait, no row is
+ * BUSY, too.
+ */
+static inline IdemStoreTaken
+idem_store_try_lock(IdemStore *store, const IdemKey *id, IdemRow *row)
+{
+	return idem_store_way(store, RowShareLock)->try_lock(store, id, row);
+}
+
+/*
+ * Lock the row of a key for one who is going to change it; false when there is
+ * none.  Waits for the end of a claim that has not committed, too; 40001 when
+ * the snapshot of the transaction is too old to see the row.
+ */
+static inline bool
+idem_store_hold(IdemStore *store, const IdemKey *id, IdemRow *row)
+{
+	return idem_store_way(store, RowShareLock)->hold(store, id, row);
+}
+
+/*
+ * The first look of a claim: reads, and locks nothing.  check_new as for
+ * idem_store_take, which comes next if the claim is granted.
+ */
+static inline bool
+idem_store_look(IdemStore *store, const IdemKey *id, bool check_new,
+				IdemRow *row)
+{
+	return idem_store_way(store, AccessShareLock)->look(store, id, check_new,
+														row);
+}
+
+/*
+ * After a look, make the key ours to write, waiting for nobody.  With check_new
+ * it is certain that there is no row when the answer is NEW; without,
+ * idem_store_insert may still find one.  40001 where the snapshot of the
+ * transaction is too old to tell.
+ */
+static inline IdemStoreTaken
+idem_store_take(IdemStore *store, const IdemKey *id, bool found,
+				bool check_new, IdemRow *row)
+{
+	LOCKMODE	lockmode = found ? RowShareLock : AccessShareLock;
+
+	return idem_store_way(store, lockmode)->take(store, id, found, check_new,
+												 row);
+}
+
+/*
+ * Insert the row of a key that was taken as new, or nobody locked; false when
+ * there is one.
+ */
+static inline bool
+idem_store_insert(IdemStore *store, const IdemKey *id, const IdemRow *row)
+{
+	return idem_store_way(store, RowExclusiveLock)->insert(store, id, row);
+}
+
+/* Insert it where work has been done already: 40001 when there is one. */
+static inline void
+idem_store_insert_new(IdemStore *store, const IdemKey *id, const IdemRow *row)
+{
+	idem_store_way(store, RowExclusiveLock)->insert_new(store, id, row);
+}
+
+/* store.c */
+extern void idem_store_update(IdemStore *store, const IdemKey *id,
+							  const IdemRow *row);
+extern void idem_store_delete(IdemStore *store, const IdemKey *id);
+extern void idem_store_drop(IdemStore *store);
+extern bool idem_store_is_new(const IdemKey *id);
+extern void idem_store_require_current(IdemStore *store, const IdemKey *id,
+									   const IdemRow *row);
+extern int64 idem_store_sweep(TimestampTz *low, TimestampTz now,
+							  int64 max_rows, IdemSweepCount count);
 
 /* lock.c */
 extern bool idem_store_lock_key(const IdemKey *id, LOCKTAG *tag, bool wait);
 extern void idem_store_unlock_key(const LOCKTAG *tag);
 
-/* store.c */
-extern bool idem_store_read(const IdemKey *id, IdemRow *row);
-extern bool idem_store_peek(const IdemKey *id, IdemRow *row);
-extern bool idem_store_lock(const IdemKey *id, IdemRow *row);
-extern IdemStoreTaken idem_store_try_lock(const IdemKey *id, IdemRow *row);
-extern bool idem_store_try_insert(const IdemKey *id, const IdemRow *row);
-extern bool idem_store_hold(const IdemKey *id, IdemRow *row);
-extern bool idem_store_look(IdemStoreGrip *grip, const IdemKey *id,
-							bool check_new, IdemRow *row);
-extern IdemStoreTaken idem_store_take(IdemStoreGrip *grip, const IdemKey *id,
-									  bool found, bool check_new,
-									  IdemRow *row);
-extern void idem_store_drop(IdemStoreGrip *grip);
-extern bool idem_store_is_new(const IdemKey *id);
-extern void idem_store_require_current(const IdemKey *id, const IdemRow *row);
-extern bool idem_store_insert(IdemStoreGrip *grip, const IdemKey *id,
-							  const IdemRow *row);
-extern void idem_store_insert_new(IdemStoreGrip *grip, const IdemKey *id,
-								  const IdemRow *row);
-extern void idem_store_update(const IdemKey *id, const IdemRow *row);
-extern void idem_store_delete(const IdemKey *id);
-
-/* sql.c */
+/* many.c */
 extern int64 idem_store_count_live(const text *scope, TimestampTz now,
 								   int64 limit);
-
-/* What a sweep is told of rows that it removed. */
-typedef void (*IdemSweepCount) (const text *policy, int64 rows);
-
-extern int64 idem_store_sweep(TimestampTz *low, TimestampTz now,
-							  int64 max_rows, IdemSweepCount count);
 extern int	idem_store_insert_many(const text *scope, ArrayType *keys,
 								   const IdemRow *row, text **inserted);
 extern int	idem_store_read_many(const text *scope, ArrayType *keys,
 								 IdemStoreBrief *found);
-
-/* rule/named.c */
-
-typedef enum IdemStoreNamed
-{
-	IDEM_STORE_POLICIES,
-	IDEM_STORE_LIMITERS
-} IdemStoreNamed;
-
-extern bool idem_store_named_read(IdemStoreNamed table, const char *name,
-								  Datum *values, bool *nulls);
-extern void idem_store_named_lock(IdemStoreNamed table);
-extern void idem_store_named_write(IdemStoreNamed table, const Datum *values,
-								   const bool *nulls, bool exists);
-extern bool idem_store_named_delete(IdemStoreNamed table, const text *name);
-extern List *idem_store_named_names(IdemStoreNamed table);
 
 #endif							/* IDEM_STORE_STORE_H */

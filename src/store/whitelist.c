@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * whitelist.c
- *	  Which of the two ways to the key table is taken.
+ *	  What the direct way asks of the key table.
  *
  * The direct way does by hand what the executor does for the table as the
  * install script made it, and nothing else: no trigger fires, no rule is
@@ -57,10 +57,13 @@ static const struct config_enum_entry storage_options[] = {
 
 static int	storage = STORAGE_AUTO;
 
-/* The verdict on a table, good while "valid". */
+/* Changes of the table, or of its indexes, that this backend was told of. */
+uint64		idem_whitelist_changes = 1;
+
+/* The verdict on a table. */
 static struct
 {
-	bool		valid;
+	uint64		changes;		/* that it knows of */
 	Oid			keys;
 	Oid			pkey;
 	Oid			purge_index;	/* InvalidOid: there is none */
@@ -73,7 +76,7 @@ relation_changed(Oid relid)
 {
 	if (relid == InvalidOid || relid == verdict.keys ||
 		list_member_oid(verdict.indexes, relid))
-		verdict.valid = false;
+		idem_whitelist_changes++;
 }
 
 static const char *
@@ -108,12 +111,12 @@ check_columns(TupleDesc desc)
 				return "it has a column of somebody else's";
 			continue;
 		}
-		shape = &idem_store_row_shape[i];
+		shape = &idem_store_columns[i];
 		if (column->attgenerated != '\0' || column->attidentity != '\0')
 			return "it has a generated column";
 		if (column->attisdropped ||
 			strcmp(NameStr(column->attname), shape->name) != 0 ||
-			column->atttypid != idem_store_row_types[i] ||
+			column->atttypid != shape->type ||
 			column->atttypmod != -1 ||
 			column->attnotnull != shape->not_null)
 			return "its columns are not those of this library";
@@ -278,9 +281,11 @@ judge(Relation keys)
 }
 
 /*
- * What stands in the direct way to a table that the caller has locked; NULL
- * if nothing does.  An invalidation during the look makes it be repeated, not
- * for ever (debug_discard_caches).
+ * What stands in the direct way to a table that the caller has locked; NULL if
+ * nothing does.
+ *
+ * A change during the look makes it be repeated; not for ever, since
+ * debug_discard_caches makes one of everything.
  */
 static const char *
 find_obstacle(Relation keys)
@@ -288,58 +293,39 @@ find_obstacle(Relation keys)
 	int			tries = 0;
 
 	if (verdict.keys != RelationGetRelid(keys))
-		verdict.valid = false;
-	while (!verdict.valid && tries++ < MAX_LOOKUPS)
+		verdict.changes = 0;
+	while (verdict.changes != idem_whitelist_changes && tries++ < MAX_LOOKUPS)
 	{
-		verdict.valid = true;
-		PG_TRY();
-		{
-			judge(keys);
-		}
-		PG_CATCH();
-		{
-			verdict.valid = false;
-			PG_RE_THROW();
-		}
-		PG_END_TRY();
+		uint64		changes = idem_whitelist_changes;
+
+		judge(keys);
+		verdict.changes = changes;
 	}
 	return verdict.obstacle;
 }
 
 /*
- * idem_store_way_open
- *		Open and lock the key table for the direct way, and name its primary
- *		key and the index on purge_at, if somebody has not dropped that; NULL:
- *		take the SQL way.
- *
- * The lock is kept to the end of the transaction, as the executor's is.
+ * idem_whitelist_passes
+ *		Whether the direct way may be taken to a table that the caller has
+ *		locked.  Names its primary key and the index on purge_at, if somebody
+ *		has not dropped that.
  */
-Relation
-idem_store_way_open(LOCKMODE lockmode, Oid *pkey, Oid *purge_index)
+bool
+idem_whitelist_passes(Relation keys, Oid *pkey, Oid *purge_index)
 {
-	Relation	keys;
-
-	if (storage == STORAGE_SQL)
-		return NULL;
-	keys = try_table_open(idem_catalog()->keys, lockmode);
-	if (keys == NULL)
-		return NULL;			/* just dropped: a statement will say so */
-	if (find_obstacle(keys) != NULL)
-	{
-		table_close(keys, NoLock);
-		return NULL;
-	}
+	if (storage == STORAGE_SQL || find_obstacle(keys) != NULL)
+		return false;
 	*pkey = verdict.pkey;
 	*purge_index = verdict.purge_index;
-	return keys;
+	return true;
 }
 
 /*
- * idem_store_way_describe
+ * idem_whitelist_describe
  *		The way in use and why, for idem_health.
  */
 const char *
-idem_store_way_describe(void)
+idem_whitelist_describe(void)
 {
 	Relation	keys;
 	const char *obstacle;
@@ -354,11 +340,11 @@ idem_store_way_describe(void)
 }
 
 /*
- * idem_store_way_init
+ * idem_whitelist_init
  *		Define the setting and watch the table; once in a process.
  */
 void
-idem_store_way_init(void)
+idem_whitelist_init(void)
 {
 	DefineCustomEnumVariable("idempotency.storage",
 							 "Way to the table of keys: direct where possible, or always SQL.",

@@ -1,19 +1,19 @@
 /*-------------------------------------------------------------------------
  *
  * whitelist.h
- *	  Which of the two ways to the key table is taken.
+ *	  What the direct way asks of the key table.
  *
  *-------------------------------------------------------------------------
  */
 #ifndef IDEM_STORE_WHITELIST_H
 #define IDEM_STORE_WHITELIST_H
 
-#include "storage/lockdefs.h"
 #include "utils/rel.h"
 
-extern Relation idem_store_way_open(LOCKMODE lockmode, Oid *pkey,
-									Oid *purge_index);
-extern const char *idem_store_way_describe(void);
-extern void idem_store_way_init(void);
+extern uint64 idem_whitelist_changes;
+
+extern bool idem_whitelist_passes(Relation keys, Oid *pkey, Oid *purge_index);
+extern const char *idem_whitelist_describe(void);
+extern void idem_whitelist_init(void);
 
 #endif							/* IDEM_STORE_WHITELIST_H */

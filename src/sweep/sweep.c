@@ -35,7 +35,7 @@
 #include "base/counters.h"
 #include "base/databases.h"
 #include "base/foreign.h"
-#include "key/decide.h"
+#include "key/lifetime.h"
 #include "key/xact.h"
 #include "rule/policy.h"
 #include "store/store.h"
@@ -117,7 +117,7 @@ idem_sweep(PG_FUNCTION_ARGS)
 	TimestampTz low = DT_NOBEGIN;
 	int64		rows;
 
-	idem_xact_require_writable();
+	idem_args_require_writable();
 	if (max_rows <= 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -182,7 +182,7 @@ idem_sweep_all(PG_FUNCTION_ARGS)
 	int64		all = 0;
 
 	if (!PG_ARGISNULL(0))
-		end = idem_state_add(start,
+		end = idem_lifetime_add(start,
 							 idem_args_usec("max_duration", PG_GETARG_DATUM(0)));
 	if (atomic)
 		ereport(ERROR,
@@ -195,7 +195,7 @@ idem_sweep_all(PG_FUNCTION_ARGS)
 	 * loses no more than one.
 	 */
 	SPI_connect_ext(SPI_OPT_NONATOMIC);
-	idem_xact_require_writable();
+	idem_args_require_writable();
 	while ((rows = idem_sweep_batch(&low, sweep_batch)) > 0)
 	{
 		all += rows;
@@ -269,7 +269,7 @@ idem_schedule(PG_FUNCTION_ARGS)
 	char	   *command;
 	FmgrInfo	function;
 
-	idem_xact_require_writable();
+	idem_args_require_writable();
 	command = psprintf("CALL %s.idem_sweep_all()", idem_catalog()->schema);
 	require_cron();
 	if (!load_cron(&cron_schedule, &function))
@@ -298,7 +298,7 @@ idem_unschedule(PG_FUNCTION_ARGS)
 	bool		found;
 	bool		isnull;
 
-	idem_xact_require_writable();
+	idem_args_require_writable();
 	require_cron();
 	if (!load_cron(&cron_unschedule, &function))
 		raise_unknown("cron.unschedule");

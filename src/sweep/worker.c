@@ -37,6 +37,7 @@
 #include "audit/partition.h"
 #include "audit/refusal_queue.h"
 #include "audit/seal.h"
+#include "base/args.h"
 #include "base/catalog.h"
 #include "base/compat.h"
 #include "base/databases.h"
@@ -160,7 +161,7 @@ begin_batch(void)
 	if (!lock_extension(extension))
 		return BATCH_UNWANTED;
 	idem_catalog_require_version();
-	idem_xact_require_writable();
+	idem_args_require_writable();
 	return BATCH_DONE;
 }
 

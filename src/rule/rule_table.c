@@ -1,0 +1,385 @@
+/*-------------------------------------------------------------------------
+ *
+ * rule_table.c
+ *	  Tables of named rules, and what a backend remembers of them.
+ *
+ * Knows no rule: whoever has a table of them describes it.  Owns the
+ * statements on such a table, which are made of that description, and a cache
+ * for each, in CacheMemoryContext, so that using a rule costs no query.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "lib/stringinfo.h"
+#include "storage/lmgr.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+
+#include "base/catalog.h"
+#include "rule/rule_table.h"
+
+/* The rule follows, aligned. */
+typedef struct RuleEntry
+{
+	NameData	name;			/* the hash key */
+	bool		missing;		/* there is none of this name */
+} RuleEntry;
+
+#define RULE_OFFSET MAXALIGN(sizeof(RuleEntry))
+
+static IdemRuleTable *tables = NULL;
+
+static void *
+get_rule(RuleEntry *entry)
+{
+	return (char *) entry + RULE_OFFSET;
+}
+
+static Oid
+get_relid(const IdemRuleTable *table)
+{
+	return *(const Oid *) ((const char *) idem_catalog() + table->relid);
+}
+
+static void
+relation_changed(Oid relid)
+{
+	IdemRuleTable *table;
+
+	for (table = tables; table != NULL; table = table->next)
+		if (relid == InvalidOid || relid == table->current)
+			table->changes++;
+}
+
+/* An empty cache for the table as it is now. */
+static void
+reset(IdemRuleTable *table)
+{
+	HASHCTL		ctl = {0};
+
+	/*
+	 * An error below leaves "entries" NULL, and so the next call begins here
+	 * again.  What is invalidated meanwhile is newer than "as_of".
+	 */
+	table->entries = NULL;
+	table->as_of = table->changes;
+	if (table->context == NULL)
+		table->context = AllocSetContextCreate(CacheMemoryContext,
+											   "idempotency rules",
+											   ALLOCSET_SMALL_SIZES);
+	MemoryContextReset(table->context);
+	table->current = get_relid(table);
+	ctl.keysize = NAMEDATALEN;
+	ctl.entrysize = RULE_OFFSET + table->rule_size;
+	ctl.hcxt = table->context;
+	table->entries = hash_create(table->relation, 16, &ctl,
+								 HASH_ELEM | HASH_STRINGS | HASH_CONTEXT);
+}
+
+static bool
+load(IdemRuleTable *table, const char *name, void *rule)
+{
+	Datum		values[IDEM_RULE_MAX_COLUMNS];
+	bool		nulls[IDEM_RULE_MAX_COLUMNS];
+	bool		found = idem_rule_read(table, name, values, nulls);
+
+	return table->form(rule, name, found ? values : NULL, nulls);
+}
+
+/*
+ * idem_rule_find
+ *		The rule of this name, as a copy: the cache may be emptied while its
+ *		user waits, runs a handler or reads a table.  False when there is none,
+ *		which is kept only if told so: the number of names that callers can
+ *		think of is not bounded.
+ */
+bool
+idem_rule_find(IdemRuleTable *table, const char *name, void *rule,
+			   bool keep_missing)
+{
+	RuleEntry  *entry;
+	uint64		changes;
+	bool		known;
+
+	if (strlen(name) >= NAMEDATALEN)
+		return false;
+
+	/*
+	 * The trigger on the table sends an invalidation with every change, and
+	 * the statement that committed it may have been answered just now: hear
+	 * of it before answering (specs/policy-change).
+	 */
+	AcceptInvalidationMessages();
+	if (table->entries == NULL || table->as_of != table->changes)
+		reset(table);
+	entry = hash_search(table->entries, name, HASH_FIND, NULL);
+	if (entry != NULL)
+	{
+		memcpy(rule, get_rule(entry), table->rule_size);
+		return !entry->missing;
+	}
+
+	/*
+	 * Reading may accept an invalidation, and call us for another name.  What
+	 * was read while the table changed, or with the snapshot of a parallel
+	 * plan, is used, as a query would have used it, but not kept.
+	 */
+	changes = table->changes;
+	known = load(table, name, rule);
+	if ((known || keep_missing) && table->entries != NULL &&
+		table->as_of == changes && changes == table->changes &&
+		!IsInParallelMode())
+	{
+		entry = hash_search(table->entries, name, HASH_ENTER, NULL);
+		entry->missing = !known;
+		memcpy(get_rule(entry), rule, table->rule_size);
+	}
+	return known;
+}
+
+/*
+ * The statements, once in a process.  Our schema is %1$s in them; each but
+ * the list of names has the name as its first parameter.
+ */
+static void
+make_statements(IdemRuleTable *table)
+{
+	MemoryContext old;
+	StringInfoData names;
+	StringInfoData values;
+	Oid		   *types;
+	int			i;
+
+	if (table->types != NULL)
+		return;
+	old = MemoryContextSwitchTo(TopMemoryContext);
+	types = palloc(table->ncolumns * sizeof(Oid));
+	initStringInfo(&names);
+	initStringInfo(&values);
+	for (i = 0; i < table->ncolumns; i++)
+	{
+		const char *separator = i > 0 ? ", " : "";
+
+		appendStringInfo(&names, "%s%s", separator,
+						 table->describe(i, &types[i]));
+		appendStringInfo(&values, "%s$%d", separator, i + 1);
+	}
+	table->read.sql = psprintf("SELECT %s FROM %%1$s.%s WHERE name = $1",
+							   names.data, table->relation);
+	table->names.sql = psprintf("SELECT name FROM %%1$s.%s ORDER BY name",
+								table->relation);
+	table->insert.sql = psprintf("INSERT INTO %%1$s.%s (%s) VALUES (%s)",
+								 table->relation, names.data, values.data);
+	table->update.sql = psprintf("UPDATE %%1$s.%s SET (%s) = (%s) WHERE name = $1",
+								 table->relation, names.data, values.data);
+	table->delete.sql = psprintf("DELETE FROM %%1$s.%s WHERE name = $1",
+								 table->relation);
+	table->read.nargs = table->delete.nargs = 1;
+	table->insert.nargs = table->update.nargs = table->ncolumns;
+	table->read.argtypes = table->delete.argtypes = types;
+	table->insert.argtypes = table->update.argtypes = types;
+	table->types = types;
+	MemoryContextSwitchTo(old);
+}
+
+/*
+ * Rows are read with the latest snapshot, not with the transaction's: a
+ * REPEATABLE READ transaction would fill the cache of its backend with what
+ * nobody would correct later (specs/policy-change).
+ */
+static uint64
+execute_read(IdemPlan *plan, Datum *values)
+{
+	uint64		rows;
+
+	PushActiveSnapshot(idem_store_spi_latest());
+	rows = idem_store_spi_execute(plan, values, NULL, true, 0);
+	PopActiveSnapshot();
+	return rows;
+}
+
+static uint64
+execute_change(IdemPlan *plan, const Datum *values, const char *nulls)
+{
+	IdemSecctx	saved;
+	uint64		rows;
+
+	idem_store_spi_begin(&saved);
+	rows = idem_store_spi_execute(plan, unconstify(Datum *, values), nulls,
+								  false, 0);
+	idem_store_spi_end(&saved);
+	return rows;
+}
+
+/*
+ * idem_rule_lock
+ *		Keep off other changes of the table until the transaction ends.
+ */
+void
+idem_rule_lock(const IdemRuleTable *table)
+{
+	LockRelationOid(get_relid(table), ShareRowExclusiveLock);
+}
+
+/*
+ * idem_rule_read
+ *		The columns of one row; false when it is not there.
+ */
+bool
+idem_rule_read(IdemRuleTable *table, const char *name, Datum *values,
+			   bool *nulls)
+{
+	MemoryContext context = CurrentMemoryContext;
+	MemoryContext old;
+	Datum		arg = CStringGetTextDatum(name);
+	IdemSecctx	saved;
+	uint64		rows;
+
+	make_statements(table);
+	idem_store_spi_begin(&saved);
+	rows = execute_read(&table->read, &arg);
+	if (rows > 0)
+	{
+		idem_store_spi_require_types(table->types, table->ncolumns);
+		old = MemoryContextSwitchTo(context);
+		heap_deform_tuple(heap_copytuple(SPI_tuptable->vals[0]),
+						  SPI_tuptable->tupdesc, values, nulls);
+		MemoryContextSwitchTo(old);
+	}
+	idem_store_spi_end(&saved);
+	return rows > 0;
+}
+
+/*
+ * idem_rule_names
+ *		The names of all rows, as C strings, in their order.
+ */
+List *
+idem_rule_names(IdemRuleTable *table)
+{
+	MemoryContext context = CurrentMemoryContext;
+	MemoryContext old;
+	List	   *names = NIL;
+	IdemSecctx	saved;
+	uint64		rows;
+	uint64		i;
+
+	make_statements(table);
+	idem_store_spi_begin(&saved);
+	rows = execute_read(&table->names, NULL);
+	idem_store_spi_require_types(table->types, 1);
+	old = MemoryContextSwitchTo(context);
+	for (i = 0; i < rows; i++)
+	{
+		bool		isnull;
+
+		names = lappend(names,
+						TextDatumGetCString(idem_store_spi_value(i, 0, &isnull)));
+	}
+	MemoryContextSwitchTo(old);
+	idem_store_spi_end(&saved);
+	return names;
+}
+
+/*
+ * idem_rule_write
+ *		Insert or overwrite a row, under idem_rule_lock(); 40001 when the
+ *		snapshot of the transaction is older than the one that exists.
+ */
+void
+idem_rule_write(IdemRuleTable *table, const Datum *values, const bool *nulls,
+				bool exists)
+{
+	char		sql_nulls[IDEM_RULE_MAX_COLUMNS];
+	int			i;
+
+	make_statements(table);
+	for (i = 0; i < table->ncolumns; i++)
+		sql_nulls[i] = nulls[i] ? 'n' : ' ';
+
+	/*
+	 * The latest snapshot, under the lock, had the row to be overwritten;
+	 * that of a REPEATABLE READ transaction need not (specs/policy-create).
+	 */
+	if (execute_change(exists ? &table->update : &table->insert, values,
+					   sql_nulls) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg("could not serialize access due to a concurrent change of %s",
+						table->title),
+				 errhint("Repeat the whole transaction.")));
+}
+
+/*
+ * idem_rule_delete
+ *		Remove a row; false when it is not there.
+ */
+bool
+idem_rule_delete(IdemRuleTable *table, const text *name)
+{
+	Datum		arg = PointerGetDatum(name);
+
+	make_statements(table);
+	return execute_change(&table->delete, &arg, NULL) > 0;
+}
+
+/*
+ * idem_rule_changed
+ *		For the triggers on a table, which is what CALLED_AS_TRIGGER() makes
+ *		sure of (39P01): every backend, this one with its next command and the
+ *		others at commit, forgets what it has cached.
+ */
+TriggerData *
+idem_rule_changed(const IdemRuleTable *table, FunctionCallInfo fcinfo)
+{
+	TriggerData *trigdata = (TriggerData *) fcinfo->context;
+
+	if (!CALLED_AS_TRIGGER(fcinfo))
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("function \"%s\" was not called by trigger manager",
+						get_func_name(fcinfo->flinfo->fn_oid)),
+				 errhint("It is for the triggers of \"%s\" only.",
+						 table->relation)));
+	CacheInvalidateRelcache(trigdata->tg_relation);
+	return trigdata;
+}
+
+/*
+ * idem_rule_columns
+ *		The names of its columns, a text[].
+ */
+Datum
+idem_rule_columns(const IdemRuleTable *table)
+{
+	Datum		names[IDEM_RULE_MAX_COLUMNS];
+	Oid			type;
+	int			i;
+
+	for (i = 0; i < table->ncolumns; i++)
+		names[i] = CStringGetTextDatum(table->describe(i, &type));
+	return PointerGetDatum(construct_array(names, table->ncolumns, TEXTOID, -1,
+										   false, TYPALIGN_INT));
+}
+
+/*
+ * idem_rule_init
+ *		Have the cache of a table emptied when that changes; once in a process.
+ */
+void
+idem_rule_init(IdemRuleTable *table)
+{
+	Assert(table->ncolumns <= IDEM_RULE_MAX_COLUMNS);
+	if (tables == NULL)
+		idem_catalog_watch(relation_changed);
+	table->next = tables;
+	tables = table;
+}

@@ -1,0 +1,177 @@
+/*-------------------------------------------------------------------------
+ *
+ * direct_write.c
+ *	  The direct way to the key table: writing a row.
+ *
+ * Does what the executor does for the same statements (nodeModifyTable.c,
+ * execIndexing.c, execReplication.c), for a table that whitelist.c passed.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/tableam.h"
+#include "access/xact.h"
+#include "catalog/index.h"
+#include "executor/executor.h"
+#include "storage/lmgr.h"
+#include "utils/snapmgr.h"
+
+#include "base/compat.h"
+#include "store/direct.h"
+#include "store/row.h"
+
+static TupleTableSlot *
+make_slot(IdemStore *store, const IdemKey *id, const IdemRow *row)
+{
+	TupleDesc	desc = RelationGetDescr(store->keys);
+	TupleTableSlot *slot = MakeSingleTupleTableSlot(desc, &TTSOpsVirtual);
+
+	memset(slot->tts_isnull, true, desc->natts * sizeof(bool));
+	idem_store_row_values(id, row, slot->tts_values, slot->tts_isnull);
+	slot->tts_tableOid = RelationGetRelid(store->keys);
+	return ExecStoreVirtualTuple(slot);
+}
+
+/*
+ * Index entries for a row that was written, as ExecInsertIndexTuples() makes
+ * them.  All indexes are valid and plain, and one is unique, whose columns no
+ * update changes.  Returns false when that one has the key already, of another
+ * row that lives or whose transaction has not ended: it is told not to wait,
+ * and not to raise an error, which would show the key.
+ */
+static bool
+insert_index_entries(IdemStore *store, TupleTableSlot *slot,
+					 bool update, IdemCompatIndexes indexes)
+{
+	ResultRelInfo result;
+	bool		unique = true;
+	int			i;
+
+	if (indexes == IDEM_COMPAT_INDEXES_NONE)
+		return true;
+	InitResultRelInfo(&result, store->keys, 0, NULL, 0);
+	ExecOpenIndices(&result, false);
+	for (i = 0; i < result.ri_NumIndices; i++)
+	{
+		Relation	index = result.ri_IndexRelationDescs[i];
+		IndexInfo  *info = result.ri_IndexRelationInfo[i];
+		bool		is_unique = index->rd_index->indisunique;
+		Datum		values[INDEX_MAX_KEYS];
+		bool		isnull[INDEX_MAX_KEYS];
+
+		if (!info->ii_ReadyForInserts ||
+			(indexes == IDEM_COMPAT_INDEXES_SUMMARIZING &&
+			 !idem_compat_is_summarizing(info)))
+			continue;
+		FormIndexDatum(info, slot, NULL, values, isnull);
+		if (!index_insert(index, values, isnull, &slot->tts_tid, store->keys,
+						  is_unique ? UNIQUE_CHECK_PARTIAL : UNIQUE_CHECK_NO,
+						  update && is_unique, info) && is_unique)
+			unique = false;
+	}
+	ExecCloseIndices(&result);
+	return unique;
+}
+
+/*
+ * idem_direct_insert
+ *		Insert a row; false when another transaction has the key.
+ *
+ * Waits for nobody, see the head of the file.
+ */
+bool
+idem_direct_insert(IdemStore *store, const IdemKey *id,
+				   const IdemRow *row)
+{
+	TransactionId xid = GetCurrentTransactionId();
+	TupleTableSlot *slot = make_slot(store, id, row);
+	uint32		token = SpeculativeInsertionLockAcquire(xid);
+	bool		unique;
+
+	table_tuple_insert_speculative(store->keys, slot,
+								   GetCurrentCommandId(true), 0, NULL, token);
+	unique = insert_index_entries(store, slot, false,
+								  IDEM_COMPAT_INDEXES_ALL);
+	table_tuple_complete_speculative(store->keys, slot, token, unique);
+	SpeculativeInsertionLockRelease(xid);
+	ExecDropSingleTupleTableSlot(slot);
+	CommandCounterIncrement();
+	idem_store_drop(store);
+	return unique;
+}
+
+/*
+ * idem_direct_insert_new
+ *		The same where there must be none; 40001 when another transaction has
+ *		the key.  Cheaper: the abort takes the row back.
+ */
+void
+idem_direct_insert_new(IdemStore *store, const IdemKey *id,
+					   const IdemRow *row)
+{
+	TupleTableSlot *slot = make_slot(store, id, row);
+
+	table_tuple_insert(store->keys, slot, GetCurrentCommandId(true), 0, NULL);
+	if (!insert_index_entries(store, slot, false,
+							  IDEM_COMPAT_INDEXES_ALL))
+		idem_store_row_raise_rival();
+	ExecDropSingleTupleTableSlot(slot);
+	CommandCounterIncrement();
+	idem_store_drop(store);
+}
+
+/*
+ * idem_direct_update, idem_direct_delete
+ *		Change or remove a row that this transaction has locked; false when
+ *		there is none any more.
+ */
+bool
+idem_direct_update(IdemStore *store, const IdemKey *id,
+				   const IdemRow *row)
+{
+	Snapshot	snapshot = idem_direct_push_snapshot();
+	bool		entries;
+	HeapTuple	old = idem_direct_find(store, id, snapshot, false, &entries);
+	IdemCompatIndexes indexes;
+	TupleTableSlot *slot;
+	TM_Result	result = TM_Deleted;
+
+	if (old != NULL)
+	{
+		CheckCmdReplicaIdentity(store->keys, CMD_UPDATE);
+		slot = make_slot(store, id, row);
+		result = idem_compat_update(store->keys, &old->t_self, slot,
+									GetCurrentCommandId(true), snapshot,
+									&indexes);
+		if (result == TM_Ok &&
+			!insert_index_entries(store, slot, true, indexes))
+			idem_store_row_raise_twins(id);
+		ExecDropSingleTupleTableSlot(slot);
+	}
+	PopActiveSnapshot();
+	CommandCounterIncrement();
+	return result == TM_Ok;
+}
+
+bool
+idem_direct_delete(IdemStore *store, const IdemKey *id)
+{
+	Snapshot	snapshot = idem_direct_push_snapshot();
+	bool		entries;
+	HeapTuple	old = idem_direct_find(store, id, snapshot, false, &entries);
+	TM_FailureData failure;
+	TM_Result	result = TM_Deleted;
+
+	if (old != NULL)
+	{
+		CheckCmdReplicaIdentity(store->keys, CMD_DELETE);
+		result = table_tuple_delete(store->keys, &old->t_self,
+									GetCurrentCommandId(true), snapshot,
+									InvalidSnapshot, true, &failure, false);
+	}
+	PopActiveSnapshot();
+	CommandCounterIncrement();
+	return old != NULL && result == TM_Ok;
+}

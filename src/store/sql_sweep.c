@@ -1,0 +1,168 @@
+/*-------------------------------------------------------------------------
+ *
+ * sql_sweep.c
+ *	  The SQL way to the key table: removing what is due.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "catalog/pg_type.h"
+#include "utils/snapmgr.h"
+
+#include "base/spi.h"
+#include "store/parts.h"
+#include "store/sql.h"
+
+/* Places of rows that are kept in memory at a time. */
+#define SWEEP_ROOM 10000
+
+
+static const Oid due_types[] = {TIMESTAMPTZOID, TIMESTAMPTZOID, INT8OID};
+static const Oid place_types[] = {OIDOID, TIDOID};
+static const Oid sweep_types[] = {OIDOID, TIDARRAYOID};
+static const Oid swept_types[] = {TEXTOID, INT8OID, TIMESTAMPTZOID};
+
+/* Oldest first. */
+static IdemPlan due_plan = {
+	"SELECT tableoid, ctid FROM %1$s.idempotency_keys"
+	" WHERE purge_at >= $1 AND purge_at <= $2 ORDER BY purge_at LIMIT $3",
+	lengthof(due_types), due_types
+};
+
+/* A place means something together with its table only. */
+static IdemPlan sweep_plan = {
+	"WITH swept AS (DELETE FROM %1$s.idempotency_keys"
+	" WHERE tableoid = $1 AND ctid = ANY ($2) RETURNING policy, purge_at)"
+	" SELECT policy, count(*), max(purge_at) FROM swept GROUP BY policy",
+	lengthof(sweep_types), sweep_types
+};
+
+/*
+ * Lock rows that are due, oldest first, until there are max_rows; how many.
+ * What cannot be had without waiting is passed over, so the rows to look at
+ * are as many more.
+ */
+static int
+lock_due(TimestampTz low, TimestampTz now, int64 max_rows, IdemPlace *places)
+{
+	Datum		values[3];
+	int64		limit = max_rows;
+	int			count;
+	uint64		rows;
+	uint64		i;
+
+	values[0] = TimestampTzGetDatum(low);
+	values[1] = TimestampTzGetDatum(now);
+	do
+	{
+		IdemPart	part = {NULL, NULL};
+
+		values[2] = Int64GetDatum(limit);
+		rows = idem_store_spi_execute(&due_plan, values, NULL, true, 0);
+		idem_store_spi_require_types(place_types, lengthof(place_types));
+		count = 0;
+		for (i = 0; i < rows && count < max_rows; i++)
+		{
+			bool		isnull;
+			IdemPlace  *place = &places[count];
+
+			place->table = DatumGetObjectId(idem_store_spi_value(i, 0, &isnull));
+			place->tid = *(ItemPointer)
+				DatumGetPointer(idem_store_spi_value(i, 1, &isnull));
+			if (idem_store_parts_lock_row(place, &part))
+				count++;
+		}
+		idem_store_parts_close(&part);
+		limit *= 2;
+	} while (count < max_rows && (int64) rows * 2 == limit);
+	return count;
+}
+
+/* Remove the rows at these places, all of one table; how many. */
+static int64
+delete_places(const IdemPlace *places, int number, TimestampTz *low,
+			  IdemSweepCount count)
+{
+	Datum		values[2];
+	uint64		policies;
+	uint64		i;
+	int64		rows = 0;
+
+	values[0] = ObjectIdGetDatum(places[0].table);
+	values[1] = idem_store_parts_array(places, number);
+	policies = idem_store_spi_execute(&sweep_plan, values, NULL, false, 0);
+	idem_store_spi_require_types(swept_types, lengthof(swept_types));
+	for (i = 0; i < policies; i++)
+	{
+		Datum		row[3];
+		bool		nulls[3];
+
+		heap_deform_tuple(SPI_tuptable->vals[i], SPI_tuptable->tupdesc,
+						  row, nulls);
+		count(DatumGetTextPP(row[0]), DatumGetInt64(row[1]));
+		rows += DatumGetInt64(row[1]);
+		*low = Max(*low, DatumGetTimestampTz(row[2]));
+	}
+	return rows;
+}
+
+/* Remove so many rows at the most; how many. */
+static int64
+sweep_some(TimestampTz *low, TimestampTz now, int max_rows, IdemPlace *places,
+		   IdemSweepCount count)
+{
+	IdemSecctx	saved;
+	int			locked;
+	int			begin = 0;
+	int			i;
+	int64		rows = 0;
+
+	idem_store_spi_begin(&saved);
+	PushActiveSnapshot(GetTransactionSnapshot());
+	locked = lock_due(*low, now, max_rows, places);
+	PopActiveSnapshot();
+	qsort(places, locked, sizeof(IdemPlace), idem_store_parts_compare);
+	for (i = 1; i <= locked; i++)
+	{
+		if (i < locked && places[i].table == places[begin].table)
+			continue;
+		rows += delete_places(&places[begin], i - begin, low, count);
+		begin = i;
+	}
+	idem_store_spi_end(&saved);
+	return rows;
+}
+
+/*
+ * idem_sql_sweep
+ *		idem_store_sweep in the SQL way.
+ *
+ * Rows are locked one by one, without waiting, before a statement removes
+ * them: FOR UPDATE SKIP LOCKED can wait after all, for the next version of a
+ * row whose update commits while it looks (heap_lock_updated_tuple), and was
+ * seen in a deadlock with idem_dedupe.  Spec: sweep-changed; t/018, t/026.
+ */
+int64
+idem_sql_sweep(IdemStore *store, TimestampTz *low, TimestampTz now,
+			   int64 max_rows, IdemSweepCount count)
+{
+	int			room = (int) Min(max_rows, SWEEP_ROOM);
+	IdemPlace  *places;
+	int64		rows = 0;
+	int64		wanted;
+	int64		some;
+
+	if (!idem_store_parts_lock())
+		return 0;
+	places = palloc(sizeof(IdemPlace) * room);
+	do
+	{
+		wanted = Min(max_rows - rows, room);
+		some = sweep_some(low, now, (int) wanted, places, count);
+		rows += some;
+	} while (some == wanted && rows < max_rows);
+	pfree(places);
+	return rows;
+}
