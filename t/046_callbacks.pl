@@ -69,7 +69,7 @@ foreach my $case ([ 'relation', 'Relcache' ], [ 'catalog', 'Syscache' ])
 {
 	my ($kind, $name) = @$case;
 	my @calls = map { slurp_file($_) =~ /CacheRegister${name}Callback\((\w+)/g }
-	  glob "$source/src/*.c";
+	  glob "$source/src/*/*.c";
 	my %seen;
 
 	is(scalar(@calls), 1, 'relation: registered in one place')

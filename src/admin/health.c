@@ -92,6 +92,7 @@ find_relations(Datum *all, Datum *append_only)
 	Oid			origin = get_relname_relid("idempotency_audit_origin",
 										   catalog->namespace);
 
+	/* which somebody may have detached */
 	log = list_append_unique_oid(log, catalog->audit_default);
 	log = lappend_oid(log, catalog->audit_seals);
 	relations = lappend_oid(relations, catalog->policies);
@@ -151,6 +152,7 @@ idem_health_ask(IdemHealthUser user, const char *sql, TimestampTz at,
 	char	   *detail;
 	int			code;
 
+	/* with a pinned search_path: what a user made is bound to no operator */
 	idem_store_spi_begin_as(&saved, get_user(user));
 	find_relations(&values[0], &values[1]);
 	values[2] = ObjectIdGetDatum(idem_catalog()->namespace);
@@ -334,6 +336,8 @@ idem_health(PG_FUNCTION_ARGS)
 	int			i;
 
 	InitMaterializedSRF(fcinfo, 0);
+
+	/* after an error, which only a cancel is, the abort takes them back */
 	level = pin_settings();
 	if (!RecoveryInProgress())
 		idem_databases_know();

@@ -172,14 +172,15 @@ has_job(bool late, IdemHealthAnswer *answer)
 	return sweeps && jobs.ok;
 }
 
-/*
- * Whether a key is due that nobody is known to remove.  Without preload
- * nothing is known of calls.  Who is no superuser does not see the jobs of
- * others, and a standby not what its primary does: there only the time tells.
- */
+/* Whether a key is due that nobody is known to remove. */
 static bool
 is_late(void)
 {
+	/*
+	 * Who is no superuser does not see the jobs of others, and a standby not
+	 * what its primary does: there, and where somebody calls us, only the
+	 * time tells.  Without preload nothing is known of calls.
+	 */
 	bool		unsure = is_swept() || RecoveryInProgress() ||
 	(has_cron() && !superuser());
 

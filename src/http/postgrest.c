@@ -112,10 +112,7 @@ check_handler(Oid handler)
 				 errhint("Let it return json, jsonb or idem_response, or call idem_run().")));
 }
 
-/*
- * Who sends the request, or NULL.  An empty text is nobody.  Nor is a claim
- * "sub" that is not a string (RFC 7519): 42 and "42" would be one principal.
- */
+/* Who sends the request, or NULL; an empty text is nobody. */
 static text *
 find_principal(FunctionCallInfo fcinfo)
 {
@@ -136,6 +133,7 @@ find_principal(FunctionCallInfo fcinfo)
 		{
 			IdemPair   *pair = lfirst(cell);
 
+			/* no string (RFC 7519): 42 and "42" would be one principal */
 			if (strcmp(pair->name, "sub") == 0)
 				principal = !pair->is_string || pair->in_list ? NULL :
 					cstring_to_text(pair->value);
@@ -218,11 +216,7 @@ answer_bad_request(const char *code, int status)
 	return answer_problem(code, status, &headers);
 }
 
-/*
- * The answer of idem_run; NULL: without a body, or with an empty one.  A body
- * that is no JSON cannot be an answer: 22023, and the handler's work is undone
- * with it; of a replay, which other means than ours have stored, that is said.
- */
+/* The answer of idem_run; NULL: without a body, or with an empty one. */
 static text *
 answer_result(const IdemResultHttp *result)
 {
@@ -238,6 +232,12 @@ answer_result(const IdemResultHttp *result)
 	has_body = result->body != NULL && VARSIZE_ANY_EXHDR(result->body) > 0;
 	if (has_body)
 		body = idem_result_json(result->body);
+
+	/*
+	 * A body that is no JSON cannot be an answer.  Of a replay, which other
+	 * means than ours have stored, that is said; the work of a handler that
+	 * makes one is undone by an error.
+	 */
 	if (has_body && body == NULL && result->replayed)
 		return answer_problem("idempotency_answer_unreadable", 500, &headers);
 	if (has_body && body == NULL)
@@ -274,6 +274,11 @@ answer_request(FunctionCallInfo fcinfo, const HttpRequest *request)
 	idem_policy_get(text_to_cstring(run.policy), &policy);
 	if (principal == NULL)
 		return answer_bad_request("principal_missing", 401);
+
+	/*
+	 * Here, and not in idem_run: it would raise, and roll back what the API
+	 * function did before.
+	 */
 	fault = find_key(request, &policy, &run.key);
 	if (fault != NULL)
 		return answer_bad_request(fault, 400);

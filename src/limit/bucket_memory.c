@@ -73,7 +73,7 @@ attach(const IdemBucketsHead *its_head, void *area)
 										   its_head->partitions);
 	memory->chains = (int *) (memory->entries + buckets);
 	memory->shares = (char *) memory->chains + MAXALIGN(buckets * sizeof(int));
-	memory->head = its_head;
+	memory->head = its_head;	/* the last: idem_buckets_exist() goes by it */
 }
 
 static void
@@ -139,9 +139,7 @@ start(void *memory, LWLock *lock, bool found)
 }
 
 /*
- * Not preloaded: two segments, since the size of the second is as the creator
- * of the first has it, whatever max_buckets is now.  Nothing may throw while
- * they are being made.
+ * Not preloaded: two segments.
  */
 
 static void
@@ -167,6 +165,7 @@ attach_segments(void)
 {
 	void	   *memory;
 
+	/* here, since nothing may throw while a segment is being made */
 	make_seed();
 	segment_head = idem_compat_named_segment(SEGMENT_HEAD,
 											 sizeof(IdemBucketsHead),
@@ -174,6 +173,11 @@ attach_segments(void)
 	if (segment_head == NULL)
 		return;
 	idem_compat_register_tranche(segment_head->tranche, TRANCHE);
+
+	/*
+	 * The size is as the creator of the head has planned it: max_buckets may
+	 * be another one here, or now (t/051_throttle_flood.pl).
+	 */
 	memory = idem_compat_named_segment(SEGMENT_BUCKETS,
 									   measure_memory(segment_head),
 									   init_buckets_segment);
