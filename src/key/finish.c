@@ -4,12 +4,7 @@
  *	  What the holder of a claim does with it, and the operator with any key.
  *
  * Every function but idem_lookup takes the row FOR UPDATE and waits for it:
- * nothing is decided on a row that may still change.  A finished one does
- * not: repeating its finish takes no lock.  The
- * token is compared before anything else is, so that a holder whose lease was
- * taken over can neither finish nor learn.
- *
- * Specs: claim-takeover, finish-savepoint, finish-prepared.
+ * nothing is decided on a row that may still change.
  *
  *-------------------------------------------------------------------------
  */
@@ -84,15 +79,16 @@ hold(IdemHeld *held)
 	return true;
 }
 
-/*
- * The row for a finish, which may be a repetition: a finished row never
- * changes, so it is compared as it is read, and nothing is written.  Looked
- * for only while the transaction has no id, as when it has done nothing else;
- * afterwards a lock costs less than a look.
- */
+/* The row for a finish, which may be a repetition. */
 static bool
 hold_or_read_finished(IdemHeld *held)
 {
+	/*
+	 * A finished row never changes, so it is compared as it is read, and
+	 * nothing is locked or written.  That is looked for only while the
+	 * transaction has no id, as when it has done nothing else: afterwards a
+	 * lock costs less than a look.
+	 */
 	if (TransactionIdIsValid(GetTopTransactionIdIfAny()) ||
 		!idem_store_read(&held->store, &held->id, &held->row) ||
 		!idem_decide_is_finished(held->row.state))
@@ -256,6 +252,13 @@ finish(FunctionCallInfo fcinfo, IdemState state)
 	if (!hold_or_read_finished(&held) ||
 		held.row.state == IDEM_STATE_RELEASED)
 		raise_no_claim(&held);
+
+	/*
+	 * The token before anything else: a holder whose lease was taken over can
+	 * neither finish nor learn what the newer one has stored.  The row is
+	 * locked, so a take-over is either before this or after the finish.
+	 * Specs: claim-takeover, claim-takeover-open.
+	 */
 	require_token(&held, read_token(fcinfo, ARG_TOKEN));
 	if (state == IDEM_STATE_COMPLETED)
 		state = completed_state(&held, answer.status);
@@ -320,6 +323,8 @@ idem_extend(PG_FUNCTION_ARGS)
 	require_claim(fcinfo, &held, read_token(fcinfo, 2));
 	idem_lifetime_lease(&held.policy, &held.row, idem_xact_now(), lease);
 	write_claim(&held, NULL);
+
+	/* the holder goes on working outside as if it had the longer lease */
 	ForceSyncCommit();
 	PG_RETURN_TIMESTAMPTZ(held.row.lease_until);
 }
@@ -358,9 +363,7 @@ IDEM_FUNCTION(idem_release);
  * idem_release(scope text, key text, token bigint) RETURNS boolean
  *		Give a claim up; false when the key is free already.
  *
- * The row stays, free, with its last token and attempt, until it expires: a
- * later claim gets a greater token.  Raises 22004, 22023, 25006, 40001,
- * 42501, ID001 (finished), ID002, ID012.
+ * Raises 22004, 22023, 25006, 40001, 42501, ID001 (finished), ID002, ID012.
  */
 Datum
 idem_release(PG_FUNCTION_ARGS)
@@ -378,6 +381,12 @@ idem_release(PG_FUNCTION_ARGS)
 	require_token(&held, read_token(fcinfo, 2));
 	if (row->state != IDEM_STATE_IN_PROGRESS)
 		raise_no_claim(&held);
+
+	/*
+	 * The row stays, with its token and attempt: a later claim gets a greater
+	 * token, and what the released holder still does is told apart.  Spec:
+	 * release-claim.
+	 */
 	row->state = IDEM_STATE_RELEASED;
 	row->owner = NULL;
 	row->fingerprint = NULL;
