@@ -34,8 +34,8 @@
  * insertion alone would be exact as well, but it cannot keep rivals off while
  * a handler runs, and each of many losers would leave a dead row.
  *
- * Specs: claim-two, claim-two-ends, claim-dedupe, direct-new-key and the other
- * direct-..., run-two, run-dedupe.
+ * Specs: claim-two, claim-two-ends, claim-dedupe, direct-new-key,
+ * direct-expired-key, direct-leased-key, run-two, run-dedupe.
  *
  *-------------------------------------------------------------------------
  */
