@@ -465,7 +465,8 @@ read_fingerprint(FunctionCallInfo fcinfo, IdemClaim *claim)
 		if (claim->fingerprint != NULL)
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("arguments \"request\" and \"fingerprint\" exclude each other")));
+					 errmsg("arguments \"request\" and \"fingerprint\" exclude each other"),
+					 errhint("Give the request, or the fingerprint that you computed of it.")));
 		claim->fingerprint =
 			idem_fingerprint_of(PG_GETARG_JSONB_P(ARG_REQUEST));
 	}
