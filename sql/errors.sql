@@ -1,6 +1,6 @@
 --
--- Misuse: each call gets its SQLSTATE and, but for a null argument, a hint, changes nothing, and its
--- message shows nothing of the key.
+-- Misuse: each call gets its SQLSTATE and, but for a null argument, a hint; it
+-- changes nothing, and its message shows nothing of the key.
 --
 CREATE SCHEMA regress_errors;
 CREATE FUNCTION regress_errors.handler(request jsonb) RETURNS json LANGUAGE sql AS
