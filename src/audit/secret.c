@@ -14,6 +14,7 @@
 
 #include "audit/seal.h"
 #include "base/args.h"
+#include "base/compat.h"
 #include "base/hmac.h"
 #include "idem.h"
 

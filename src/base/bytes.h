@@ -8,6 +8,8 @@
 #ifndef IDEM_BASE_BYTES_H
 #define IDEM_BASE_BYTES_H
 
+#include "base/compat.h"
+
 /* Bytes that may be absent: data is NULL then. */
 typedef struct IdemBytes
 {
