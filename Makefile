@@ -80,7 +80,9 @@ EXTENSION = idempotency
 DATA = idempotency--1.0.sql
 PGFILEDESC = "idempotency - requests that are safe to repeat"
 
-# Nothing leaves the library but what is marked for it.
+# Nothing leaves the library but what is marked for it.  From 16 on the server's
+# own makefiles and headers see to that; those of 15 hide nothing, and leave
+# PGDLLEXPORT empty, which fmgr.h marks the entry points with.
 PG_CFLAGS = -fvisibility=hidden
 PG_CPPFLAGS = -I$(srcdir) -I$(srcdir)/src \
 	-DPGDLLEXPORT='__attribute__((visibility("default")))'

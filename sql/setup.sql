@@ -44,7 +44,7 @@ BEGIN
 END
 $$;
 
--- And whether it has a hint.
+-- And whether it has a hint; a null argument says all by itself.
 CREATE FUNCTION regress.error_of(sql text)
 RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
@@ -56,6 +56,7 @@ BEGIN
 	EXCEPTION WHEN OTHERS THEN
 		GET STACKED DIAGNOSTICS hint = PG_EXCEPTION_HINT;
 		RETURN CASE SQLSTATE WHEN 'P9999' THEN 'no error'
+			WHEN '22004' THEN SQLSTATE
 			ELSE SQLSTATE || CASE hint WHEN '' THEN ' without a hint' ELSE '' END END;
 	END;
 END

@@ -3,12 +3,13 @@
 # Scenario: the tree itself is read, and its objects.  A wing uses what is on a
 # lower floor and nothing else, by its #include lines as by the symbols of its
 # objects; no circle of headers; a header compiles by itself; each wing has a
-# README; files and functions stay short, and so do expected files; the list of
-# typedefs for scripts/indent is complete.  What leaves the library is in
-# t/011_versions.pl.
+# README; files and functions stay short, and so do expected files; a test that
+# is named exists; the list of typedefs for scripts/indent is complete.  What
+# leaves the library is in t/011_versions.pl.
 
 use strict;
 use warnings;
+use feature 'state';
 
 use FindBin;
 use PostgreSQL::Test::Utils;
@@ -189,6 +190,43 @@ is( join(' ',
 		map { s/^\Q$top\E\///r } sort glob "$top/expected/*"),
 	'',
 	'no expected file has more than 500');
+
+# The design tells where a fact is decided: file and names, each of them there.
+foreach (slurp_file("$top/doc/design.md") =~
+	/^\|[^|]+\| `(\w+\/\w+\.[ch])` \|([^|]*)\|$/gm)
+{
+	state $file;
+	if (m{/}) { $file = $_; next; }
+	my $code = $source{"src/$file"} // '';
+	my @missing = grep { $code !~ /\b$_\b/ } /`(\w+)`/g;
+	ok($code ne '' && !@missing, "doc/design.md: $file @missing");
+}
+
+# A test that a comment, a README or a document names is there.
+my %named;
+
+foreach my $file (
+	(keys %source),
+	map { s/^\Q$top\E\///r } glob "$top/*.md $top/src/*/*.md $top/doc/*.md")
+{
+	my $text = slurp_file("$top/$file");
+
+	$named{$_} = $file foreach $text =~ m{\b(?:specs|sql)/[\w-]+\b(?!\*|-)}g;
+	$named{$_} = $file foreach $text =~ m{\bt/\d{3}_\w+}g;
+	next if $file !~ /\.[ch]$/;
+	while ($text =~ m{\bSpecs?: ([^.;]*)}g)
+	{
+		$named{"specs/$_"} = $file
+		  foreach grep { /-/ } map { s/^[\s*]+|[\s*]+$//gr } split /,|\band\b|\bof\b/, $1;
+	}
+}
+is( join(', ',
+		map { "$_ ($named{$_})" }
+		grep {
+			!-e "$top/$_" && !-e "$top/$_.spec" && !-e "$top/$_.sql" && !-e "$top/$_.pl"
+		} sort keys %named),
+	'',
+	'each test that is named exists');
 
 # pgindent takes a word for a type only when it is listed.
 my %typedefs;

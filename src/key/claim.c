@@ -3,29 +3,7 @@
  * claim.c
  *	  Claiming a key: from what is asked to what is decided.
  *
- * Owns the loop around the decision table.  A row that exists is decided
- * upon by a plain read where the outcome lets nobody work, and under FOR
- * UPDATE where it does: a new claim, and the repetition of one's own.  Who may
- * run when:
- *
- *	- Two claimers of a new key: the first has the key lock or, in the direct
- *	  way, an uncommitted row; the second finds that and waits or answers
- *	  in_progress without writing anything.
- *	- A rival without a key lock (idem_dedupe) inserts between our read and our
- *	  insert: that says so, and the loop reads again with a new snapshot, which
- *	  sees the row if its writer has committed.
- *	- The sweep removes the row between our read and our lock: the claim is
- *	  fresh.
- *	- The holder finishes between our read and our lock: its repeated claim is
- *	  decided on again, and is a replay.
- *	- REPEATABLE READ and above: what the snapshot cannot see is 40001, in the
- *	  insert or in the locking read, or while we wait; nothing here catches it.
- *
- * Specs: claim-two, claim-sweep, claim-takeover, claim-isolation, claim-same,
- * claim-wait.
- *
- * Every turn of the loop waits, or has seen a row come or go; turns of the
- * second kind are bounded, then 40001.
+ * Owns the loop around the decision table; README.md tells who may run when.
  *
  *-------------------------------------------------------------------------
  */
@@ -36,7 +14,6 @@
 #include "miscadmin.h"
 #include "storage/latch.h"
 #include "utils/builtins.h"
-#include "utils/wait_event.h"
 
 #include "audit/log.h"
 #include "base/args.h"
@@ -79,9 +56,8 @@ idem_claim_too_many_tries(const IdemKey *id)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
-			 errmsg("could not decide on key %s in scope %s: its row kept changing",
-					idem_digest_log_id(id->key),
-					idem_digest_log_id(id->scope)),
+			 errmsg("could not decide on %s: its row kept changing",
+					idem_digest_key(id)),
 			 errhint("Repeat the whole transaction with the same key; if it happens again and again, see idem_health().")));
 }
 
@@ -153,11 +129,7 @@ decide_unseen(IdemClaim *claim)
 	claim->decision.outcome = IDEM_OUTCOME_IN_PROGRESS;
 }
 
-/*
- * Sleep a little before the next look; false when the time to wait is over.
- * Sleeping and not waiting for the rival's lock, since the wait must end at
- * its own time without an error and without a timer of the caller's.
- */
+/* Sleep a little before the next look; false when the time to wait is over. */
 static bool
 wait_a_little(IdemClaim *claim, long *delay)
 {
@@ -170,10 +142,16 @@ wait_a_little(IdemClaim *claim, long *delay)
 	left = claim->wait - (int64) INSTR_TIME_GET_MICROSEC(now);
 	if (left <= 0)
 		return false;
+
+	/*
+	 * Sleep, and do not wait for the rival's lock: that wait would end by
+	 * lock_timeout, with an error, or by a timer which may be the caller's.
+	 * The first looks come quickly, since most rivals are about to commit.
+	 */
 	sleep = Min(*delay, (left + 999) / 1000);
 	claim->waited = true;
 	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-					 sleep, PG_WAIT_EXTENSION);
+					 sleep, idem_compat_wait_event("IdempotencyClaim"));
 	ResetLatch(MyLatch);
 	CHECK_FOR_INTERRUPTS();
 	*delay = Min(*delay * 2, MAX_DELAY_MS);
@@ -261,6 +239,14 @@ take(IdemClaim *claim, bool check_new)
 
 	if (taken == IDEM_STORE_BUSY || taken == IDEM_STORE_CHANGED)
 		return taken;
+
+	/*
+	 * The row is locked now, and may be another version than was read, or
+	 * have come since: its holder has finished, or somebody has taken it
+	 * over, or the sweep has it.  So what was read decides nothing, and even
+	 * one's own claim may have become a replay.  Specs: claim-same,
+	 * claim-takeover, claim-sweep.
+	 */
 	if (claim->found || taken == IDEM_STORE_ROW)
 	{
 		claim->found = taken == IDEM_STORE_ROW;
@@ -268,17 +254,19 @@ take(IdemClaim *claim, bool check_new)
 	}
 	if (must_take(claim))
 		return taken;
+
+	/* nobody is to be kept off by one who has nothing to write */
 	idem_store_drop(&claim->store);
 	return claim->decision.verdict == IDEM_WAIT ? IDEM_STORE_CHANGED : taken;
 }
 
-/*
- * The snapshot of a transaction shows the same row for ever: whoever waits for
- * it to change is told so by 40001.  Spec: claim-same.
- */
 static void
 require_current(IdemClaim *claim)
 {
+	/*
+	 * The snapshot of a transaction shows the same row for ever: whoever
+	 * waits for it to change is told so by 40001.  Spec: claim-same-wait.
+	 */
 	if (claim->wait > 0 && claim->found && IsolationUsesXactSnapshot())
 		idem_store_require_current(&claim->store, &claim->id, &claim->row);
 }
@@ -302,6 +290,11 @@ idem_claim_decide(IdemClaim *claim, bool check_new)
 	{
 		IdemStoreTaken taken;
 
+		/*
+		 * An idem_run of this very transaction has no row yet, and its key
+		 * lock would be given to us again.  Waiting for it would be waiting
+		 * for ourselves.  Spec: run-nested.
+		 */
 		if (idem_xact_is_running(&claim->id))
 		{
 			decide_unseen(claim);
@@ -317,8 +310,19 @@ idem_claim_decide(IdemClaim *claim, bool check_new)
 				continue;
 			break;
 		}
+
+		/*
+		 * Whatever lets nobody work is answered from a plain read: no lock,
+		 * no transaction id, no WAL.
+		 */
 		if (!must_take(claim))
 			break;
+
+		/*
+		 * Two claimers who both read nothing, or the same row, come this far;
+		 * one of them gets it.  The other is told BUSY, and has written
+		 * nothing.  Specs: claim-two, claim-two-ends.
+		 */
 		taken = take(claim, check_new);
 		if (taken == IDEM_STORE_BUSY)
 		{
@@ -329,6 +333,8 @@ idem_claim_decide(IdemClaim *claim, bool check_new)
 		}
 		if (taken != IDEM_STORE_CHANGED)
 			break;
+
+		/* a row came or went: that is progress of somebody's, but not ours */
 		if (++tries == IDEM_MAX_TRIES)
 			idem_claim_too_many_tries(&claim->id);
 	}
@@ -398,6 +404,8 @@ idem_claim_fill(IdemClaim *claim)
 	policy = &claim->row_policy;
 	row->state = IDEM_STATE_IN_PROGRESS;
 	row->attempt = claim->decision.attempt;
+
+	/* whatever the clock does, and whoever had the key before, it grows */
 	row->token = idem_xact_token(claim->now, claim->found ? last.token : 0);
 	row->claim_xid = U64FromFullTransactionId(GetTopFullTransactionId());
 	row->finished_at = DT_NOBEGIN;
@@ -512,8 +520,15 @@ make_claim(IdemClaim *claim)
 		if (!idem_claim_granted(claim))
 			return claim->decision.outcome;
 		idem_claim_start(claim);
+
+		/*
+		 * A writer without the key lock, an idem_dedupe or somebody's INSERT,
+		 * may have been first after all.  Its row decides, which a new
+		 * snapshot shows if it has committed.  Spec: claim-dedupe.
+		 */
 		if (write_claim(claim))
 		{
+			/* if it commits like this, that must survive a crash */
 			idem_xact_opened();
 			idem_claim_audit(claim);
 			return IDEM_OUTCOME_CLAIMED;

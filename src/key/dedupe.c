@@ -3,13 +3,10 @@
  * dedupe.c
  *	  The inbox of a message consumer: many keys in one call.
  *
- * Takes no key lock.  Keys are settled in one global order, that of their
- * bytes, each before the next: runs of new ones are inserted by one statement
- * in that order, and one whose time is over is claimed afresh when it comes to
- * it.  A call never waits for a key below one that it has written, so two
- * calls cannot wait for one another; a key that would need it, since a rival
- * wrote it and its row was gone again before we looked, is 40001.
- * Specs: dedupe-order, dedupe-sweep, dedupe-late.
+ * Takes no key lock: there may be a hundred thousand keys.  They are settled in
+ * one global order, that of their bytes, each before the next, and a call never
+ * waits for a key below one that it has written.  So two calls cannot wait for
+ * one another.
  *
  *-------------------------------------------------------------------------
  */
@@ -275,6 +272,7 @@ settle_row(IdemDedupe *dedupe, DedupeKey *key, const IdemRow *old)
 	IdemKey		id = id_of(dedupe, key);
 	IdemRow		row = dedupe->claim.row;
 
+	/* it was free when we looked; the lock may have been waited for since */
 	row.attempt = free_attempt(old->state, old->attempt, old->expires_at,
 							   old->purge_at, old->policy);
 	if (row.attempt == 0)
@@ -289,10 +287,7 @@ settle_row(IdemDedupe *dedupe, DedupeKey *key, const IdemRow *old)
 	settle(dedupe, key, &row);
 }
 
-/*
- * Settle a key that is out of order: higher ones have been written.  So it
- * must not be waited for.
- */
+/* Settle a key that is out of order: higher ones have been written. */
 static void
 settle_late(IdemDedupe *dedupe, DedupeKey *key)
 {
@@ -301,6 +296,11 @@ settle_late(IdemDedupe *dedupe, DedupeKey *key)
 	IdemRow		old;
 	int			tries;
 
+	/*
+	 * A rival may hold this key and wait for one that we have written:
+	 * waiting for it could be a deadlock.  If it cannot be had at once, all
+	 * is to be done again.  Spec: dedupe-late.
+	 */
 	for (tries = 0; tries < IDEM_MAX_TRIES; tries++)
 	{
 		taken = idem_store_try_lock(&dedupe->claim.store, &id, &old);
@@ -321,17 +321,19 @@ settle_late(IdemDedupe *dedupe, DedupeKey *key)
 	raise_kept_changing(dedupe, key);
 }
 
-/*
- * Settle a run of new keys.  Those that a rival was faster with have a row
- * now, or had one, that expired, was released, forgotten or swept before we
- * looked.
- */
+/* Settle a run of new keys. */
 static void
 settle_new(IdemDedupe *dedupe, DedupeKey *keys, int nkeys)
 {
 	int			i;
 
 	insert_new(dedupe, keys, nkeys);
+
+	/*
+	 * Those that a rival was faster with have a row now, or had one, that has
+	 * expired, or was released, forgotten or swept before this look.  Specs:
+	 * dedupe-order, dedupe-sweep.
+	 */
 	look(dedupe, keys, nkeys);
 	for (i = 0; i < nkeys; i++)
 		if (keys[i].state != DEDUPE_SETTLED)
@@ -349,6 +351,7 @@ settle_free(IdemDedupe *dedupe, DedupeKey *key)
 	{
 		IdemRow		old;
 
+		/* may be waited for: no key above it has been written */
 		if (idem_store_lock(&dedupe->claim.store, &id, &old))
 		{
 			settle_row(dedupe, key, &old);

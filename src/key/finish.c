@@ -4,20 +4,15 @@
  *	  What the holder of a claim does with it, and the operator with any key.
  *
  * Every function but idem_lookup takes the row FOR UPDATE and waits for it:
- * nothing is decided on a row that may still change.  A finished one does
- * not: repeating its finish takes no lock.  The
- * token is compared before anything else is, so that a holder whose lease was
- * taken over can neither finish nor learn.
- *
- * Specs: claim-takeover, finish-savepoint, finish-prepared.
+ * nothing is decided on a row that may still change.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
 #include "access/xact.h"
-#include "catalog/pg_type.h"
 #include "fmgr.h"
+#include "utils/lsyscache.h"
 #include "utils/timestamp.h"
 
 #include "audit/log.h"
@@ -84,15 +79,16 @@ hold(IdemHeld *held)
 	return true;
 }
 
-/*
- * The row for a finish, which may be a repetition: a finished row never
- * changes, so it is compared as it is read, and nothing is written.  Looked
- * for only while the transaction has no id, as when it has done nothing else;
- * afterwards a lock costs less than a look.
- */
+/* The row for a finish, which may be a repetition. */
 static bool
 hold_or_read_finished(IdemHeld *held)
 {
+	/*
+	 * A finished row never changes, so it is compared as it is read, and
+	 * nothing is locked or written.  That is looked for only while the
+	 * transaction has no id, as when it has done nothing else: afterwards a
+	 * lock costs less than a look.
+	 */
 	if (TransactionIdIsValid(GetTopTransactionIdIfAny()) ||
 		!idem_store_read(&held->store, &held->id, &held->row) ||
 		!idem_decide_is_finished(held->row.state))
@@ -107,9 +103,8 @@ raise_no_claim(const IdemHeld *held)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_IDEM_NO_CLAIM),
-			 errmsg("no claim in progress for key %s in scope %s",
-					idem_digest_log_id(held->id.key),
-					idem_digest_log_id(held->id.scope)),
+			 errmsg("no claim in progress for %s",
+					idem_digest_key(&held->id)),
 			 errhint("Claim the key first; a rolled-back transaction or savepoint takes its claim with it.")));
 }
 
@@ -130,9 +125,8 @@ require_token(const IdemHeld *held, int64 token)
 	idem_refusals_note(IDEM_REFUSAL_LOST, &held->id, &held->policy);
 	ereport(ERROR,
 			(errcode(ERRCODE_IDEM_CLAIM_LOST),
-			 errmsg("the claim on key %s in scope %s is not the caller's",
-					idem_digest_log_id(held->id.key),
-					idem_digest_log_id(held->id.scope)),
+			 errmsg("the claim on %s is not the caller's",
+					idem_digest_key(&held->id)),
 			 token == NO_TOKEN ?
 			 errhint("Give the token of the claim, or finish in the transaction that made it: with autocommit, each statement is a transaction of its own.") :
 			 errhint("The token is stale: the lease ended and another caller has taken the key over.")));
@@ -162,9 +156,20 @@ write_claim(IdemHeld *held, const char *action)
 		idem_audit_transition(action, &held->id, &held->row);
 }
 
+/* The type of the response: there is a function in SQL for each. */
+static Oid
+response_type(FunctionCallInfo fcinfo)
+{
+	Oid		   *types;
+	int			nargs;
+
+	(void) get_func_signature(fcinfo->flinfo->fn_oid, &types, &nargs);
+	return types[ARG_RESPONSE];
+}
+
 /* The answer in the arguments; 22004, 22023, 22P02, ID008. */
 static void
-read_answer(FunctionCallInfo fcinfo, Oid type, IdemAnswer *answer)
+read_answer(FunctionCallInfo fcinfo, IdemAnswer *answer)
 {
 	idem_args_require(fcinfo, ARG_STATUS_CODE, "status_code");
 	idem_answer_init(answer, PG_GETARG_INT32(ARG_STATUS_CODE));
@@ -175,7 +180,8 @@ read_answer(FunctionCallInfo fcinfo, Oid type, IdemAnswer *answer)
 	if (!PG_ARGISNULL(ARG_CONTENT_TYPE))
 		idem_answer_set_content_type(answer,
 									 PG_GETARG_TEXT_PP(ARG_CONTENT_TYPE));
-	idem_answer_set_body(answer, PG_GETARG_DATUM(ARG_RESPONSE), type);
+	idem_answer_set_body(answer, PG_GETARG_DATUM(ARG_RESPONSE),
+						 response_type(fcinfo));
 }
 
 /*
@@ -191,9 +197,8 @@ completed_state(const IdemHeld *held, int status)
 	if (held->own)
 		ereport(ERROR,
 				(errcode(ERRCODE_IDEM_WOULD_FREE),
-				 errmsg("status %d would free key %s in scope %s and keep the work of this transaction",
-						status, idem_digest_log_id(held->id.key),
-						idem_digest_log_id(held->id.scope)),
+				 errmsg("status %d would free %s and keep the work of this transaction",
+						status, idem_digest_key(&held->id)),
 				 errhint("Roll the transaction back, or undo the work and call idem_fail().")));
 	return IDEM_STATE_RETRYABLE;
 }
@@ -215,9 +220,8 @@ require_same(const IdemHeld *held, const IdemAnswer *answer, IdemState state)
 		!idem_answer_is_stored(answer, &held->row))
 		ereport(ERROR,
 				(errcode(ERRCODE_IDEM_FINISHED),
-				 errmsg("key %s in scope %s is already finished, with another answer",
-						idem_digest_log_id(held->id.key),
-						idem_digest_log_id(held->id.scope)),
+				 errmsg("%s is already finished, with another answer",
+						idem_digest_key(&held->id)),
 				 errhint("Get the stored answer with idem_lookup().")));
 }
 
@@ -237,17 +241,24 @@ store_answer(IdemHeld *held, IdemAnswer *answer, IdemState state)
 
 /* Store an answer; the state is COMPLETED or one of the failed ones. */
 static Datum
-finish(FunctionCallInfo fcinfo, Oid type, IdemState state)
+finish(FunctionCallInfo fcinfo, IdemState state)
 {
 	IdemHeld	held;
 	IdemAnswer	answer;
 
-	read_answer(fcinfo, type, &answer);
+	read_answer(fcinfo, &answer);
 	idem_args_require_writable();
 	begin(fcinfo, &held);
 	if (!hold_or_read_finished(&held) ||
 		held.row.state == IDEM_STATE_RELEASED)
 		raise_no_claim(&held);
+
+	/*
+	 * The token before anything else: a holder whose lease was taken over can
+	 * neither finish nor learn what the newer one has stored.  The row is
+	 * locked, so a take-over is either before this or after the finish.
+	 * Specs: claim-takeover, claim-takeover-open.
+	 */
 	require_token(&held, read_token(fcinfo, ARG_TOKEN));
 	if (state == IDEM_STATE_COMPLETED)
 		state = completed_state(&held, answer.status);
@@ -259,80 +270,34 @@ finish(FunctionCallInfo fcinfo, Oid type, IdemState state)
 	return return_expiry(fcinfo, &held.row);
 }
 
-static Datum
-fail(FunctionCallInfo fcinfo, Oid type)
-{
-	idem_args_require(fcinfo, ARG_RETRYABLE, "retryable");
-	return finish(fcinfo, type, PG_GETARG_BOOL(ARG_RETRYABLE) ?
-				  IDEM_STATE_RETRYABLE : IDEM_STATE_FAILED);
-}
+IDEM_FUNCTION(idem_complete);
 
 /*
  * idem_complete(scope, key, response {text|json|jsonb|bytea}, status_code,
  *				 headers, content_type, token) RETURNS timestamptz
  *		Store the answer of a claim; returns when it expires, null for never.
  *
- * idem_fail(the same, retryable boolean) RETURNS timestamptz
- *		Store its failure.
- *
- * Raise 22004, 22023, 22P02, 25006, 40001, 42501, ID001, ID002, ID003, ID008,
- * ID010, ID012.  Hold the key lock and the row to the end of the transaction.
+ * Raises 22004, 22023, 22P02, 25006, 40001, 42501, ID001, ID002, ID003, ID008,
+ * ID010, ID012.  Holds the key lock and the row to the end of the transaction.
  */
-IDEM_FUNCTION(idem_complete_text);
-IDEM_FUNCTION(idem_complete_json);
-IDEM_FUNCTION(idem_complete_jsonb);
-IDEM_FUNCTION(idem_complete_bytea);
-IDEM_FUNCTION(idem_fail_text);
-IDEM_FUNCTION(idem_fail_json);
-IDEM_FUNCTION(idem_fail_jsonb);
-IDEM_FUNCTION(idem_fail_bytea);
-
 Datum
-idem_complete_text(PG_FUNCTION_ARGS)
+idem_complete(PG_FUNCTION_ARGS)
 {
-	return finish(fcinfo, TEXTOID, IDEM_STATE_COMPLETED);
+	return finish(fcinfo, IDEM_STATE_COMPLETED);
 }
 
-Datum
-idem_complete_json(PG_FUNCTION_ARGS)
-{
-	return finish(fcinfo, JSONOID, IDEM_STATE_COMPLETED);
-}
+IDEM_FUNCTION(idem_fail);
 
+/*
+ * idem_fail(as idem_complete, retryable boolean) RETURNS timestamptz
+ *		Store the failure of a claim.
+ */
 Datum
-idem_complete_jsonb(PG_FUNCTION_ARGS)
+idem_fail(PG_FUNCTION_ARGS)
 {
-	return finish(fcinfo, JSONBOID, IDEM_STATE_COMPLETED);
-}
-
-Datum
-idem_complete_bytea(PG_FUNCTION_ARGS)
-{
-	return finish(fcinfo, BYTEAOID, IDEM_STATE_COMPLETED);
-}
-
-Datum
-idem_fail_text(PG_FUNCTION_ARGS)
-{
-	return fail(fcinfo, TEXTOID);
-}
-
-Datum
-idem_fail_json(PG_FUNCTION_ARGS)
-{
-	return fail(fcinfo, JSONOID);
-}
-
-Datum
-idem_fail_jsonb(PG_FUNCTION_ARGS)
-{
-	return fail(fcinfo, JSONBOID);
-}
-
-Datum
-idem_fail_bytea(PG_FUNCTION_ARGS)
-{
-	return fail(fcinfo, BYTEAOID);
+	idem_args_require(fcinfo, ARG_RETRYABLE, "retryable");
+	return finish(fcinfo, PG_GETARG_BOOL(ARG_RETRYABLE) ?
+				  IDEM_STATE_RETRYABLE : IDEM_STATE_FAILED);
 }
 
 IDEM_FUNCTION(idem_extend);
@@ -358,6 +323,8 @@ idem_extend(PG_FUNCTION_ARGS)
 	require_claim(fcinfo, &held, read_token(fcinfo, 2));
 	idem_lifetime_lease(&held.policy, &held.row, idem_xact_now(), lease);
 	write_claim(&held, NULL);
+
+	/* the holder goes on working outside as if it had the longer lease */
 	ForceSyncCommit();
 	PG_RETURN_TIMESTAMPTZ(held.row.lease_until);
 }
@@ -396,9 +363,7 @@ IDEM_FUNCTION(idem_release);
  * idem_release(scope text, key text, token bigint) RETURNS boolean
  *		Give a claim up; false when the key is free already.
  *
- * The row stays, free, with its last token and attempt, until it expires: a
- * later claim gets a greater token.  Raises 22004, 22023, 25006, 40001,
- * 42501, ID001 (finished), ID002, ID012.
+ * Raises 22004, 22023, 25006, 40001, 42501, ID001 (finished), ID002, ID012.
  */
 Datum
 idem_release(PG_FUNCTION_ARGS)
@@ -416,6 +381,12 @@ idem_release(PG_FUNCTION_ARGS)
 	require_token(&held, read_token(fcinfo, 2));
 	if (row->state != IDEM_STATE_IN_PROGRESS)
 		raise_no_claim(&held);
+
+	/*
+	 * The row stays, with its token and attempt: a later claim gets a greater
+	 * token, and what the released holder still does is told apart.  Spec:
+	 * release-claim.
+	 */
 	row->state = IDEM_STATE_RELEASED;
 	row->owner = NULL;
 	row->fingerprint = NULL;

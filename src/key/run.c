@@ -4,19 +4,8 @@
  *	  Claim, work and answer in one statement.
  *
  * The row of a new key is inserted after the handler, finished, so that an
- * execution writes one row version.  Until then:
- *
- *	- Rivals are kept off by the key lock; they wait, or answer in_progress.
- *	- A call for the same key from within the handler finds it in the chain of
- *	  running calls (idem_xact), since it could take the lock again.
- *	- A writer without a key lock (idem_dedupe) may insert the key meanwhile.
- *	  Our insert finds the row, in the SQL way when that writer has committed;
- *	  the work is then undone with the transaction, 40001.
- *
- * A row to be claimed again is locked before the handler and updated once
- * after it.  The handler runs as the caller, with the caller's search_path.
- *
- * Specs: run-two, run-claim, run-nested, run-dedupe.
+ * execution writes one row version; a row to be claimed again is locked before
+ * the handler and updated once after it.
  *
  *-------------------------------------------------------------------------
  */
@@ -125,12 +114,7 @@ prepare_handler(IdemRun *run)
 	fmgr_info(oid, &run->handler);
 }
 
-/*
- * Call the handler as the executor would, and make its answer.
- *
- * The snapshot is taken after the claim, for a STABLE handler, too: a rival
- * whose end the claim waited for must be visible to the work.
- */
+/* Call the handler as the executor would, and make its answer. */
 static void
 call_handler(IdemRun *run)
 {
@@ -139,6 +123,11 @@ call_handler(IdemRun *run)
 	PgStat_FunctionCallUsage usage;
 	Datum		result;
 
+	/*
+	 * A snapshot from after the claim, for a STABLE handler, too: what a
+	 * rival has written whose end the claim waited for must be visible to the
+	 * work. Spec: run-two.
+	 */
 	CommandCounterIncrement();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	InitFunctionCallInfoData(*call, &run->handler, 1, InvalidOid, NULL, NULL);
@@ -218,8 +207,7 @@ answer_error(IdemRun *run, const ErrorData *error)
 
 /*
  * on_error = 'record': the handler runs in a subtransaction, which is undone
- * when it fails or answers with a status that is not kept.  It is ended before
- * an error passes on: whoever catches that ends a subtransaction of his own.
+ * when it fails or answers with a status that is not kept.
  */
 static void
 run_recording(IdemRun *run)
@@ -242,6 +230,10 @@ run_recording(IdemRun *run)
 	}
 	PG_END_TRY();
 
+	/*
+	 * It is ended before an error passes on: whoever catches that ends a
+	 * subtransaction of his own.
+	 */
 	if (error == NULL && run->state == IDEM_STATE_COMPLETED)
 		ReleaseCurrentSubTransaction();
 	else
@@ -261,6 +253,10 @@ run_handler(IdemRun *run)
 {
 	IdemXactRun entry;
 
+	/*
+	 * no key lock tells the handler's own calls that this key is being worked
+	 * on
+	 */
 	idem_xact_push_run(&entry, &run->claim.id);
 	PG_TRY();
 	{
@@ -294,6 +290,13 @@ store(IdemRun *run)
 	idem_answer_store(&run->answer, &claim->row);
 	idem_lifetime_finish(&claim->row_policy, &claim->row, run->state,
 						 idem_xact_now());
+
+	/*
+	 * The key lock has kept off whoever asks for it, and the handler cannot
+	 * have claimed the key, which idem_xact says is running.  An idem_dedupe
+	 * asks for nothing: if its row is there, or is about to be, the work is
+	 * undone with the transaction, by 40001.  Specs: run-dedupe, run-nested.
+	 */
 	if (claim->found)
 		idem_store_update(&claim->store, &claim->id, &claim->row);
 	else
@@ -366,8 +369,14 @@ idem_run_execute(const IdemRunRequest *asked)
 	IdemOutcome outcome;
 
 	begin_run(&run, asked);
+
+	/*
+	 * It must be known before the handler that there is no row: there is no
+	 * looking again when the work is done.  The key lock stays, the table is
+	 * closed, since the handler may do anything to it.
+	 */
 	idem_claim_decide(&run.claim, true);
-	idem_store_close(&run.claim.store); /* the handler may do anything to it */
+	idem_store_close(&run.claim.store);
 	outcome = run.claim.decision.outcome;
 	if (idem_claim_granted(&run.claim))
 	{

@@ -3,39 +3,13 @@
  * direct.c
  *	  The direct way to the key table: by its access methods.
  *
- * For a table that whitelist.c has found to be as it was created.  Does
- * what the executor does for the same statements (nodeLockRows.c,
- * nodeModifyTable.c, execIndexing.c, execReplication.c): the same locks on
- * table and indexes, a fresh snapshot for each look where the isolation level
- * allows it, the command counter advanced before a look and after a write.
- * Every look ends with a read under an MVCC snapshot, which takes the predicate
- * locks that SERIALIZABLE needs, but for a key that is inserted next.  Neither user nor search_path is
- * switched: nothing here calls anything that they could change.
- *
- * Nothing here waits for another transaction but where it is told to.  How a
- * new key is told from one that another transaction is just inserting:
- *
- *	- A claimer looks with an MVCC snapshot.  If it finds no row it takes the
- *	  key lock without waiting.  If the index had entries for the key it looks
- *	  again with a dirty snapshot, which names the transaction of an uncommitted
- *	  row; if there is none it inserts, and gives the lock back: from now on the
- *	  row itself tells rivals.  So most losers write nothing.
- *	- idem_run takes the lock before it looks, and keeps it while its handler
- *	  runs, since there is no row before that.
- *	- Whoever comes between look and insertion (another claimer before we had
- *	  the lock, idem_dedupe without it, somebody's INSERT) is found by the
- *	  index, which is told to report a conflict and not to wait
- *	  (UNIQUE_CHECK_PARTIAL): one of the two puts its entry there first, under
- *	  the lock of the index page, and the other takes its row back, which was
- *	  inserted speculatively.  That one looks again.
- *
- * The unique index alone decides; the lock only makes that a loser learns of
- * it before it has written anything, and that wait = 0 is exact.  Speculative
- * insertion alone would be exact as well, but it cannot keep rivals off while
- * a handler runs, and each of many losers would leave a dead row.
- *
- * Specs: claim-two, claim-two-ends, claim-dedupe, direct-new-key and the other
- * direct-..., run-two, run-dedupe.
+ * For a table that whitelist.c has passed.  Does what the executor does for the
+ * same statements (nodeLockRows.c, execReplication.c): the same locks on table
+ * and indexes, a fresh snapshot for each look where the isolation level allows
+ * it, the command counter advanced before a look and after a write.  Neither
+ * user nor search_path is switched: nothing here calls anything that they could
+ * change.  Nothing here waits for another transaction but where it is told to.
+ * README.md tells who may run when.
  *
  *-------------------------------------------------------------------------
  */
@@ -151,14 +125,7 @@ end_search(IdemProbe *probe, const IdemKey *id, bool *entries)
  * The row of a key under an MVCC snapshot, copied; NULL if there is none, and
  * then "entries" tells whether there may be one that the snapshot cannot see.
  *
- * Under SERIALIZABLE an index scan with an MVCC snapshot locks the page that it
- * reads against insertions, those of neighbouring keys among them.  Where there
- * is a row, its own predicate lock will do: a second one of the key cannot
- * come, and who removes this one meets that lock.  Where there is none and the
- * caller is going to "insert" the key, the unique index will do.  So the index
- * is scanned with a snapshot that locks nothing, its entries are fetched with
- * that of the transaction, and only who relies on a key's absence scans again.
- * Spec: claim-serializable.
+ * With "insert" the caller is going to insert the key if there is no row.
  */
 HeapTuple
 idem_direct_find(const IdemStore *store, const IdemKey *id, Snapshot snapshot,
@@ -170,6 +137,16 @@ idem_direct_find(const IdemStore *store, const IdemKey *id, Snapshot snapshot,
 	*entries = false;
 	if (IsolationIsSerializable())
 	{
+		/*
+		 * An index scan with an MVCC snapshot would lock the page that it
+		 * reads against insertions, those of neighbouring keys among them.
+		 * Where there is a row, its own predicate lock will do: a second one
+		 * of the key cannot come, and who removes this one meets that lock.
+		 * Where there is none and one is inserted next, the unique index will
+		 * do. So the index is scanned with a snapshot that locks nothing, and
+		 * only who relies on a key's absence scans again.  Spec:
+		 * claim-serializable.
+		 */
 		begin_probe(&probe, store, id, SnapshotAny);
 		probe.snapshot = snapshot;
 		tuple = end_search(&probe, id, entries);
@@ -234,15 +211,16 @@ read_now(IdemStore *store, const IdemKey *id, IdemRow *row)
 	return found;
 }
 
-/*
- * With check_new the key lock is taken before the look, if it can be had: where
- * there is no trace of the key then, nobody needs to look again.
- */
 static bool
 look(IdemStore *store, const IdemKey *id, bool check_new, IdemRow *row)
 {
 	bool		found;
 
+	/*
+	 * Where there is no trace of the key after the key lock was had, nobody
+	 * who asks for the lock can come in between, and nobody needs to look
+	 * again.
+	 */
 	store->locked = check_new && idem_store_lock_key(id, &store->tag, false);
 	(void) idem_direct_push_snapshot();
 	found = find_row(store, id, true, row, &store->absent);
@@ -273,6 +251,11 @@ lock_row(const IdemStore *store, const IdemKey *id, bool wait, IdemRow *row)
 		PopActiveSnapshot();
 		return IDEM_STORE_NEW;
 	}
+
+	/*
+	 * In READ COMMITTED the last version is followed to, and decided upon;
+	 * above, a row that has changed since the snapshot is 40001.
+	 */
 	slot = table_slot_create(store->keys, NULL);
 	result = table_tuple_lock(store->keys, &tuple->t_self, snapshot, slot,
 							  GetCurrentCommandId(false), LockTupleExclusive,
@@ -358,6 +341,8 @@ find_rival(const IdemStore *store, const IdemKey *id, bool wait)
 			return RIVAL_COMMITTED;
 		if (!wait)
 			return RIVAL_OPEN;
+
+		/* who inserts speculatively may take the row back before its end */
 		if (dirty.speculativeToken != 0)
 			SpeculativeInsertionWait(dirty.xmin, dirty.speculativeToken);
 		else
@@ -365,11 +350,6 @@ find_rival(const IdemStore *store, const IdemKey *id, bool wait)
 	}
 }
 
-/*
- * Without a row that can be seen an idem_run may be at the key, which gives the
- * key lock back when it has inserted one, or a claim that has not committed.
- * Whoever waits for that must not keep others off.  Spec: finish-unseen.
- */
 static bool
 hold(IdemStore *store, const IdemKey *id, IdemRow *row)
 {
@@ -377,6 +357,14 @@ hold(IdemStore *store, const IdemKey *id, IdemRow *row)
 
 	if (lock(store, id, row))
 		return true;
+
+	/*
+	 * No row that can be seen.  An idem_run may be at the key, which gives
+	 * the key lock back when it has inserted one, or a claim that has not
+	 * committed, which its row tells.  Wait for both; whoever waits must not
+	 * keep others off, so the lock goes back at once.  Specs: finish-unseen,
+	 * finish-unseen-run.
+	 */
 	(void) idem_store_lock_key(id, &tag, true);
 	idem_store_unlock_key(&tag);
 	if (find_rival(store, id, true) == RIVAL_COMMITTED &&
@@ -385,11 +373,6 @@ hold(IdemStore *store, const IdemKey *id, IdemRow *row)
 	return lock(store, id, row);
 }
 
-/*
- * A row that cannot be seen has an entry in the index.  If the look found
- * none, a rival may have inserted since, but not under our lock; where that
- * need not be known now, the insertion will tell.  Specs: claim-two, run-two.
- */
 static IdemStoreTaken
 take_new(IdemStore *store, const IdemKey *id, bool check_new)
 {
@@ -400,6 +383,13 @@ take_new(IdemStore *store, const IdemKey *id, bool check_new)
 	store->locked = idem_store_lock_key(id, &store->tag, false);
 	if (!store->locked)
 		return IDEM_STORE_BUSY;
+
+	/*
+	 * A row that cannot be seen has an entry in the index.  If the look found
+	 * none, a rival may have inserted since, but not under our lock; where
+	 * that need not be known now, the insertion will tell.  Specs: claim-two,
+	 * run-two.
+	 */
 	if (store->absent && !check_new)
 		return IDEM_STORE_NEW;
 	rival = find_rival(store, id, false);
@@ -421,6 +411,8 @@ take(IdemStore *store, const IdemKey *id, bool found, bool check_new,
 
 	if (!found)
 		return take_new(store, id, check_new);
+
+	/* the sweep has it, or a rival's finish made it another: look again */
 	taken = lock_row(store, id, false, row);
 	return taken == IDEM_STORE_NEW ? IDEM_STORE_CHANGED : taken;
 }

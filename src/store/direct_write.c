@@ -79,7 +79,7 @@ insert_index_entries(IdemStore *store, TupleTableSlot *slot,
  * idem_direct_insert
  *		Insert a row; false when another transaction has the key.
  *
- * Waits for nobody, see the head of the file.
+ * Waits for nobody.
  */
 bool
 idem_direct_insert(IdemStore *store, const IdemKey *id,
@@ -90,6 +90,14 @@ idem_direct_insert(IdemStore *store, const IdemKey *id,
 	uint32		token = SpeculativeInsertionLockAcquire(xid);
 	bool		unique;
 
+	/*
+	 * Whoever comes between the look and this, a claimer from before we had
+	 * the key lock, or a writer that takes none, is found by the index: one
+	 * of the two puts its entry there first, under the lock of the page, and
+	 * the other is told, without waiting, and takes its row back.
+	 * Speculatively, so that no third one waits for a row that is taken back.
+	 * Specs: claim-two, claim-dedupe, direct-new-key.
+	 */
 	table_tuple_insert_speculative(store->keys, slot,
 								   GetCurrentCommandId(true), 0, NULL, token);
 	unique = insert_index_entries(store, slot, false,
@@ -98,6 +106,8 @@ idem_direct_insert(IdemStore *store, const IdemKey *id,
 	SpeculativeInsertionLockRelease(xid);
 	ExecDropSingleTupleTableSlot(slot);
 	CommandCounterIncrement();
+
+	/* from now on the row itself tells rivals */
 	idem_store_drop(store);
 	return unique;
 }

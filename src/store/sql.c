@@ -175,19 +175,20 @@ claimed_here(const IdemKey *id)
 		row.claim_xid == U64FromFullTransactionId(mine);
 }
 
-/*
- * The key lock, then the row.  A claim that this transaction made in the
- * direct way is without its lock, and who has that now may be waiting for us:
- * then the row has to do.  Spec: ways-change.  (Of a row that an earlier
- * transaction claimed and this one has changed in the direct way, before its
- * way changed, nothing tells that: the deadlock detector ends that, 40P01.)
- */
+/* The key lock, then the row. */
 static bool
 hold(IdemStore *store, const IdemKey *id, IdemRow *row)
 {
 	LOCKTAG		tag;
 	bool		locked = idem_store_lock_key(id, &tag, false);
 
+	/*
+	 * A claim that this transaction made in the direct way is without its
+	 * lock, and who has that now may be waiting for us: then the row has to
+	 * do.  Of a row that an earlier transaction claimed, and this one has
+	 * changed in the direct way, nothing tells that: the deadlock detector
+	 * ends it, 40P01. Spec: ways-change.
+	 */
 	if (!locked && !claimed_here(id))
 		locked = idem_store_lock_key(id, &tag, true);
 	if (lock(store, id, row))
@@ -219,18 +220,21 @@ look(IdemStore *store, const IdemKey *id, bool check_new, IdemRow *row)
 	return !idem_store_is_new(id) && read_now(store, id, row);
 }
 
-/*
- * Whether a key that had no row at the look is worth another: only if it must
- * not turn out later, and a transaction has ended since, which may have been a
- * rival that had the lock.  A snapshot that would not show its row is 40001.
- */
+/* Whether a key that had no row at the look is worth another look. */
 static bool
 look_again(const IdemStore *store, const IdemKey *id, bool check_new)
 {
 	if (!check_new)
 		return false;
+
+	/*
+	 * A rival may have had the lock at our look, and ended before we had it:
+	 * then the number of ended transactions has grown.
+	 */
 	if (!IsolationUsesXactSnapshot())
 		return store->ended != ended_transactions();
+
+	/* the snapshot would not show its row, and that is 40001 */
 	if (idem_store_parts_may_show(id, GetLatestSnapshot()) &&
 		is_there(id))
 		idem_store_row_raise_rival();
@@ -242,6 +246,10 @@ static IdemStoreTaken
 take(IdemStore *store, const IdemKey *id, bool found, bool check_new,
 	 IdemRow *row)
 {
+	/*
+	 * For a row that is there, too: a rival would wait for its next version,
+	 * where the lock says "busy" at once.
+	 */
 	if (!store->locked)
 		store->locked = idem_store_lock_key(id, &store->tag, false);
 	if (!store->locked)
@@ -291,6 +299,8 @@ insert(IdemStore *store, const IdemKey *id, const IdemRow *row)
 	{
 		if (write_row(&insert_plan, id, row))
 			return true;
+
+		/* what was in the way may be gone by now: an abort, the sweep */
 		if (is_there(id))
 			return false;
 	}
