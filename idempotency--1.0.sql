@@ -523,7 +523,7 @@ CREATE FUNCTION @extschema@.idem_complete(
 	token bigint DEFAULT NULL
 )
 RETURNS timestamptz
-AS 'MODULE_PATHNAME', 'idem_complete_text'
+AS 'MODULE_PATHNAME', 'idem_complete'
 LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION @extschema@.idem_complete(text, text, text, integer, json, text, bigint) IS
 'store the answer of a claimed key';
@@ -538,7 +538,7 @@ CREATE FUNCTION @extschema@.idem_complete(
 	token bigint DEFAULT NULL
 )
 RETURNS timestamptz
-AS 'MODULE_PATHNAME', 'idem_complete_json'
+AS 'MODULE_PATHNAME', 'idem_complete'
 LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION @extschema@.idem_complete(text, text, json, integer, json, text, bigint) IS
 'store the answer of a claimed key';
@@ -553,7 +553,7 @@ CREATE FUNCTION @extschema@.idem_complete(
 	token bigint DEFAULT NULL
 )
 RETURNS timestamptz
-AS 'MODULE_PATHNAME', 'idem_complete_jsonb'
+AS 'MODULE_PATHNAME', 'idem_complete'
 LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION @extschema@.idem_complete(text, text, jsonb, integer, json, text, bigint) IS
 'store the answer of a claimed key';
@@ -568,7 +568,7 @@ CREATE FUNCTION @extschema@.idem_complete(
 	token bigint DEFAULT NULL
 )
 RETURNS timestamptz
-AS 'MODULE_PATHNAME', 'idem_complete_bytea'
+AS 'MODULE_PATHNAME', 'idem_complete'
 LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION @extschema@.idem_complete(text, text, bytea, integer, json, text, bigint) IS
 'store the answer of a claimed key';
@@ -584,7 +584,7 @@ CREATE FUNCTION @extschema@.idem_fail(
 	retryable boolean DEFAULT true
 )
 RETURNS timestamptz
-AS 'MODULE_PATHNAME', 'idem_fail_text'
+AS 'MODULE_PATHNAME', 'idem_fail'
 LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION @extschema@.idem_fail(text, text, text, integer, json, text, bigint, boolean) IS
 'store the failure of a claimed key';
@@ -600,7 +600,7 @@ CREATE FUNCTION @extschema@.idem_fail(
 	retryable boolean DEFAULT true
 )
 RETURNS timestamptz
-AS 'MODULE_PATHNAME', 'idem_fail_json'
+AS 'MODULE_PATHNAME', 'idem_fail'
 LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION @extschema@.idem_fail(text, text, json, integer, json, text, bigint, boolean) IS
 'store the failure of a claimed key';
@@ -616,7 +616,7 @@ CREATE FUNCTION @extschema@.idem_fail(
 	retryable boolean DEFAULT true
 )
 RETURNS timestamptz
-AS 'MODULE_PATHNAME', 'idem_fail_jsonb'
+AS 'MODULE_PATHNAME', 'idem_fail'
 LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION @extschema@.idem_fail(text, text, jsonb, integer, json, text, bigint, boolean) IS
 'store the failure of a claimed key';
@@ -632,7 +632,7 @@ CREATE FUNCTION @extschema@.idem_fail(
 	retryable boolean DEFAULT true
 )
 RETURNS timestamptz
-AS 'MODULE_PATHNAME', 'idem_fail_bytea'
+AS 'MODULE_PATHNAME', 'idem_fail'
 LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION @extschema@.idem_fail(text, text, bytea, integer, json, text, bigint, boolean) IS
 'store the failure of a claimed key';

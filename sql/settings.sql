@@ -1,5 +1,5 @@
 --
--- The settings: the table of the README is checked against this one.
+-- The settings: the table of doc/settings.md is checked against this one.
 --
 -- the library is loaded by the first call
 SELECT idem_log_id('a') IS NOT NULL AS loaded;

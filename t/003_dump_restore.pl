@@ -264,17 +264,6 @@ SELECT count(*) = count(DISTINCT id) FROM idempotency_audit_log}),
 	return;
 }
 
-sub run_client
-{
-	my ($node, @command) = @_;
-
-	local $ENV{PGHOST} = $node->host;
-	local $ENV{PGPORT} = $node->port;
-	my $result = run_log(\@command);
-	ok($result, "$command[0] works") or die;
-	return;
-}
-
 fill('one', 'public');
 fill('two', 'My keys');
 is($source->safe_psql('one', q{SELECT count(DISTINCT tablename), count(*) FROM pg_indexes

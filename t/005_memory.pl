@@ -131,17 +131,6 @@ CREATE SEQUENCE numbers;
 # What is allocated for the life of the process, and the process itself
 my $contexts = q{SELECT sum(total_bytes) FROM pg_backend_memory_contexts};
 
-sub process_bytes
-{
-	my ($pid) = @_;
-	my $file = "/proc/$pid/smaps_rollup";
-
-	# shared memory counts when it is first touched: leave it out
-	return undef if !-r $file;
-	my ($anonymous) = slurp_file($file) =~ /^Anonymous:\s+(\d+) kB/m;
-	return $anonymous * 1024;
-}
-
 sub measure
 {
 	my ($session) = @_;

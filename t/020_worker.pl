@@ -32,48 +32,11 @@ idempotency.sweep_interval = '1 s'
 max_prepared_transactions = 5
 });
 
-# Keys that have expired as soon as they are there
-sub expire
-{
-	my ($scope, $number, $database) = @_;
-
-	$node->safe_psql(
-		$database // 'postgres', qq{
-SELECT idem_policy('short', completed_ttl => '1 ms');
-SELECT count(*) FROM idem_dedupe('$scope', ARRAY(
-	SELECT i::text FROM generate_series(1, $number) i), 'short')});
-	return;
-}
-
-sub left
-{
-	my ($scope, $database) = @_;
-
-	return $node->safe_psql($database // 'postgres',
-		"SELECT count(*) FROM idempotency_keys WHERE scope = '$scope'");
-}
-
 sub value
 {
 	my ($sql, $database) = @_;
 
 	return $node->safe_psql($database // 'postgres', $sql);
-}
-
-sub gone
-{
-	my ($scope, $database) = @_;
-
-	return poll("keys of scope $scope to be swept",
-		sub { left($scope, $database) == 0 });
-}
-
-sub log_count
-{
-	my ($pattern, $offset) = @_;
-	my $log = substr(slurp_file($node->logfile), $offset // 0);
-
-	return scalar(() = $log =~ /$pattern/g);
 }
 
 sub log_end
@@ -94,11 +57,11 @@ is(value(qq{SELECT datname IS NULL AND state = 'idle' FROM pg_stat_activity WHER
 
 $node->safe_psql('postgres', 'CREATE DATABASE other');
 install($node, 'other');
-expire('here', 1000);
-expire('there', 1000, 'other');
+expire_keys($node, 'here', 1000);
+expire_keys($node, 'there', 1000, 'other');
 $node->safe_psql('postgres', q{SELECT idem_claim('here', 'live')});
-gone('there', 'other');
-poll('expired keys to be swept', sub { left('here') == 1 });
+wait_for_sweep($node, 'there', 'other');
+poll('expired keys to be swept', sub { keys_left($node, 'here') == 1 });
 pass('what has expired is removed in both databases, and nothing else');
 
 is(value(q{SELECT last_rows >= 0 AND last_run > now() - interval '1 min'
@@ -121,13 +84,13 @@ $holder->query(q{BEGIN; SELECT idem_policy('short', completed_ttl => '1 ms');
 $node->safe_psql('postgres', q{BEGIN;
 	SELECT count(*) FROM idem_dedupe('prepared', '{a}', 'short');
 	PREPARE TRANSACTION 'p'});
-expire('beside', 10);
-gone('beside');
-is(left('locked'), 1, 'a locked row is passed over');
+expire_keys($node, 'beside', 10);
+wait_for_sweep($node, 'beside');
+is(keys_left($node, 'locked'), 1, 'a locked row is passed over');
 $holder->query('ROLLBACK');
 $node->safe_psql('postgres', q{COMMIT PREPARED 'p'});
 $node->safe_psql('postgres', 'CALL idem_sweep_all()');
-is(left('locked') + left('prepared'), 0, 'it is removed when it is free');
+is(keys_left($node, 'locked') + keys_left($node, 'prepared'), 0, 'it is removed when it is free');
 
 #
 # Termination.
@@ -142,8 +105,8 @@ for my $time (1 .. 20)
 		$pid = value($launcher);
 		$pid ne '' && $pid ne $last });
 }
-expire('after', 10);
-gone('after');
+expire_keys($node, 'after', 10);
+wait_for_sweep($node, 'after');
 pass('the launcher comes back twenty times');
 
 #
@@ -162,7 +125,7 @@ sub busy
 {
 	my ($database) = @_;
 
-	expire('busy', 20000, $database);
+	expire_keys($node, 'busy', 20000, $database);
 	poll("a worker in database $database", sub {
 		value($sweeping =~ s/DB/$database/r) > 0 });
 	return;
@@ -176,7 +139,7 @@ $node->safe_psql('postgres', 'CREATE DATABASE unrelated');
 busy('other');
 $node->safe_psql('postgres', q{SELECT pg_terminate_backend(pid)
 	FROM pg_stat_activity WHERE backend_type = 'idempotency sweep'});
-gone('busy', 'other');
+wait_for_sweep($node, 'busy', 'other');
 pass('a worker that was terminated comes back');
 
 my $start = log_end();
@@ -201,7 +164,7 @@ foreach my $case (@statements)
 	$database = $then;
 }
 # the template's keys were copied with it, and are swept there, too
-is(log_count(qr/ERROR|PANIC/, $start), 0, 'and no error in the log');
+is(log_count($node, qr/ERROR|PANIC/, $start), 0, 'and no error in the log');
 
 # The extension goes in the middle of the work, again and again.
 $node->safe_psql('postgres', 'CREATE DATABASE coming');
@@ -214,9 +177,9 @@ for my $time (1 .. 5)
 		'', "DROP EXTENSION while a worker sweeps, time $time");
 }
 install($node, 'coming');
-expire('again', 10, 'coming');
-gone('again', 'coming');
-is(log_count(qr/ERROR|FATAL|PANIC/, $start), 0,
+expire_keys($node, 'again', 10, 'coming');
+wait_for_sweep($node, 'again', 'coming');
+is(log_count($node, qr/ERROR|FATAL|PANIC/, $start), 0,
 	'no error in the log, and swept again where it is created again');
 
 #
@@ -229,23 +192,23 @@ $node->safe_psql('coming', q{SET default_transaction_read_only = off;
 	SELECT count(*) FROM idem_dedupe('stuck', '{a}', 'short')});
 poll('an error in idem_sweep_status', sub {
 	value(q{SELECT last_error IS NOT NULL FROM idem_sweep_status}, 'coming') eq 't' });
-expire('one', 10);
-gone('one');
-is(left('stuck', 'coming'), 1, 'a read-only database is left alone, others are not');
+expire_keys($node, 'one', 10);
+wait_for_sweep($node, 'one');
+is(keys_left($node, 'stuck', 'coming'), 1, 'a read-only database is left alone, others are not');
 $node->safe_psql('coming', q{SET default_transaction_read_only = off;
 	ALTER DATABASE coming RESET default_transaction_read_only});
-gone('stuck', 'coming');
-poll('the recovery in the log', sub { log_count(qr/are swept again/, $start) == 1 });
-is(log_count(qr/cannot be swept/, $start), 1, 'one line for the error');
+wait_for_sweep($node, 'stuck', 'coming');
+poll('the recovery in the log', sub { log_count($node, qr/are swept again/, $start) == 1 });
+is(log_count($node, qr/cannot be swept/, $start), 1, 'one line for the error');
 
 $start = log_end();
 $node->safe_psql('coming', q{UPDATE pg_extension SET extversion = '9.9' WHERE extname = 'idempotency'});
 poll('the version in idem_sweep_status', sub {
 	value(q{SELECT last_error LIKE '%9.9%' FROM idem_sweep_status}, 'coming') eq 't' });
-expire('stuck', 10, 'coming');
+expire_keys($node, 'stuck', 10, 'coming');
 $node->safe_psql('coming', q{UPDATE pg_extension SET extversion = '1.0' WHERE extname = 'idempotency'});
-gone('stuck', 'coming');
-is(log_count(qr/cannot be swept/, $start), 1, 'an unknown version is left alone, with one line');
+wait_for_sweep($node, 'stuck', 'coming');
+is(log_count($node, qr/cannot be swept/, $start), 1, 'an unknown version is left alone, with one line');
 
 #
 # Settings without a restart.
@@ -258,17 +221,17 @@ is(value(q{SELECT detail FROM idem_health() WHERE check_name = 'worker'}),
 $node->append_conf('postgresql.conf',
 	"idempotency.worker = on\nidempotency.databases = 'postgres, nonsense'\n");
 $node->reload;
-expire('named', 10);
-expire('unnamed', 10, 'coming');
-gone('named');
-expire('named', 10);
-gone('named');
-is(left('unnamed', 'coming'), 10, 'only the databases that are named are swept');
+expire_keys($node, 'named', 10);
+expire_keys($node, 'unnamed', 10, 'coming');
+wait_for_sweep($node, 'named');
+expire_keys($node, 'named', 10);
+wait_for_sweep($node, 'named');
+is(keys_left($node, 'unnamed', 'coming'), 10, 'only the databases that are named are swept');
 
 $holder->quit;
 $start = log_end();
 $node->stop;
 # a worker that is at work then says that it was terminated, as autovacuum does
-is(log_count(qr/ERROR|PANIC|FATAL(?!:  terminating background worker)/, $start),
+is(log_count($node, qr/ERROR|PANIC|FATAL(?!:  terminating background worker)/, $start),
 	0, 'a shutdown is no error');
 done_testing();

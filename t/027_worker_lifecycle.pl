@@ -48,35 +48,6 @@ sub set
 	return;
 }
 
-# Keys that have expired as soon as they are there
-sub expire
-{
-	my ($scope, $number, $database) = @_;
-
-	$node->safe_psql(
-		$database, qq{
-SELECT idem_policy('short', completed_ttl => '1 ms');
-SELECT count(*) FROM idem_dedupe('$scope', ARRAY(
-	SELECT i::text FROM generate_series(1, $number) i), 'short')});
-	return;
-}
-
-sub left
-{
-	my ($scope, $database) = @_;
-
-	return $node->safe_psql($database,
-		"SELECT count(*) FROM idempotency_keys WHERE scope = '$scope'");
-}
-
-sub gone
-{
-	my ($scope, $database) = @_;
-
-	return poll("keys of scope $scope to be swept",
-		sub { left($scope, $database) == 0 });
-}
-
 sub workers
 {
 	my ($database) = @_;
@@ -93,7 +64,7 @@ sub busy
 {
 	my ($database) = @_;
 
-	expire('busy' . $n++, 20000, $database)
+	expire_keys($node, 'busy' . $n++, 20000, $database)
 	  if $node->safe_psql($database, 'SELECT count(*) FROM idempotency_keys') < 10000;
 	poll("a worker in database $database", sub { workers($database) > 0 });
 	return;
@@ -166,8 +137,8 @@ my $idle = sub {
 $node->safe_psql('postgres', 'CREATE DATABASE unrelated');
 $node->safe_psql('postgres', 'CREATE DATABASE ours');
 install($node, 'ours');
-expire('early', 10, 'ours');
-expire('early', 10, 'postgres');
+expire_keys($node, 'early', 10, 'ours');
+expire_keys($node, 'early', 10, 'postgres');
 live('ours', 'idle', $idle);
 live('unrelated', 'idle, unrelated', $idle);
 
@@ -216,7 +187,7 @@ is(said(qr/ERROR|PANIC/), '', 'no error in the log');
 $node->safe_psql('postgres', 'CREATE DATABASE ours');
 install($node, 'ours');
 set('idempotency.sweep_batch = 1000');
-gone("busy$_", 'postgres') foreach 0 .. $n - 1;
+wait_for_sweep($node, "busy$_", 'postgres') foreach 0 .. $n - 1;
 listen_anew();
 
 # Another database has its sweeps; this one has been tried in between
@@ -224,8 +195,8 @@ sub others_go_on
 {
 	foreach (1 .. 2)
 	{
-		expire("other$_", 10, 'ours');
-		gone("other$_", 'ours');
+		expire_keys($node, "other$_", 10, 'ours');
+		wait_for_sweep($node, "other$_", 'ours');
 	}
 	return;
 }
@@ -254,8 +225,8 @@ sub goes_on
 {
 	my ($name, $database) = @_;
 
-	expire('next', 10, $database);
-	gone('next', $database);
+	expire_keys($node, 'next', 10, $database);
+	wait_for_sweep($node, 'next', $database);
 	is(said(), '', "$name: and goes on when it is over");
 	$holder->quit;
 	return;
@@ -270,7 +241,7 @@ ALTER TABLE idempotency_keys ADD COLUMN newer text;
 CREATE OR REPLACE VIEW idem_sweep_status AS SELECT * FROM idem_sweep_status_values();
 UPDATE pg_extension SET extversion = '9.9' WHERE extname = 'idempotency'};
 
-expire('upgrade', 10, 'postgres');
+expire_keys($node, 'upgrade', 10, 'postgres');
 hold('an upgrade', 'postgres', $upgrade, 'ROLLBACK');
 goes_on('an upgrade', 'postgres');
 hold('a removal', 'postgres', 'DROP EXTENSION idempotency', 'ROLLBACK');
@@ -289,7 +260,7 @@ $holder->query(q{SELECT idem_claim('next', 'a', ttl => '1 ms', lease => '1 ms');
 	SELECT idem_complete('next', 'a', token => token) FROM idempotency_keys});
 is($holder->state, '', 'a creation: it is there');
 $holder->query(q{UPDATE idempotency_keys SET purge_at = now()});
-gone('next', 'coming');
+wait_for_sweep($node, 'next', 'coming');
 goes_on('a creation', 'coming');
 
 # An upgrade that commits
@@ -304,8 +275,8 @@ cmp_ok(scalar @runs, '<', 6, 'soon');
 my $lines = () = said(qr/idempotency sweep: LOG/) =~ /\n?.*cannot be swept/g;
 is($lines, 1, 'an upgrade that commits: said once');
 $node->safe_psql('postgres', q{UPDATE pg_extension SET extversion = '1.0' WHERE extname = 'idempotency'});
-expire('undone', 10, 'postgres');
-gone('undone', 'postgres');
+expire_keys($node, 'undone', 10, 'postgres');
+wait_for_sweep($node, 'undone', 'postgres');
 poll('it to be said', sub { said() =~ /are swept again/ });
 $lines = () = said(qr/idempotency sweep: LOG/) =~ /^/mg;
 is($lines, 2, 'and once when it is undone');

@@ -133,15 +133,6 @@ sub dropped
 	return value('SELECT sum(refusals_dropped) FROM idem_stats');
 }
 
-# Lines of the server's log since an offset
-sub log_count
-{
-	my ($pattern, $offset) = @_;
-	my $log = substr(slurp_file($node->logfile), $offset // 0);
-
-	return scalar(() = $log =~ /$pattern/g);
-}
-
 # Until a refusal finds room
 sub make_room
 {
@@ -357,9 +348,9 @@ poll('another try', sub { value('SELECT last_run FROM idem_sweep_status') ne $la
 value('ALTER TABLE idempotency_audit_log DROP CONSTRAINT no');
 settle();
 is(logged('stuck'), 'duplicate 2', 'nothing is lost');
-poll('the recovery in the log', sub { log_count(qr/are written to the audit log again/, $start) == 1 });
-is(log_count(qr/refusals of database "postgres" cannot be written/, $start), 1, 'one line for the error');
-is(log_count(qr/cannot be swept/, $start), 0, 'which is not one of the sweep');
+poll('the recovery in the log', sub { log_count($node, qr/are written to the audit log again/, $start) == 1 });
+is(log_count($node, qr/refusals of database "postgres" cannot be written/, $start), 1, 'one line for the error');
+is(log_count($node, qr/cannot be swept/, $start), 0, 'which is not one of the sweep');
 
 my $holder = session($node);
 $holder->query('BEGIN; LOCK TABLE idempotency_audit_log IN SHARE MODE');

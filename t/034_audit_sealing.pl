@@ -325,17 +325,6 @@ SELECT date_trunc('$period', now()) + '1 $period', date_trunc('$period', now()) 
 #
 # Dumped and restored, and once more
 #
-sub run_client
-{
-	my ($on, @command) = @_;
-
-	local $ENV{PGHOST} = $on->host;
-	local $ENV{PGPORT} = $on->port;
-	my $result = run_log(\@command);
-	ok($result, "$command[0] works") or die;
-	return;
-}
-
 sub dump_restore
 {
 	my ($from, $from_db, $to, $to_db, @format) = @_;

@@ -9,6 +9,7 @@
 
 use strict;
 use warnings;
+use feature 'state';
 
 use FindBin;
 use PostgreSQL::Test::Utils;
@@ -189,6 +190,17 @@ is( join(' ',
 		map { s/^\Q$top\E\///r } sort glob "$top/expected/*"),
 	'',
 	'no expected file has more than 500');
+
+# The design tells where a fact is decided: file and names, each of them there.
+foreach (slurp_file("$top/doc/design.md") =~
+	/^\|[^|]+\| `(\w+\/\w+\.[ch])` \|([^|]*)\|$/gm)
+{
+	state $file;
+	if (m{/}) { $file = $_; next; }
+	my $code = $source{"src/$file"} // '';
+	my @missing = grep { $code !~ /\b$_\b/ } /`(\w+)`/g;
+	ok($code ne '' && !@missing, "doc/design.md: $file @missing");
+}
 
 # pgindent takes a word for a type only when it is listed.
 my %typedefs;

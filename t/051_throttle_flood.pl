@@ -197,21 +197,11 @@ is(value(take('closed', 'new')), 't|4|', 'for all');
 # In a dump.
 #
 
-sub run_client
-{
-	my (@command) = @_;
-
-	local $ENV{PGHOST} = $node->host;
-	local $ENV{PGPORT} = $node->port;
-	ok(run_log(\@command), "$command[0] works") or die;
-	return;
-}
-
 my $file = PostgreSQL::Test::Utils::tempdir . '/dump.sql';
 my $rows = 'SELECT * FROM idempotency_limiters ORDER BY name';
 value('CREATE DATABASE third');
-run_client('pg_dump', '-x', '-f', $file, 'postgres');
-run_client('psql', '-X', '-q', '-v', 'ON_ERROR_STOP=1', '-f', $file, 'third');
+run_client($node, 'pg_dump', '-x', '-f', $file, 'postgres');
+run_client($node, 'psql', '-X', '-q', '-v', 'ON_ERROR_STOP=1', '-f', $file, 'third');
 cmp_ok(value('SELECT count(*) FROM idempotency_limiters', 'third'), '>', 4, 'limiters are in a dump');
 is(value($rows, 'third'), value($rows), 'as they were');
 is(value(take('closed', 'new'), 'third'), 't|4|', 'and work, with new buckets');
@@ -230,16 +220,6 @@ my $victims = q{SELECT count(*) FILTER (WHERE allowed), min(remaining), max(rema
 is($session->query(sprintf $victims, 5), '500|0|0', 'five hundred victims');
 is($session->query(sprintf $victims, 1), '0|0|0', 'who may no more');
 
-# The memory of the process, but for what it shares with others
-sub process_bytes
-{
-	my $smaps = '/proc/' . $session->pid . '/smaps_rollup';
-
-	return undef if !-r $smaps;
-	my ($anonymous) = slurp_file($smaps) =~ /^Anonymous:\s+(\d+) kB/m;
-	return $anonymous * 1024;
-}
-
 my $allocations = q{SELECT name, off, size, allocated_size FROM pg_shmem_allocations
 	WHERE name LIKE 'idempotency%' ORDER BY name};
 my $total = 'SELECT sum(allocated_size) FROM pg_shmem_allocations';
@@ -248,7 +228,7 @@ $session->query('SET jit = off');
 my $first_come = $session->query(flood('closed', 'warm', 200_000));
 $session->query($allocations);
 my $shared = value($allocations) . value($total);
-my $process = process_bytes();
+my $process = process_bytes($session->pid);
 my $start = time;
 my $got = $session->query(flood('closed', 'x', $many));
 note(sprintf '%d subjects in %.1f s', $many, time - $start);
@@ -258,8 +238,8 @@ is(value($allocations) . value($total), $shared, 'which has given no more of it'
 SKIP:
 {
 	skip 'no /proc here', 1 if !defined $process;
-	note("process: $process, then " . process_bytes() . ' bytes');
-	cmp_ok(process_bytes() - $process, '<', $process_slack, 'nor does the process grow');
+	note("process: $process, then " . process_bytes($session->pid) . ' bytes');
+	cmp_ok(process_bytes($session->pid) - $process, '<', $process_slack, 'nor does the process grow');
 }
 is($session->query(sprintf $victims, 1), '0|0|0', 'the victims may no more');
 my $found = value($buckets);

@@ -159,7 +159,7 @@ const IdemHealthCheck idem_health_tables[] = {
 		"roles", IDEM_HEALTH_OWNER,
 		"SELECT count(*) = 0, CASE WHEN count(*) = 0 THEN 'those that keys and policies name exist'"
 		" ELSE string_agg(format('%%s by %%I, which is no role', d.what, d.name), ', ' ORDER BY d.what, d.name)"
-		" || '; after ALTER ROLE ... RENAME see doc/monitoring.md' END FROM (SELECT DISTINCT k.what, k.name FROM ("
+		" || '; after ALTER ROLE ... RENAME see doc/operations.md' END FROM (SELECT DISTINCT k.what, k.name FROM ("
 		"(SELECT 'keys claimed' AS what, claimed_by AS name FROM %1$s.idempotency_keys"
 		" WHERE purge_at > now() ORDER BY purge_at LIMIT 1000) UNION ALL"
 		" (SELECT 'keys claimed', claimed_by FROM %1$s.idempotency_keys"

@@ -8,9 +8,8 @@
 #include "postgres.h"
 
 #include "fmgr.h"
-#include "lib/stringinfo.h"
+#include "libpq/pqformat.h"
 #include "miscadmin.h"
-#include "port/pg_bswap.h"
 #include "utils/builtins.h"
 
 #include "audit/seal.h"
@@ -20,15 +19,6 @@
 
 #define MIN_SECRET_BYTES 16
 #define MAX_SECRET_BYTES 1024
-
-static void
-append_uint32(StringInfo buffer, uint32 value)
-{
-	uint32		big_endian = pg_hton32(value);
-
-	appendBinaryStringInfo(buffer, (const char *) &big_endian,
-						   sizeof(big_endian));
-}
 
 IDEM_FUNCTION(idem_context);
 
@@ -66,19 +56,17 @@ idem_context(PG_FUNCTION_ARGS)
 	{
 		text	   *component = DatumGetTextPP(components[i]);
 
-		append_uint32(&buffer, VARSIZE_ANY_EXHDR(component));
+		pq_sendint32(&buffer, VARSIZE_ANY_EXHDR(component));
 		appendBinaryStringInfo(&buffer, VARDATA_ANY(component),
 							   VARSIZE_ANY_EXHDR(component));
 	}
 	mac = idem_hmac(buffer.data, buffer.len,
 					idem_hmac_key(secret, IDEM_HMAC_CONTEXT));
 
-	resetStringInfo(&buffer);
-	appendStringInfoSpaces(&buffer, VARHDRSZ);
-	append_uint32(&buffer, key_id);
+	pq_begintypsend(&buffer);
+	pq_sendint32(&buffer, key_id);
 	appendBinaryStringInfo(&buffer, VARDATA_ANY(mac), VARSIZE_ANY_EXHDR(mac));
-	SET_VARSIZE(buffer.data, buffer.len);
-	PG_RETURN_BYTEA_P((bytea *) buffer.data);
+	PG_RETURN_BYTEA_P(pq_endtypsend(&buffer));
 }
 
 IDEM_FUNCTION(idem_secret);

@@ -50,8 +50,7 @@ idem_args_require(FunctionCallInfo fcinfo, int argno, const char *name)
 	if (PG_ARGISNULL(argno))
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("argument \"%s\" must not be null", name),
-				 errhint("Give a value for \"%s\".", name)));
+				 errmsg("argument \"%s\" must not be null", name)));
 }
 
 /*

@@ -57,37 +57,36 @@ clear_entry(PolicyEntry *entry)
 		pg_atomic_write_u64(&entry->counts[i], 0);
 }
 
-/* With the lock: the entry of a policy, NO_ROOM if it has none. */
+/*
+ * With the lock: the entry of a policy, or a free one for InvalidOid; NO_ROOM
+ * if there is none.
+ */
 static int
-find_entry(const char *policy)
+find_entry(Oid database, const char *policy)
 {
 	int			i;
 
 	for (i = NO_ROOM + 1; i < MAX_POLICIES; i++)
-		if (policies[i].database == MyDatabaseId &&
-			strcmp(NameStr(policies[i].policy), policy) == 0)
+		if (policies[i].database == database &&
+			(!OidIsValid(database) ||
+			 strcmp(NameStr(policies[i].policy), policy) == 0))
 			return i;
 	return NO_ROOM;
 }
 
+/* With the lock, exclusively: a new entry. */
 static int
 add_entry(const char *policy)
 {
-	int			i;
+	int			found = find_entry(InvalidOid, NULL);
 
-	/* its number is known to nobody before the lock is released */
-	for (i = NO_ROOM + 1; i < MAX_POLICIES; i++)
+	if (found != NO_ROOM)
 	{
-		PolicyEntry *entry = &policies[i];
-
-		if (OidIsValid(entry->database))
-			continue;
-		entry->database = MyDatabaseId;
-		namestrcpy(&entry->policy, policy);
-		clear_entry(entry);
-		return i;
+		policies[found].database = MyDatabaseId;
+		namestrcpy(&policies[found].policy, policy);
+		clear_entry(&policies[found]);
 	}
-	return NO_ROOM;
+	return found;
 }
 
 /*
@@ -103,14 +102,14 @@ idem_counters_find(const char *policy)
 	if (policies == NULL)
 		return NO_ROOM;
 	LWLockAcquire(lock, LW_SHARED);
-	found = find_entry(policy);
+	found = find_entry(MyDatabaseId, policy);
 	LWLockRelease(lock);
 	if (found != NO_ROOM)
 		return found;
 
 	/* another session may have added it since: look again */
 	LWLockAcquire(lock, LW_EXCLUSIVE);
-	found = find_entry(policy);
+	found = find_entry(MyDatabaseId, policy);
 	if (found == NO_ROOM)
 		found = add_entry(policy);
 	LWLockRelease(lock);

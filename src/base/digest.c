@@ -114,3 +114,14 @@ idem_digest_log_id(const text *name)
 	idem_digest_parts(&part, 1, digest);
 	return idem_digest_short(digest);
 }
+
+/*
+ * idem_digest_key
+ *		What a message says in place of a key: "key ... in scope ...".
+ */
+char *
+idem_digest_key(const IdemKey *id)
+{
+	return psprintf("key %s in scope %s", idem_digest_log_id(id->key),
+					idem_digest_log_id(id->scope));
+}

@@ -9,6 +9,7 @@
 #define IDEM_BASE_DIGEST_H
 
 #include "base/bytes.h"
+#include "idem.h"
 
 #define IDEM_DIGEST_BYTES 32	/* of a SHA-256 */
 
@@ -23,5 +24,6 @@ extern void idem_digest_parts(const IdemBytes *parts, int nparts,
 extern bytea *idem_digest_bytea(const void *data, size_t len);
 extern char *idem_digest_short(const void *digest);
 extern char *idem_digest_log_id(const text *name);
+extern char *idem_digest_key(const IdemKey *id);
 
 #endif							/* IDEM_BASE_DIGEST_H */

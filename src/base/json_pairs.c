@@ -43,7 +43,7 @@ typedef struct PairsState
 } PairsState;
 
 static void
-add_pair(PairsState *state, ValueKind kind, char *text)
+add_pair(PairsState *state, ValueKind kind, char *word)
 {
 	bool		plain = kind == VALUE_STRING || kind == VALUE_NUMBER;
 	IdemPair   *pair;
@@ -52,7 +52,7 @@ add_pair(PairsState *state, ValueKind kind, char *text)
 		return;
 	pair = palloc(sizeof(IdemPair));
 	pair->name = state->name;
-	pair->value = plain ? text : NULL;
+	pair->value = plain ? word : NULL;
 	pair->is_string = kind == VALUE_STRING;
 	pair->in_list = state->in_list;
 	state->pairs = lappend(state->pairs, pair);
@@ -60,26 +60,26 @@ add_pair(PairsState *state, ValueKind kind, char *text)
 
 /* A value, or the begin of one, next to the names of members. */
 static void
-note_member(PairsState *state, ValueKind kind, char *text)
+note_member(PairsState *state, ValueKind kind, char *word)
 {
 	state->in_list = kind == VALUE_ARRAY;
 	if (!state->in_list)
-		add_pair(state, kind, text);
+		add_pair(state, kind, word);
 }
 
 /* The same in an array [name, value]. */
 static void
-note_item(PairsState *state, ValueKind kind, char *text)
+note_item(PairsState *state, ValueKind kind, char *word)
 {
 	state->in_list = false;
 	switch (++state->nvalues)
 	{
 		case 1:
-			state->name = kind == VALUE_STRING ? text : NULL;
+			state->name = kind == VALUE_STRING ? word : NULL;
 			state->malformed |= state->name == NULL;
 			break;
 		case 2:
-			add_pair(state, kind, text);
+			add_pair(state, kind, word);
 			break;
 		default:
 			state->malformed = true;
@@ -101,7 +101,7 @@ note_element(PairsState *state, ValueKind kind)
 
 /* What lies deeper belongs to a value that is no text, and was noted. */
 static void
-note_value(PairsState *state, ValueKind kind, char *text)
+note_value(PairsState *state, ValueKind kind, char *word)
 {
 	int			depth = state->depth;
 
@@ -115,16 +115,16 @@ note_value(PairsState *state, ValueKind kind, char *text)
 	else if (state->whole == VALUE_ARRAY && state->element == VALUE_ARRAY)
 	{
 		if (depth == 2)
-			note_item(state, kind, text);
+			note_item(state, kind, word);
 	}
 	else
 	{
 		if (state->whole == VALUE_ARRAY)
 			depth--;
 		if (depth == 1)
-			note_member(state, kind, text);
+			note_member(state, kind, word);
 		else if (depth == 2 && state->in_list)
-			add_pair(state, kind, text);
+			add_pair(state, kind, word);
 	}
 }
 

@@ -79,9 +79,8 @@ idem_claim_too_many_tries(const IdemKey *id)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
-			 errmsg("could not decide on key %s in scope %s: its row kept changing",
-					idem_digest_log_id(id->key),
-					idem_digest_log_id(id->scope)),
+			 errmsg("could not decide on %s: its row kept changing",
+					idem_digest_key(id)),
 			 errhint("Repeat the whole transaction with the same key; if it happens again and again, see idem_health().")));
 }
 
@@ -457,8 +456,7 @@ read_fingerprint(FunctionCallInfo fcinfo, IdemClaim *claim)
 		if (claim->fingerprint != NULL)
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("arguments \"request\" and \"fingerprint\" exclude each other"),
-					 errhint("Give the request, or the fingerprint that you computed of it.")));
+					 errmsg("arguments \"request\" and \"fingerprint\" exclude each other")));
 		claim->fingerprint =
 			idem_fingerprint_of(PG_GETARG_JSONB_P(ARG_REQUEST));
 	}

@@ -16,8 +16,8 @@
 #include "postgres.h"
 
 #include "access/xact.h"
-#include "catalog/pg_type.h"
 #include "fmgr.h"
+#include "utils/lsyscache.h"
 #include "utils/timestamp.h"
 
 #include "audit/log.h"
@@ -107,9 +107,8 @@ raise_no_claim(const IdemHeld *held)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_IDEM_NO_CLAIM),
-			 errmsg("no claim in progress for key %s in scope %s",
-					idem_digest_log_id(held->id.key),
-					idem_digest_log_id(held->id.scope)),
+			 errmsg("no claim in progress for %s",
+					idem_digest_key(&held->id)),
 			 errhint("Claim the key first; a rolled-back transaction or savepoint takes its claim with it.")));
 }
 
@@ -130,9 +129,8 @@ require_token(const IdemHeld *held, int64 token)
 	idem_refusals_note(IDEM_REFUSAL_LOST, &held->id, &held->policy);
 	ereport(ERROR,
 			(errcode(ERRCODE_IDEM_CLAIM_LOST),
-			 errmsg("the claim on key %s in scope %s is not the caller's",
-					idem_digest_log_id(held->id.key),
-					idem_digest_log_id(held->id.scope)),
+			 errmsg("the claim on %s is not the caller's",
+					idem_digest_key(&held->id)),
 			 token == NO_TOKEN ?
 			 errhint("Give the token of the claim, or finish in the transaction that made it: with autocommit, each statement is a transaction of its own.") :
 			 errhint("The token is stale: the lease ended and another caller has taken the key over.")));
@@ -162,9 +160,20 @@ write_claim(IdemHeld *held, const char *action)
 		idem_audit_transition(action, &held->id, &held->row);
 }
 
+/* The type of the response: there is a function in SQL for each. */
+static Oid
+response_type(FunctionCallInfo fcinfo)
+{
+	Oid		   *types;
+	int			nargs;
+
+	(void) get_func_signature(fcinfo->flinfo->fn_oid, &types, &nargs);
+	return types[ARG_RESPONSE];
+}
+
 /* The answer in the arguments; 22004, 22023, 22P02, ID008. */
 static void
-read_answer(FunctionCallInfo fcinfo, Oid type, IdemAnswer *answer)
+read_answer(FunctionCallInfo fcinfo, IdemAnswer *answer)
 {
 	idem_args_require(fcinfo, ARG_STATUS_CODE, "status_code");
 	idem_answer_init(answer, PG_GETARG_INT32(ARG_STATUS_CODE));
@@ -175,7 +184,8 @@ read_answer(FunctionCallInfo fcinfo, Oid type, IdemAnswer *answer)
 	if (!PG_ARGISNULL(ARG_CONTENT_TYPE))
 		idem_answer_set_content_type(answer,
 									 PG_GETARG_TEXT_PP(ARG_CONTENT_TYPE));
-	idem_answer_set_body(answer, PG_GETARG_DATUM(ARG_RESPONSE), type);
+	idem_answer_set_body(answer, PG_GETARG_DATUM(ARG_RESPONSE),
+						 response_type(fcinfo));
 }
 
 /*
@@ -191,9 +201,8 @@ completed_state(const IdemHeld *held, int status)
 	if (held->own)
 		ereport(ERROR,
 				(errcode(ERRCODE_IDEM_WOULD_FREE),
-				 errmsg("status %d would free key %s in scope %s and keep the work of this transaction",
-						status, idem_digest_log_id(held->id.key),
-						idem_digest_log_id(held->id.scope)),
+				 errmsg("status %d would free %s and keep the work of this transaction",
+						status, idem_digest_key(&held->id)),
 				 errhint("Roll the transaction back, or undo the work and call idem_fail().")));
 	return IDEM_STATE_RETRYABLE;
 }
@@ -215,9 +224,8 @@ require_same(const IdemHeld *held, const IdemAnswer *answer, IdemState state)
 		!idem_answer_is_stored(answer, &held->row))
 		ereport(ERROR,
 				(errcode(ERRCODE_IDEM_FINISHED),
-				 errmsg("key %s in scope %s is already finished, with another answer",
-						idem_digest_log_id(held->id.key),
-						idem_digest_log_id(held->id.scope)),
+				 errmsg("%s is already finished, with another answer",
+						idem_digest_key(&held->id)),
 				 errhint("Get the stored answer with idem_lookup().")));
 }
 
@@ -237,12 +245,12 @@ store_answer(IdemHeld *held, IdemAnswer *answer, IdemState state)
 
 /* Store an answer; the state is COMPLETED or one of the failed ones. */
 static Datum
-finish(FunctionCallInfo fcinfo, Oid type, IdemState state)
+finish(FunctionCallInfo fcinfo, IdemState state)
 {
 	IdemHeld	held;
 	IdemAnswer	answer;
 
-	read_answer(fcinfo, type, &answer);
+	read_answer(fcinfo, &answer);
 	idem_args_require_writable();
 	begin(fcinfo, &held);
 	if (!hold_or_read_finished(&held) ||
@@ -259,80 +267,34 @@ finish(FunctionCallInfo fcinfo, Oid type, IdemState state)
 	return return_expiry(fcinfo, &held.row);
 }
 
-static Datum
-fail(FunctionCallInfo fcinfo, Oid type)
-{
-	idem_args_require(fcinfo, ARG_RETRYABLE, "retryable");
-	return finish(fcinfo, type, PG_GETARG_BOOL(ARG_RETRYABLE) ?
-				  IDEM_STATE_RETRYABLE : IDEM_STATE_FAILED);
-}
+IDEM_FUNCTION(idem_complete);
 
 /*
  * idem_complete(scope, key, response {text|json|jsonb|bytea}, status_code,
  *				 headers, content_type, token) RETURNS timestamptz
  *		Store the answer of a claim; returns when it expires, null for never.
  *
- * idem_fail(the same, retryable boolean) RETURNS timestamptz
- *		Store its failure.
- *
- * Raise 22004, 22023, 22P02, 25006, 40001, 42501, ID001, ID002, ID003, ID008,
- * ID010, ID012.  Hold the key lock and the row to the end of the transaction.
+ * Raises 22004, 22023, 22P02, 25006, 40001, 42501, ID001, ID002, ID003, ID008,
+ * ID010, ID012.  Holds the key lock and the row to the end of the transaction.
  */
-IDEM_FUNCTION(idem_complete_text);
-IDEM_FUNCTION(idem_complete_json);
-IDEM_FUNCTION(idem_complete_jsonb);
-IDEM_FUNCTION(idem_complete_bytea);
-IDEM_FUNCTION(idem_fail_text);
-IDEM_FUNCTION(idem_fail_json);
-IDEM_FUNCTION(idem_fail_jsonb);
-IDEM_FUNCTION(idem_fail_bytea);
-
 Datum
-idem_complete_text(PG_FUNCTION_ARGS)
+idem_complete(PG_FUNCTION_ARGS)
 {
-	return finish(fcinfo, TEXTOID, IDEM_STATE_COMPLETED);
+	return finish(fcinfo, IDEM_STATE_COMPLETED);
 }
 
-Datum
-idem_complete_json(PG_FUNCTION_ARGS)
-{
-	return finish(fcinfo, JSONOID, IDEM_STATE_COMPLETED);
-}
+IDEM_FUNCTION(idem_fail);
 
+/*
+ * idem_fail(as idem_complete, retryable boolean) RETURNS timestamptz
+ *		Store the failure of a claim.
+ */
 Datum
-idem_complete_jsonb(PG_FUNCTION_ARGS)
+idem_fail(PG_FUNCTION_ARGS)
 {
-	return finish(fcinfo, JSONBOID, IDEM_STATE_COMPLETED);
-}
-
-Datum
-idem_complete_bytea(PG_FUNCTION_ARGS)
-{
-	return finish(fcinfo, BYTEAOID, IDEM_STATE_COMPLETED);
-}
-
-Datum
-idem_fail_text(PG_FUNCTION_ARGS)
-{
-	return fail(fcinfo, TEXTOID);
-}
-
-Datum
-idem_fail_json(PG_FUNCTION_ARGS)
-{
-	return fail(fcinfo, JSONOID);
-}
-
-Datum
-idem_fail_jsonb(PG_FUNCTION_ARGS)
-{
-	return fail(fcinfo, JSONBOID);
-}
-
-Datum
-idem_fail_bytea(PG_FUNCTION_ARGS)
-{
-	return fail(fcinfo, BYTEAOID);
+	idem_args_require(fcinfo, ARG_RETRYABLE, "retryable");
+	return finish(fcinfo, PG_GETARG_BOOL(ARG_RETRYABLE) ?
+				  IDEM_STATE_RETRYABLE : IDEM_STATE_FAILED);
 }
 
 IDEM_FUNCTION(idem_extend);

@@ -163,8 +163,8 @@ idem_outcome_raise(IdemOutcome outcome, const IdemKey *id)
 
 	ereport(ERROR,
 			(errcode(meaning->sqlstate),
-			 errmsg("key %s in scope %s %s",
-					idem_digest_log_id(id->key), idem_digest_log_id(id->scope),
+			 errmsg("%s %s",
+					idem_digest_key(id),
 					meaning->message),
 			 errhint("%s", meaning->hint)));
 }

@@ -44,9 +44,8 @@ idem_role_refuse(const IdemKey *id, const IdemPolicy *policy)
 	idem_refusals_note(IDEM_REFUSAL_FORBIDDEN, id, policy);
 	ereport(ERROR,
 			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-			 errmsg("permission denied for key %s in scope %s",
-					idem_digest_log_id(id->key),
-					idem_digest_log_id(id->scope)),
+			 errmsg("permission denied for %s",
+					idem_digest_key(id)),
 			 errdetail("It was claimed under a role whose rights the current user does not have."),
 			 errhint("Use another scope, become a member of that role, or set \"owner_role\" of the policy for roles that rotate.  If the role was renamed, see check \"roles\" of idem_health().")));
 }

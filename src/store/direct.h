@@ -9,6 +9,7 @@
 #define IDEM_STORE_DIRECT_H
 
 #include "access/htup.h"
+#include "utils/snapshot.h"
 
 #include "store/store.h"
 

@@ -68,7 +68,7 @@ idem_store_require_primary_key(void)
 				(errcode(ERRCODE_DATA_CORRUPTED),
 				 errmsg("table \"%s\" has no valid primary key on (scope, key)",
 						"idempotency_keys"),
-				 errhint("Restore the primary key; see idem_health().")));
+				 errhint("See idem_health().")));
 }
 
 /*

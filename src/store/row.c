@@ -160,9 +160,8 @@ idem_store_row_raise_twins(const IdemKey *id)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_DATA_CORRUPTED),
-			 errmsg("more than one row for key %s in scope %s",
-					idem_digest_log_id(id->key),
-					idem_digest_log_id(id->scope)),
+			 errmsg("more than one row for %s",
+					idem_digest_key(id)),
 			 errhint("Restore the primary key of \"%s\"; see idem_health().",
 					 "idempotency_keys")));
 }
@@ -177,9 +176,8 @@ idem_store_row_raise_suppressed(const IdemKey *id)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_DATA_CORRUPTED),
-			 errmsg("a change of key %s in scope %s was suppressed",
-					idem_digest_log_id(id->key),
-					idem_digest_log_id(id->scope)),
+			 errmsg("a change of %s was suppressed",
+					idem_digest_key(id)),
 			 errhint("Drop foreign triggers, rules and unique indexes on \"%s\"; see idem_health().",
 					 "idempotency_keys")));
 }

@@ -35,10 +35,15 @@ void
 idem_store_open(IdemStore *store, LOCKMODE lockmode)
 {
 	if (store->keys == NULL)
+	{
 		store->keys = try_table_open(idem_catalog()->keys, lockmode);
+		store->lockmode = lockmode;
+	}
 	else if (store->lockmode < lockmode)
+	{
 		LockRelationOid(RelationGetRelid(store->keys), lockmode);
-	store->lockmode = Max(store->lockmode, lockmode);
+		store->lockmode = lockmode;
+	}
 
 	if (store->keys != NULL &&	/* else just dropped: a statement will say so */
 		!idem_whitelist_passes(store->keys, &store->pkey, &store->purge_index))

@@ -183,7 +183,7 @@ idem_sweep_all(PG_FUNCTION_ARGS)
 
 	if (!PG_ARGISNULL(0))
 		end = idem_lifetime_add(start,
-							 idem_args_usec("max_duration", PG_GETARG_DATUM(0)));
+								idem_args_usec("max_duration", PG_GETARG_DATUM(0)));
 	if (atomic)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_TRANSACTION_TERMINATION),

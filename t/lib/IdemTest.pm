@@ -32,9 +32,9 @@ use Test::More;
 use Time::HiRes qw(usleep);
 
 our @EXPORT = qw(
-  crash install is_up new_node partition_keys pgbench_acknowledged poll
-  restart_after_crash
-  run_psql session sqlstate start_pgbench
+  crash expire_keys install is_up keys_left log_count new_node partition_keys
+  pgbench_acknowledged poll process_bytes restart_after_crash run_client
+  run_psql session sqlstate start_pgbench wait_for_sweep
 );
 
 # A started node with the extension in database "postgres".  Options: name,
@@ -170,6 +170,67 @@ sub is_up
 	my $stderr = '';
 
 	return eval { $node->psql('postgres', 'SELECT 1', stderr => \$stderr) == 0 };
+}
+
+# How often a pattern is in the log of a server, from an offset on.
+sub log_count
+{
+	my ($node, $pattern, $offset) = @_;
+	my $log = substr(slurp_file($node->logfile), $offset // 0);
+
+	return scalar(() = $log =~ /$pattern/g);
+}
+
+# A program that connects to a server, and must succeed.
+sub run_client
+{
+	my ($node, @command) = @_;
+
+	local $ENV{PGHOST} = $node->host;
+	local $ENV{PGPORT} = $node->port;
+	ok(run_log(\@command), "$command[0] works") or die;
+	return;
+}
+
+# What a process has of its own; shared memory counts when it is first touched,
+# so that is left out.  Nothing where the system does not tell.
+sub process_bytes
+{
+	my ($pid) = @_;
+	my $file = "/proc/$pid/smaps_rollup";
+
+	return undef if !-r $file;
+	my ($anonymous) = slurp_file($file) =~ /^Anonymous:\s+(\d+) kB/m;
+	return $anonymous * 1024;
+}
+
+# Leave so many keys that have expired in a scope.
+sub expire_keys
+{
+	my ($node, $scope, $number, $database) = @_;
+
+	$node->safe_psql(
+		$database // 'postgres', qq{
+SELECT idem_policy('short', completed_ttl => '1 ms');
+SELECT count(*) FROM idem_dedupe('$scope', ARRAY(
+	SELECT i::text FROM generate_series(1, $number) i), 'short')});
+	return;
+}
+
+sub keys_left
+{
+	my ($node, $scope, $database) = @_;
+
+	return $node->safe_psql($database // 'postgres',
+		"SELECT count(*) FROM idempotency_keys WHERE scope = '$scope'");
+}
+
+sub wait_for_sweep
+{
+	my ($node, $scope, $database) = @_;
+
+	return poll("keys of scope $scope to be swept",
+		sub { keys_left($node, $scope, $database) == 0 });
 }
 
 # pgbench as a child.  Options: clients, scripts (texts), folder, params.

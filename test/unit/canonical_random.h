@@ -253,10 +253,10 @@ typedef struct TestKey
 	Size		utf8_len;
 	uint16		utf16[8];
 	int			utf16_len;
-}			TestKey;
+} TestKey;
 
 static void
-make_key(TestKey * key)
+make_key(TestKey *key)
 {
 	int			chars = random_below(4);
 
@@ -272,7 +272,7 @@ make_key(TestKey * key)
 }
 
 static int
-compare_utf16(const TestKey * a, const TestKey * b)
+compare_utf16(const TestKey *a, const TestKey *b)
 {
 	int			i;
 

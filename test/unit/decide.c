@@ -275,7 +275,7 @@ fits_retryable(const Case *c)
 	return c->found.state == IDEM_STATE_RETRYABLE;
 }
 
-static Row table[] = {
+static Row	table[] = {
 	{"nothing: claimed, attempt 1", fits_nothing, gets_first_attempt},
 	{"expired, reuse: claimed, attempt 1", fits_expired_reuse, gets_first_attempt},
 	{"expired, the tombstone over: claimed, attempt 1", fits_tombstone_over, gets_first_attempt},
@@ -322,9 +322,9 @@ try_case(const Case *c)
 	Row		   *row = find_row(c);
 	IdemDecision must = row->gets(c);
 	IdemDecision is = idem_decide(&c->found, &c->asked);
-	bool		writes = is.verdict == IDEM_CLAIM_FRESH ||
-		is.verdict == IDEM_CLAIM_AGAIN;
+	bool		writes;
 
+	writes = is.verdict == IDEM_CLAIM_FRESH || is.verdict == IDEM_CLAIM_AGAIN;
 	row->cases++;
 	if (!same_decision(&must, &is))
 		row->wrong++;

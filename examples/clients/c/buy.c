@@ -12,11 +12,11 @@
 
 /* All results are asked for in binary, so that the body arrives as its bytes;
  * text is the same in both formats. */
-static const char BUY[] =
-	"SELECT outcome::text, http_status::text, body,"
-	" extract(epoch FROM retry_after)::text"
-	" FROM idempotency.idem_run('shop.buy(jsonb)',"
-	" idempotency.idem_scope('shop', 'buy'), $1, $2::jsonb, 'orders')";
+#define BUY \
+	"SELECT outcome::text, http_status::text, body," \
+	" extract(epoch FROM retry_after)::text" \
+	" FROM idempotency.idem_run('shop.buy(jsonb)'," \
+	" idempotency.idem_scope('shop', 'buy'), $1, $2::jsonb, 'orders')"
 
 /* No SQLSTATE: the connection is lost, or there was none. */
 static int
