@@ -131,7 +131,7 @@ grant_function(const char *name, const char *role)
 	}
 	ReleaseSysCacheList(list);
 	foreach(cell, commands)
-		idem_store_spi_command(lfirst(cell));
+		idem_spi_command(lfirst(cell));
 }
 
 static const GrantLevel *
@@ -170,14 +170,14 @@ idem_grant(PG_FUNCTION_ARGS)
 	level = find_level(text_to_cstring(idem_args_text(fcinfo, 1, "level")));
 
 	SPI_connect();
-	idem_store_spi_command(psprintf("GRANT USAGE ON SCHEMA %s TO %s",
-									idem_catalog()->schema, role));
+	idem_spi_command(psprintf("GRANT USAGE ON SCHEMA %s TO %s",
+							  idem_catalog()->schema, role));
 	for (i = 0; level->functions[i] != NULL; i++)
 		grant_function(level->functions[i], role);
 	for (i = 0; level->relations[i] != NULL; i++)
-		idem_store_spi_command(psprintf("GRANT SELECT ON TABLE %s.%s TO %s",
-										idem_catalog()->schema,
-										level->relations[i], role));
+		idem_spi_command(psprintf("GRANT SELECT ON TABLE %s.%s TO %s",
+								  idem_catalog()->schema,
+								  level->relations[i], role));
 	SPI_finish();
 	PG_RETURN_VOID();
 }

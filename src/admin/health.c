@@ -153,7 +153,7 @@ idem_health_ask(IdemHealthUser user, const char *sql, TimestampTz at,
 	int			code;
 
 	/* with a pinned search_path: what a user made is bound to no operator */
-	idem_store_spi_begin_as(&saved, get_user(user));
+	idem_spi_begin_as(&saved, get_user(user));
 	find_relations(&values[0], &values[1]);
 	values[2] = ObjectIdGetDatum(idem_catalog()->namespace);
 	values[3] = ObjectIdGetDatum(get_extension_oid("idempotency", false));
@@ -168,10 +168,10 @@ idem_health_ask(IdemHealthUser user, const char *sql, TimestampTz at,
 	if (code != SPI_OK_SELECT || SPI_processed != 1)
 		elog(ERROR, "SPI_execute_with_args failed: %s",
 			 SPI_result_code_string(code));
-	ok = DatumGetBool(idem_store_spi_value(0, 0, &isnull)) && !isnull;
+	ok = DatumGetBool(idem_spi_value(0, 0, &isnull)) && !isnull;
 	detail = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2);
 	idem_health_say(answer, ok, detail != NULL ? detail : "");
-	idem_store_spi_end(&saved);
+	idem_spi_end(&saved);
 }
 
 static void

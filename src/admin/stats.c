@@ -262,12 +262,12 @@ idem_activity_values(PG_FUNCTION_ARGS)
 	uint64		i;
 
 	InitMaterializedSRF(fcinfo, 0);
-	idem_store_spi_begin(&saved);
+	idem_spi_begin(&saved);
 	execute("SELECT scope, key, policy, attempt, claimed_by, $1 - created_at,"
 			" lease_until - $1, recovery_point"
 			" FROM %1$s.idempotency_keys WHERE state = 'p'",
 			GetCurrentTimestamp());
-	idem_store_spi_require_types(types, lengthof(types));
+	idem_spi_require_types(types, lengthof(types));
 	for (i = 0; i < SPI_processed; i++)
 	{
 		Datum		values[ACTIVITY_COLUMNS];
@@ -281,7 +281,7 @@ idem_activity_values(PG_FUNCTION_ARGS)
 				CStringGetTextDatum(idem_digest_log_id(DatumGetTextPP(values[j])));
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 	}
-	idem_store_spi_end(&saved);
+	idem_spi_end(&saved);
 	return (Datum) 0;
 }
 
@@ -298,14 +298,14 @@ idem_stats_oldest_due(TimestampTz now)
 	Datum		value;
 	bool		isnull;
 
-	idem_store_spi_begin(&saved);
+	idem_spi_begin(&saved);
 	execute("SELECT min(purge_at) FROM %1$s.idempotency_keys WHERE purge_at <= $1",
 			now);
-	idem_store_spi_require_types(types, lengthof(types));
-	value = idem_store_spi_value(0, 0, &isnull);
+	idem_spi_require_types(types, lengthof(types));
+	value = idem_spi_value(0, 0, &isnull);
 	if (!isnull)
 		oldest = DatumGetTimestampTz(value);
-	idem_store_spi_end(&saved);
+	idem_spi_end(&saved);
 	return oldest;
 }
 

@@ -115,7 +115,7 @@ idem_chain_begin(IdemSealAccess *access)
 	int			i;
 
 	/* what is hashed is text: as COPY of an export is to have it, too */
-	idem_store_spi_begin_as(&access->saved, idem_catalog()->seals_owner);
+	idem_spi_begin_as(&access->saved, idem_catalog()->seals_owner);
 	for (i = 0; i < lengthof(pinned); i++)
 		(void) set_config_option(pinned[i][0], pinned[i][1], PGC_USERSET,
 								 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0,
@@ -135,7 +135,7 @@ void
 idem_chain_end(IdemSealAccess *access)
 {
 	PopActiveSnapshot();
-	idem_store_spi_end(&access->saved);
+	idem_spi_end(&access->saved);
 }
 
 /*
@@ -171,7 +171,7 @@ static uint64
 get_xid(int column)
 {
 	bool		isnull;
-	Datum		value = idem_store_spi_value(0, column, &isnull);
+	Datum		value = idem_spi_value(0, column, &isnull);
 
 	return isnull ? 0 : idem_chain_xid(value);
 }
@@ -184,7 +184,7 @@ get_xid(int column)
 void
 idem_chain_horizon(uint64 *ended, uint64 *next)
 {
-	(void) idem_store_spi_execute(&horizon_plan, NULL, NULL, true, 1);
+	(void) idem_spi_execute(&horizon_plan, NULL, NULL, true, 1);
 	*ended = get_xid(0);
 
 	/*
@@ -208,19 +208,19 @@ idem_chain_head(IdemSealHead *head)
 
 	/* before there is an origin, all seals are of another cluster */
 	origin = Int64GetDatum(head->origin != 0 ? head->origin : PG_INT64_MAX);
-	if (idem_store_spi_execute(&old_plan, &origin, NULL, true, 1) > 0)
+	if (idem_spi_execute(&old_plan, &origin, NULL, true, 1) > 0)
 	{
-		head->old_id = idem_store_spi_number(0);
+		head->old_id = idem_spi_number(0);
 		head->old_xid = get_xid(1);
-		head->old_origin = idem_store_spi_number(2);
+		head->old_origin = idem_spi_number(2);
 	}
-	if (idem_store_spi_execute(&last_plan, &origin, NULL, true, 1) > 0)
+	if (idem_spi_execute(&last_plan, &origin, NULL, true, 1) > 0)
 	{
 		bool		isnull;
 
 		head->xid_from = get_xid(0);
 		head->xid_to = get_xid(1);
-		head->closed = DatumGetBool(idem_store_spi_value(0, 2, &isnull));
+		head->closed = DatumGetBool(idem_spi_value(0, 2, &isnull));
 	}
 }
 
@@ -236,8 +236,8 @@ idem_chain_low_id(const IdemSealHead *head, uint64 xid)
 
 	values[0] = idem_chain_xid_datum(xid);
 	values[1] = Int64GetDatum(head->origin);
-	(void) idem_store_spi_execute(&low_plan, values, NULL, true, 1);
-	return Max(idem_store_spi_number(0), head->origin - 1);
+	(void) idem_spi_execute(&low_plan, values, NULL, true, 1);
+	return Max(idem_spi_number(0), head->origin - 1);
 }
 
 /*
@@ -251,8 +251,8 @@ idem_chain_set_back(void)
 	int64		given;
 
 	/* a sequence is not transactional: its value is the latest of all */
-	(void) idem_store_spi_execute(&given_plan, NULL, NULL, true, 1);
-	given = idem_store_spi_number(0);
+	(void) idem_spi_execute(&given_plan, NULL, NULL, true, 1);
+	given = idem_spi_number(0);
 	return idem_audit_last_id() < given;
 }
 
@@ -273,8 +273,8 @@ idem_chain_reached(const IdemSealHead *head, const IdemSealRange *range)
 	values[3] = idem_chain_xid_datum(range->xid_from);
 	values[4] = idem_chain_xid_datum(range->xid_to);
 	nulls[4] = range->xid_to == 0 ? 'n' : ' ';
-	(void) idem_store_spi_execute(&reached_plan, values, nulls, true, 1);
-	return idem_store_spi_number(0);
+	(void) idem_spi_execute(&reached_plan, values, nulls, true, 1);
+	return idem_spi_number(0);
 }
 
 /*
@@ -290,8 +290,8 @@ idem_chain_reached_before(const IdemSealHead *head,
 	values[0] = TimestampTzGetDatum(range->at_from);
 	values[1] = TimestampTzGetDatum(range->at_to);
 	values[2] = Int64GetDatum(head->origin);
-	(void) idem_store_spi_execute(&before_plan, values, NULL, true, 1);
-	return idem_store_spi_number(0);
+	(void) idem_spi_execute(&before_plan, values, NULL, true, 1);
+	return idem_spi_number(0);
 }
 
 static void
@@ -302,14 +302,14 @@ copy_seal(int row, IdemSeal *seal)
 
 	for (i = 0; i < IDEM_SEAL_COLUMNS; i++)
 	{
-		seal->values[i] = idem_store_spi_value(row, i, &seal->nulls[i]);
+		seal->values[i] = idem_spi_value(row, i, &seal->nulls[i]);
 		if (!seal->nulls[i])
 			seal->values[i] = datumCopy(seal->values[i],
 										get_typbyval(idem_chain_types[i]),
 										get_typlen(idem_chain_types[i]));
 	}
-	seal->was_pruned = DatumGetBool(idem_store_spi_value(row, IDEM_SEAL_COLUMNS,
-														 &isnull));
+	seal->was_pruned = DatumGetBool(idem_spi_value(row, IDEM_SEAL_COLUMNS,
+												   &isnull));
 }
 
 /*
@@ -319,7 +319,7 @@ copy_seal(int row, IdemSeal *seal)
 bool
 idem_chain_newest(IdemSeal *seal)
 {
-	if (idem_store_spi_execute(&newest_plan, NULL, NULL, true, 1) == 0)
+	if (idem_spi_execute(&newest_plan, NULL, NULL, true, 1) == 0)
 		return false;
 	copy_seal(0, seal);
 	return true;
@@ -347,7 +347,7 @@ idem_chain_each(IdemSealSink sink, void *arg)
 
 		values[0] = Int64GetDatum(after);
 		values[1] = Int64GetDatum(CHUNK_ROWS);
-		count = idem_store_spi_execute(&each_plan, values, NULL, true, 0);
+		count = idem_spi_execute(&each_plan, values, NULL, true, 0);
 		seals = palloc0(sizeof(IdemSeal) * (count + 1));
 
 		/* copies: the sink executes statements of its own */

@@ -104,8 +104,8 @@ idem_audit_origin(void)
 {
 	int64		origin;
 
-	(void) idem_store_spi_execute(&origin_plan, NULL, NULL, true, 1);
-	origin = idem_store_spi_number(0);
+	(void) idem_spi_execute(&origin_plan, NULL, NULL, true, 1);
+	origin = idem_spi_number(0);
 
 	/* not remembered in the transaction that wrote it: it may roll back */
 	if (origin != 0 &&
@@ -124,9 +124,9 @@ idem_audit_begun(void)
 	IdemSecctx	saved;
 	bool		begun;
 
-	idem_store_spi_begin_as(&saved, idem_catalog()->seals_owner);
+	idem_spi_begin_as(&saved, idem_catalog()->seals_owner);
 	begun = idem_audit_origin() != 0;
-	idem_store_spi_end(&saved);
+	idem_spi_end(&saved);
 	return begun;
 }
 
@@ -139,7 +139,7 @@ begin_origin(int64 id)
 	idem_acl_restored();
 
 	/* two that are the first ones both write; the smaller one holds */
-	(void) idem_store_spi_execute(&begin_plan, &value, NULL, false, 0);
+	(void) idem_spi_execute(&begin_plan, &value, NULL, false, 0);
 	origin_written = current_xid();
 }
 
@@ -148,10 +148,10 @@ ensure_origin(int64 id)
 {
 	IdemSecctx	saved;
 
-	idem_store_spi_begin_as(&saved, idem_catalog()->seals_owner);
+	idem_spi_begin_as(&saved, idem_catalog()->seals_owner);
 	if (idem_audit_origin() == 0)
 		begin_origin(id);
-	idem_store_spi_end(&saved);
+	idem_spi_end(&saved);
 }
 
 /*
@@ -177,8 +177,8 @@ idem_audit_adopt(void)
 int64
 idem_audit_last_id(void)
 {
-	(void) idem_store_spi_execute(&last_id_plan, NULL, NULL, true, 1);
-	return idem_store_spi_number(0);
+	(void) idem_spi_execute(&last_id_plan, NULL, NULL, true, 1);
+	return idem_spi_number(0);
 }
 
 static Datum
@@ -237,11 +237,11 @@ idem_audit_write(const IdemAuditRow *row)
 	/* before the first row of this cluster, which it is to begin with */
 	if (origin_known != idem_catalog_generation())
 		ensure_origin(id);
-	idem_store_spi_begin_as(&saved, idem_catalog()->audit_owner);
+	idem_spi_begin_as(&saved, idem_catalog()->audit_owner);
 	PG_TRY();
 	{
 		row_pass = row;
-		rows = idem_store_spi_execute(&insert_plan, values, nulls, false, 0);
+		rows = idem_spi_execute(&insert_plan, values, nulls, false, 0);
 	}
 	PG_FINALLY();
 	{
@@ -256,7 +256,7 @@ idem_audit_write(const IdemAuditRow *row)
 				 errmsg("a row of the audit log was suppressed"),
 				 errhint("Drop foreign triggers and rules on \"%s\"; see idem_health().",
 						 "idempotency_audit_log")));
-	idem_store_spi_end(&saved);
+	idem_spi_end(&saved);
 	return id;
 }
 
@@ -273,7 +273,7 @@ idem_audit_change(IdemPlan *plan, Datum *values, const char *nulls)
 	PG_TRY();
 	{
 		change_pass = true;
-		rows = idem_store_spi_execute(plan, values, nulls, false, 0);
+		rows = idem_spi_execute(plan, values, nulls, false, 0);
 	}
 	PG_FINALLY();
 	{

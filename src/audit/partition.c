@@ -183,26 +183,26 @@ create_partition(TimestampTz from, TimestampTz to)
 					tm.tm_sec);
 
 	/* no member of the extension, since pg_dump would leave it out */
-	idem_store_spi_command(psprintf("CREATE TABLE %s (LIKE %s INCLUDING INDEXES)",
-									name, find_model()));
+	idem_spi_command(psprintf("CREATE TABLE %s (LIKE %s INCLUDING INDEXES)",
+							  name, find_model()));
 
 	/*
 	 * The policy is for pg_dump, too: by a role that may read all tables, but
 	 * not bypass row security, a dump would else be without a row of it
 	 * (t/003_dump_restore.pl).
 	 */
-	idem_store_spi_command(psprintf("ALTER TABLE %s ENABLE ROW LEVEL SECURITY", name));
-	idem_store_spi_command(psprintf("CREATE POLICY idempotency_audit_read ON %s"
-									" FOR SELECT USING (true)", name));
+	idem_spi_command(psprintf("ALTER TABLE %s ENABLE ROW LEVEL SECURITY", name));
+	idem_spi_command(psprintf("CREATE POLICY idempotency_audit_read ON %s"
+							  " FOR SELECT USING (true)", name));
 	idem_acl_strip(name);
-	idem_store_spi_command(psprintf("CREATE TRIGGER idempotency_audit_guard_truncate"
-									" BEFORE TRUNCATE ON %s FOR EACH STATEMENT"
-									" EXECUTE FUNCTION %s.idem_audit_guard()", name, schema));
-	idem_store_spi_command(psprintf("ALTER TABLE %s ENABLE ALWAYS TRIGGER"
-									" idempotency_audit_guard_truncate", name));
-	idem_store_spi_command(psprintf("ALTER TABLE %s.idempotency_audit_log ATTACH PARTITION %s"
-									" FOR VALUES FROM ('%s') TO ('%s')", schema, name,
-									begin, timestamptz_to_str(to)));
+	idem_spi_command(psprintf("CREATE TRIGGER idempotency_audit_guard_truncate"
+							  " BEFORE TRUNCATE ON %s FOR EACH STATEMENT"
+							  " EXECUTE FUNCTION %s.idem_audit_guard()", name, schema));
+	idem_spi_command(psprintf("ALTER TABLE %s ENABLE ALWAYS TRIGGER"
+							  " idempotency_audit_guard_truncate", name));
+	idem_spi_command(psprintf("ALTER TABLE %s.idempotency_audit_log ATTACH PARTITION %s"
+							  " FOR VALUES FROM ('%s') TO ('%s')", schema, name,
+							  begin, timestamptz_to_str(to)));
 }
 
 /* A partition for this stretch, so far as no other one is there. */
@@ -240,7 +240,7 @@ is_covered(TimestampTz at)
 static TimestampTz
 get_time(int column, bool *isnull)
 {
-	return DatumGetTimestampTz(idem_store_spi_value(0, column, isnull));
+	return DatumGetTimestampTz(idem_spi_value(0, column, isnull));
 }
 
 /* For the present period and the next one, once there is a row at all. */
@@ -254,11 +254,11 @@ make_partitions(void)
 	Datum		values[2];
 	bool		isnull;
 
-	if (idem_store_spi_execute(&exists_plan, NULL, NULL, true, 1) == 0)
+	if (idem_spi_execute(&exists_plan, NULL, NULL, true, 1) == 0)
 		return;
 	values[0] = CStringGetTextDatum(periods[audit_partition].name);
 	values[1] = TimestampTzGetDatum(now);
-	(void) idem_store_spi_execute(&period_plan, values, NULL, true, 1);
+	(void) idem_spi_execute(&period_plan, values, NULL, true, 1);
 	next = get_time(0, &isnull);
 	after = get_time(1, &isnull);
 
@@ -282,7 +282,7 @@ make_partitions(void)
 	 * writer that waits for our lock has its time already, and its row must
 	 * still belong there: so the new partition begins a little later.
 	 */
-	(void) idem_store_spi_execute(&period_plan, values, NULL, false, 1);
+	(void) idem_spi_execute(&period_plan, values, NULL, false, 1);
 	last = get_time(2, &isnull);
 	if (isnull)
 		last = DT_NOBEGIN;
@@ -344,8 +344,8 @@ idem_partition_rows(const IdemCell *cell)
 
 	values[0] = TimestampTzGetDatum(cell->from);
 	values[1] = TimestampTzGetDatum(cell->to);
-	(void) idem_store_spi_execute(&rows_plan, values, NULL, true, 1);
-	return idem_store_spi_number(0);
+	(void) idem_spi_execute(&rows_plan, values, NULL, true, 1);
+	return idem_spi_number(0);
 }
 
 /*
@@ -370,8 +370,8 @@ idem_partition_drop(const IdemCell *cell)
 		!ConditionalLockRelationOid(cell->partition, AccessExclusiveLock))
 		return false;
 	name = get_rel_name(cell->partition);
-	idem_store_spi_command(psprintf("DROP TABLE %s.%s", idem_catalog()->schema,
-									quote_identifier(name)));
+	idem_spi_command(psprintf("DROP TABLE %s.%s", idem_catalog()->schema,
+							  quote_identifier(name)));
 	return true;
 }
 

@@ -246,7 +246,7 @@ idem_sealed_hash(const IdemSealRange *range, int64 max_rows,
 		 */
 		limit = Min(CHUNK_ROWS, max_rows - rows->count);
 		values[6] = Int64GetDatum(limit);
-		count = idem_store_spi_execute(&rows_plan, values, nulls, true, 0);
+		count = idem_spi_execute(&rows_plan, values, nulls, true, 0);
 		hash_chunk(digest, outputs, count, rows);
 		SPI_freetuptable(SPI_tuptable);
 		values[0] = Int64GetDatum(rows->last_id);
@@ -268,12 +268,12 @@ idem_sealed_bound(const IdemSealRange *range, int64 rows)
 
 	range_values(range, values, nulls);
 	values[6] = Int64GetDatum(rows);
-	(void) idem_store_spi_execute(&bound_plan, values, nulls, true, 1);
+	(void) idem_spi_execute(&bound_plan, values, nulls, true, 1);
 
 	/* the bound is behind the last of them, not to cut a transaction in two */
-	if (idem_store_spi_number(1) < rows)
+	if (idem_spi_number(1) < rows)
 		return range->xid_to;
-	return idem_chain_xid(idem_store_spi_value(0, 0, &isnull)) + 1;
+	return idem_chain_xid(idem_spi_value(0, 0, &isnull)) + 1;
 }
 
 /*
@@ -288,7 +288,7 @@ idem_sealed_exists(const IdemSealRange *range)
 
 	range_values(range, values, nulls);
 	values[6] = Int64GetDatum(1);
-	return idem_store_spi_execute(&rows_plan, values, nulls, true, 1) > 0;
+	return idem_spi_execute(&rows_plan, values, nulls, true, 1) > 0;
 }
 
 /*
@@ -318,7 +318,7 @@ execute_due(IdemPlan *plan, const IdemSealHead *head)
 
 	/* rows of a restore are sealed before the first one of this cluster is */
 	values[4] = BoolGetDatum(head->xid_to != 0);
-	return idem_store_spi_execute(plan, values, NULL, true, 1);
+	return idem_spi_execute(plan, values, NULL, true, 1);
 }
 
 /*
@@ -329,7 +329,7 @@ int64
 idem_sealed_due(const IdemSealHead *head)
 {
 	(void) execute_due(&due_plan, head);
-	return idem_store_spi_number(0);
+	return idem_spi_number(0);
 }
 
 /*
@@ -344,8 +344,8 @@ idem_sealed_stray(const IdemSealHead *head, int64 *id, int64 *segment)
 
 	if (execute_due(&stray_plan, head) == 0)
 		return false;
-	*id = idem_store_spi_number(0);
-	(void) idem_store_spi_value(0, 1, &isnull);
-	*segment = idem_store_spi_number(isnull ? 2 : 1);
+	*id = idem_spi_number(0);
+	(void) idem_spi_value(0, 1, &isnull);
+	*segment = idem_spi_number(isnull ? 2 : 1);
 	return true;
 }

@@ -106,8 +106,8 @@ execute_all(const char *sql, Oid object)
 		elog(ERROR, "could not find the privileges of an object");
 	commands = SPI_tuptable;
 	for (i = 0; i < commands->numvals; i++)
-		idem_store_spi_command(SPI_getvalue(commands->vals[i],
-											commands->tupdesc, 1));
+		idem_spi_command(SPI_getvalue(commands->vals[i],
+									  commands->tupdesc, 1));
 	SPI_freetuptable(commands);
 }
 
@@ -130,10 +130,10 @@ idem_acl_install(void)
 	 * left to whoever creates the extension, to give them to a role without
 	 * other rights.
 	 */
-	idem_store_spi_begin_as(&saved, GetUserId());
+	idem_spi_begin_as(&saved, GetUserId());
 	execute_all(own_sql, extension);
 	execute_all(strip_sql, extension);
-	idem_store_spi_end(&saved);
+	idem_spi_end(&saved);
 }
 
 /*

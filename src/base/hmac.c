@@ -100,7 +100,7 @@ find_newest(Relation table, const char *purpose, int32 key_id,
 {
 	Relation	index = index_open(idem_catalog()->secrets_pkey,
 								   AccessShareLock);
-	Snapshot	snapshot = RegisterSnapshot(idem_store_spi_latest());
+	Snapshot	snapshot = RegisterSnapshot(idem_spi_latest());
 	TupleTableSlot *slot = table_slot_create(table, NULL);
 	IndexScanDesc scan = idem_compat_index_beginscan(table, index, snapshot,
 													 0);

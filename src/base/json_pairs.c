@@ -186,14 +186,14 @@ read_scalar(void *arg, char *token, JsonTokenType type)
 }
 
 /*
- * idem_pairs_read
+ * idem_json_pairs_read
  *		The pairs in a JSON text of the database's encoding.
  *
  * False if it is not of this form; the pairs are then those that could be
  * read, one without a value where that is no text.
  */
 bool
-idem_pairs_read(char *json, int len, List **pairs)
+idem_json_pairs_read(char *json, int len, List **pairs)
 {
 	PairsState	state = {NIL};
 	JsonSemAction actions = {0};

@@ -18,6 +18,6 @@ typedef struct IdemPair
 	bool		in_list;		/* the value is an element of an array */
 } IdemPair;
 
-extern bool idem_pairs_read(char *json, int len, List **pairs);
+extern bool idem_json_pairs_read(char *json, int len, List **pairs);
 
 #endif							/* IDEM_BASE_JSON_PAIRS_H */

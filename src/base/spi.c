@@ -37,23 +37,23 @@
 static int	executing = 0;
 
 /*
- * idem_store_spi_latest
+ * idem_spi_latest
  *		The latest snapshot; that of the statement where a parallel plan runs,
  *		in which no other may be taken.
  */
 Snapshot
-idem_store_spi_latest(void)
+idem_spi_latest(void)
 {
 	return IsInParallelMode() ? GetActiveSnapshot() : GetLatestSnapshot();
 }
 
 /*
- * idem_store_spi_begin_as, idem_store_spi_begin, idem_store_spi_end
+ * idem_spi_begin_as, idem_spi_begin, idem_spi_end
  *		Around one or more statements, as the owner of the table that they are
  *		about, which is the key table unless told.
  */
 void
-idem_store_spi_begin_as(IdemSecctx *saved, Oid owner)
+idem_spi_begin_as(IdemSecctx *saved, Oid owner)
 {
 	int			code = SPI_connect();
 
@@ -63,13 +63,13 @@ idem_store_spi_begin_as(IdemSecctx *saved, Oid owner)
 }
 
 void
-idem_store_spi_begin(IdemSecctx *saved)
+idem_spi_begin(IdemSecctx *saved)
 {
-	idem_store_spi_begin_as(saved, idem_catalog()->owner);
+	idem_spi_begin_as(saved, idem_catalog()->owner);
 }
 
 void
-idem_store_spi_end(const IdemSecctx *saved)
+idem_spi_end(const IdemSecctx *saved)
 {
 	idem_secctx_leave(saved);
 	SPI_finish();
@@ -244,7 +244,7 @@ execute(IdemPlan *plan, Datum *values, const char *nulls, bool read_only,
 }
 
 /*
- * idem_store_spi_execute
+ * idem_spi_execute
  *		Execute a statement between begin and end; rows are in SPI_tuptable.
  *
  * With read_only the active snapshot is used, else a fresh one where the
@@ -252,8 +252,8 @@ execute(IdemPlan *plan, Datum *values, const char *nulls, bool read_only,
  * word of the row; see rethrow().
  */
 uint64
-idem_store_spi_execute(IdemPlan *plan, Datum *values, const char *nulls,
-					   bool read_only, long limit)
+idem_spi_execute(IdemPlan *plan, Datum *values, const char *nulls,
+				 bool read_only, long limit)
 {
 	MemoryContext context = CurrentMemoryContext;
 	int			outer = executing;
@@ -277,11 +277,11 @@ idem_store_spi_execute(IdemPlan *plan, Datum *values, const char *nulls,
 }
 
 /*
- * idem_store_spi_value
+ * idem_spi_value
  *		A value of what the last statement returned; counted from 0.
  */
 Datum
-idem_store_spi_value(int row, int column, bool *isnull)
+idem_spi_value(int row, int column, bool *isnull)
 {
 	return SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc,
 						 column + 1, isnull);
@@ -296,7 +296,7 @@ reads_as(Oid type, Oid expected)
 }
 
 /*
- * idem_store_spi_require_types
+ * idem_spi_require_types
  *		Refuse what the last statement returned if a column is read as another
  *		type than it is; 42804.  A number may be one of another size.
  *
@@ -305,7 +305,7 @@ reads_as(Oid type, Oid expected)
  * is the result that is looked at, and not the table.
  */
 void
-idem_store_spi_require_types(const Oid *types, int number)
+idem_spi_require_types(const Oid *types, int number)
 {
 	TupleDesc	desc = SPI_tuptable->tupdesc;
 	int			i;
@@ -325,24 +325,24 @@ idem_store_spi_require_types(const Oid *types, int number)
 }
 
 /*
- * idem_store_spi_number
+ * idem_spi_number
  *		A bigint of its first row; 0 for a null.
  */
 int64
-idem_store_spi_number(int column)
+idem_spi_number(int column)
 {
 	bool		isnull;
-	Datum		value = idem_store_spi_value(0, column, &isnull);
+	Datum		value = idem_spi_value(0, column, &isnull);
 
 	return isnull ? 0 : DatumGetInt64(value);
 }
 
 /*
- * idem_store_spi_command
+ * idem_spi_command
  *		Execute a utility command, which can have no parameters.
  */
 void
-idem_store_spi_command(const char *command)
+idem_spi_command(const char *command)
 {
 	int			code = SPI_execute(command, false, 0);
 

@@ -26,16 +26,16 @@ typedef struct IdemPlan
 	uint64		generation;		/* of idem_catalog(), that the text is from */
 } IdemPlan;
 
-extern Snapshot idem_store_spi_latest(void);
-extern void idem_store_spi_begin(IdemSecctx *saved);
-extern void idem_store_spi_begin_as(IdemSecctx *saved, Oid owner);
-extern void idem_store_spi_end(const IdemSecctx *saved);
-extern uint64 idem_store_spi_execute(IdemPlan *plan, Datum *values,
-									 const char *nulls, bool read_only,
-									 long limit);
-extern void idem_store_spi_command(const char *command);
-extern Datum idem_store_spi_value(int row, int column, bool *isnull);
-extern void idem_store_spi_require_types(const Oid *types, int number);
-extern int64 idem_store_spi_number(int column);
+extern Snapshot idem_spi_latest(void);
+extern void idem_spi_begin(IdemSecctx *saved);
+extern void idem_spi_begin_as(IdemSecctx *saved, Oid owner);
+extern void idem_spi_end(const IdemSecctx *saved);
+extern uint64 idem_spi_execute(IdemPlan *plan, Datum *values,
+							   const char *nulls, bool read_only,
+							   long limit);
+extern void idem_spi_command(const char *command);
+extern Datum idem_spi_value(int row, int column, bool *isnull);
+extern void idem_spi_require_types(const Oid *types, int number);
+extern int64 idem_spi_number(int column);
 
 #endif							/* IDEM_BASE_SPI_H */

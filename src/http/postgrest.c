@@ -80,7 +80,7 @@ read_request(HttpRequest *request)
 	char	   *headers = get_setting("request.headers");
 
 	if (method == NULL || path == NULL || headers == NULL ||
-		!idem_pairs_read(headers, strlen(headers), &request->headers))
+		!idem_json_pairs_read(headers, strlen(headers), &request->headers))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("this is not a request of PostgREST"),
@@ -127,7 +127,7 @@ find_principal(FunctionCallInfo fcinfo)
 		ListCell   *cell;
 
 		if (claims == NULL || *claims != '{' ||
-			!idem_pairs_read(claims, strlen(claims), &pairs))
+			!idem_json_pairs_read(claims, strlen(claims), &pairs))
 			return NULL;
 		foreach(cell, pairs)
 		{

@@ -100,7 +100,7 @@ decide(IdemClaim *claim)
 		idem_policy_get_stored(row->policy, &claim->row_policy);
 		found.state = row->state;
 		found.own = idem_xact_owns(row);
-		found.permitted = idem_role_permits(row->claimed_by);
+		found.permitted = idem_owner_permits(row->claimed_by);
 		found.attempt = row->attempt;
 		found.fingerprint = idem_bytes_of(row->fingerprint);
 		found.context = idem_bytes_of(row->context);
@@ -341,7 +341,7 @@ idem_claim_decide(IdemClaim *claim, bool check_new)
 	if (claim->waited)
 		count_wait(claim);
 	if (claim->decision.verdict == IDEM_FORBIDDEN)
-		idem_role_refuse(&claim->id, &claim->row_policy);
+		idem_owner_refuse(&claim->id, &claim->row_policy);
 }
 
 /*
@@ -384,7 +384,7 @@ idem_claim_fill(IdemClaim *claim)
 	{
 		claim->row_policy = claim->policy;
 		row->policy = cstring_to_text(NameStr(claim->policy.name));
-		row->claimed_by = idem_role_owner(&claim->policy, &claim->id);
+		row->claimed_by = idem_owner_name(&claim->policy, &claim->id);
 		row->fingerprint = claim->fingerprint;
 		row->context = claim->context;
 		row->created_at = claim->now;

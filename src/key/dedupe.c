@@ -213,10 +213,10 @@ require_role(const IdemDedupe *dedupe, const DedupeKey *key,
 	IdemKey		id = id_of(dedupe, key);
 	IdemPolicy	policy;
 
-	if (idem_role_permits(claimed_by))
+	if (idem_owner_permits(claimed_by))
 		return;
 	idem_policy_get_stored(policy_name, &policy);
-	idem_role_refuse(&id, &policy);
+	idem_owner_refuse(&id, &policy);
 }
 
 /* Look at the rows of the new ones of some keys: those are not new. */
@@ -392,7 +392,7 @@ static void
 make_row(IdemDedupe *dedupe)
 {
 	IdemClaim  *claim = &dedupe->claim;
-	IdemAnswer	answer;
+	IdemResponse answer;
 
 	claim->now = idem_xact_now();
 	claim->decision.verdict = IDEM_CLAIM_FRESH;
@@ -400,8 +400,8 @@ make_row(IdemDedupe *dedupe)
 	idem_claim_fill(claim);
 	claim->row.lease_until = claim->now;
 	claim->row.purge_at = claim->now;
-	idem_answer_init(&answer, 200);
-	idem_answer_store(&answer, &claim->row);
+	idem_response_init(&answer, 200);
+	idem_response_store(&answer, &claim->row);
 	idem_lifetime_finish(&claim->row_policy, &claim->row, IDEM_STATE_COMPLETED,
 						 claim->now);
 }

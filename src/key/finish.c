@@ -74,7 +74,7 @@ hold(IdemHeld *held)
 		idem_xact_is_running(&held->id))
 		return false;
 	idem_policy_get_stored(held->row.policy, &held->policy);
-	idem_role_require(&held->id, held->row.claimed_by, &held->policy);
+	idem_owner_require(&held->id, held->row.claimed_by, &held->policy);
 	held->own = idem_xact_owns(&held->row);
 	return true;
 }
@@ -94,7 +94,7 @@ hold_or_read_finished(IdemHeld *held)
 		!idem_decide_is_finished(held->row.state))
 		return hold(held);
 	idem_policy_get_stored(held->row.policy, &held->policy);
-	idem_role_require(&held->id, held->row.claimed_by, &held->policy);
+	idem_owner_require(&held->id, held->row.claimed_by, &held->policy);
 	return true;
 }
 
@@ -169,19 +169,19 @@ response_type(FunctionCallInfo fcinfo)
 
 /* The answer in the arguments; 22004, 22023, 22P02, ID008. */
 static void
-read_answer(FunctionCallInfo fcinfo, IdemAnswer *answer)
+read_answer(FunctionCallInfo fcinfo, IdemResponse *answer)
 {
 	idem_args_require(fcinfo, ARG_STATUS_CODE, "status_code");
-	idem_answer_init(answer, PG_GETARG_INT32(ARG_STATUS_CODE));
+	idem_response_init(answer, PG_GETARG_INT32(ARG_STATUS_CODE));
 	if (!PG_ARGISNULL(ARG_HEADERS))
-		idem_answer_set_headers(answer, PG_GETARG_DATUM(ARG_HEADERS));
+		idem_response_set_headers(answer, PG_GETARG_DATUM(ARG_HEADERS));
 	if (PG_ARGISNULL(ARG_RESPONSE))
 		return;
 	if (!PG_ARGISNULL(ARG_CONTENT_TYPE))
-		idem_answer_set_content_type(answer,
-									 PG_GETARG_TEXT_PP(ARG_CONTENT_TYPE));
-	idem_answer_set_body(answer, PG_GETARG_DATUM(ARG_RESPONSE),
-						 response_type(fcinfo));
+		idem_response_set_content_type(answer,
+									   PG_GETARG_TEXT_PP(ARG_CONTENT_TYPE));
+	idem_response_set_body(answer, PG_GETARG_DATUM(ARG_RESPONSE),
+						   response_type(fcinfo));
 }
 
 /*
@@ -214,10 +214,10 @@ return_expiry(FunctionCallInfo fcinfo, const IdemRow *row)
 
 /* A finished row never changes; ID003 for another answer than it has. */
 static void
-require_same(const IdemHeld *held, const IdemAnswer *answer, IdemState state)
+require_same(const IdemHeld *held, const IdemResponse *answer, IdemState state)
 {
 	if (state != held->row.state ||
-		!idem_answer_is_stored(answer, &held->row))
+		!idem_response_is_stored(answer, &held->row))
 		ereport(ERROR,
 				(errcode(ERRCODE_IDEM_FINISHED),
 				 errmsg("%s is already finished, with another answer",
@@ -226,14 +226,14 @@ require_same(const IdemHeld *held, const IdemAnswer *answer, IdemState state)
 }
 
 static void
-store_answer(IdemHeld *held, IdemAnswer *answer, IdemState state)
+store_answer(IdemHeld *held, IdemResponse *answer, IdemState state)
 {
 	const IdemOutcomeMeaning *meaning =
 	&idem_outcomes[state == IDEM_STATE_COMPLETED ?
 				   IDEM_OUTCOME_COMPLETED : IDEM_OUTCOME_FAILED];
 
-	idem_answer_limit(answer, &held->id, &held->policy);
-	idem_answer_store(answer, &held->row);
+	idem_response_limit(answer, &held->id, &held->policy);
+	idem_response_store(answer, &held->row);
 	idem_lifetime_finish(&held->policy, &held->row, state, idem_xact_now());
 	write_claim(held, meaning->action);
 	idem_counters_add(held->policy.counters, meaning->counter, 1);
@@ -244,7 +244,7 @@ static Datum
 finish(FunctionCallInfo fcinfo, IdemState state)
 {
 	IdemHeld	held;
-	IdemAnswer	answer;
+	IdemResponse answer;
 
 	read_answer(fcinfo, &answer);
 	idem_args_require_writable();
@@ -461,7 +461,7 @@ idem_lookup(PG_FUNCTION_ARGS)
 		idem_lifetime_is_over(held.row.purge_at, now))
 		PG_RETURN_NULL();
 	idem_policy_get_stored(held.row.policy, &held.policy);
-	idem_role_require(&held.id, held.row.claimed_by, &held.policy);
+	idem_owner_require(&held.id, held.row.claimed_by, &held.policy);
 	return idem_result_form(outcome_of(&held.row, now), &held.row,
 							held.policy.mismatch_status, now);
 }

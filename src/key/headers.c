@@ -113,8 +113,8 @@ idem_headers_check(text *headers)
 	List	   *pairs;
 	ListCell   *cell;
 
-	if (!idem_pairs_read(VARDATA_ANY(headers), VARSIZE_ANY_EXHDR(headers),
-						 &pairs))
+	if (!idem_json_pairs_read(VARDATA_ANY(headers), VARSIZE_ANY_EXHDR(headers),
+							  &pairs))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("headers are not in a form that HTTP can have"),
@@ -198,8 +198,8 @@ idem_headers_to_send(text *headers)
 	char	  **names;
 	int			count;
 
-	(void) idem_pairs_read(VARDATA_ANY(headers), VARSIZE_ANY_EXHDR(headers),
-						   &pairs);
+	(void) idem_json_pairs_read(VARDATA_ANY(headers), VARSIZE_ANY_EXHDR(headers),
+								&pairs);
 	names = names_not_sent(pairs, &count);
 	foreach(cell, pairs)
 	{

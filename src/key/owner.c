@@ -20,12 +20,12 @@
 #include "key/owner.h"
 
 /*
- * idem_role_permits
+ * idem_owner_permits
  *		Whether the current user has the rights of the role that made a claim.
  *		A name that is gone is nobody: only a superuser has its rights.
  */
 bool
-idem_role_permits(const text *claimed_by)
+idem_owner_permits(const text *claimed_by)
 {
 	char	   *name = text_to_cstring(claimed_by);
 	Oid			role = get_role_oid(name, true);
@@ -35,11 +35,11 @@ idem_role_permits(const text *claimed_by)
 }
 
 /*
- * idem_role_refuse
+ * idem_owner_refuse
  *		Raise 42501: the key, of a row under that policy, is another role's.
  */
 void
-idem_role_refuse(const IdemKey *id, const IdemPolicy *policy)
+idem_owner_refuse(const IdemKey *id, const IdemPolicy *policy)
 {
 	idem_refusals_note(IDEM_REFUSAL_FORBIDDEN, id, policy);
 	ereport(ERROR,
@@ -51,24 +51,24 @@ idem_role_refuse(const IdemKey *id, const IdemPolicy *policy)
 }
 
 /*
- * idem_role_require
- *		Refuse unless idem_role_permits().
+ * idem_owner_require
+ *		Refuse unless idem_owner_permits().
  */
 void
-idem_role_require(const IdemKey *id, const text *claimed_by,
-				  const IdemPolicy *policy)
+idem_owner_require(const IdemKey *id, const text *claimed_by,
+				   const IdemPolicy *policy)
 {
-	if (!idem_role_permits(claimed_by))
-		idem_role_refuse(id, policy);
+	if (!idem_owner_permits(claimed_by))
+		idem_owner_refuse(id, policy);
 }
 
 /*
- * idem_role_owner
+ * idem_owner_name
  *		The name of the role that owns a new key under a policy; 42501.  In
  *		the id of many keys, none of them is named.
  */
 text *
-idem_role_owner(const IdemPolicy *policy, const IdemKey *id)
+idem_owner_name(const IdemPolicy *policy, const IdemKey *id)
 {
 	const char *owner = NameStr(policy->owner_role);
 	bool		exists;

@@ -11,11 +11,11 @@
 #include "base/compat.h"
 #include "rule/policy.h"
 
-extern bool idem_role_permits(const text *claimed_by);
-IDEM_COMPAT_NORETURN extern void idem_role_refuse(const IdemKey *id,
-												  const IdemPolicy *policy);
-extern void idem_role_require(const IdemKey *id, const text *claimed_by,
-							  const IdemPolicy *policy);
-extern text *idem_role_owner(const IdemPolicy *policy, const IdemKey *id);
+extern bool idem_owner_permits(const text *claimed_by);
+IDEM_COMPAT_NORETURN extern void idem_owner_refuse(const IdemKey *id,
+												   const IdemPolicy *policy);
+extern void idem_owner_require(const IdemKey *id, const text *claimed_by,
+							   const IdemPolicy *policy);
+extern text *idem_owner_name(const IdemPolicy *policy, const IdemKey *id);
 
 #endif							/* IDEM_KEY_OWNER_H */

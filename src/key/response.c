@@ -44,11 +44,11 @@ typedef enum ResponseColumn
 #define RESPONSE_COLUMNS (RESPONSE_BODY + 1)
 
 /*
- * idem_answer_init
+ * idem_response_init
  *		An answer with a status and nothing else; 22023.
  */
 void
-idem_answer_init(IdemAnswer *answer, int status)
+idem_response_init(IdemResponse *answer, int status)
 {
 	if (status < IDEM_MIN_STATUS || status > IDEM_MAX_STATUS)
 		ereport(ERROR,
@@ -62,11 +62,11 @@ idem_answer_init(IdemAnswer *answer, int status)
 }
 
 /*
- * idem_answer_set_headers
+ * idem_response_set_headers
  *		Headers as json; 22023 for such as could not be given back, ID008.
  */
 void
-idem_answer_set_headers(IdemAnswer *answer, Datum headers)
+idem_response_set_headers(IdemResponse *answer, Datum headers)
 {
 	text	   *value = DatumGetTextPP(headers);
 
@@ -80,11 +80,11 @@ idem_answer_set_headers(IdemAnswer *answer, Datum headers)
 }
 
 /*
- * idem_answer_set_content_type
+ * idem_response_set_content_type
  *		A media type, since it becomes a header; 22023.
  */
 void
-idem_answer_set_content_type(IdemAnswer *answer, text *content_type)
+idem_response_set_content_type(IdemResponse *answer, text *content_type)
 {
 	if (VARSIZE_ANY_EXHDR(content_type) > IDEM_MAX_MEDIA_TYPE_BYTES ||
 		!idem_headers_is_media_type(content_type))
@@ -125,7 +125,7 @@ is_text(const text *content_type)
 }
 
 static void
-set_bytes(IdemAnswer *answer, const char *data, int len)
+set_bytes(IdemResponse *answer, const char *data, int len)
 {
 	bytea	   *body = palloc(VARHDRSZ + len);
 
@@ -138,7 +138,7 @@ set_bytes(IdemAnswer *answer, const char *data, int len)
 
 /* Text of the server's encoding is stored as UTF-8. */
 static void
-set_text(IdemAnswer *answer, char *data, int len)
+set_text(IdemResponse *answer, char *data, int len)
 {
 	char	   *utf8 = pg_server_to_any(data, len, PG_UTF8);
 
@@ -191,7 +191,7 @@ check_text(const text *content_type, char *data, int len)
  * promises JSON, of which there is none.
  */
 static void
-set_empty(IdemAnswer *answer)
+set_empty(IdemResponse *answer)
 {
 	if (answer->content_type != NULL && is_json(answer->content_type))
 		answer->content_type = NULL;
@@ -199,13 +199,13 @@ set_empty(IdemAnswer *answer)
 }
 
 /*
- * idem_answer_set_body
+ * idem_response_set_body
  *		The body from a response of type text, json, jsonb or bytea.  Sets the
  *		content type of the type where none is set.  22P02 for text that must
  *		be JSON and is not, 22023 for text that should have been bytes.
  */
 void
-idem_answer_set_body(IdemAnswer *answer, Datum response, Oid type)
+idem_response_set_body(IdemResponse *answer, Datum response, Oid type)
 {
 	struct varlena *value = PG_DETOAST_DATUM_PACKED(response);
 	char	   *data = VARDATA_ANY(value);
@@ -235,11 +235,11 @@ idem_answer_set_body(IdemAnswer *answer, Datum response, Oid type)
 }
 
 /*
- * idem_answer_set_response
+ * idem_response_set_response
  *		The whole answer from an idem_response; a null status is 200.
  */
 void
-idem_answer_set_response(IdemAnswer *answer, Datum response)
+idem_response_set_response(IdemResponse *answer, Datum response)
 {
 	HeapTupleHeader tuple = DatumGetHeapTupleHeader(response);
 	Datum		values[RESPONSE_COLUMNS];
@@ -248,28 +248,28 @@ idem_answer_set_response(IdemAnswer *answer, Datum response)
 
 	for (i = 0; i < RESPONSE_COLUMNS; i++)
 		values[i] = GetAttributeByNum(tuple, i + 1, &nulls[i]);
-	idem_answer_init(answer, nulls[RESPONSE_STATUS_CODE] ? 200 :
-					 DatumGetInt32(values[RESPONSE_STATUS_CODE]));
+	idem_response_init(answer, nulls[RESPONSE_STATUS_CODE] ? 200 :
+					   DatumGetInt32(values[RESPONSE_STATUS_CODE]));
 	if (!nulls[RESPONSE_HEADERS])
-		idem_answer_set_headers(answer, values[RESPONSE_HEADERS]);
+		idem_response_set_headers(answer, values[RESPONSE_HEADERS]);
 	if (nulls[RESPONSE_BODY])
 		return;
 	if (!nulls[RESPONSE_CONTENT_TYPE])
 	{
 		Datum		content_type = values[RESPONSE_CONTENT_TYPE];
 
-		idem_answer_set_content_type(answer, DatumGetTextPP(content_type));
+		idem_response_set_content_type(answer, DatumGetTextPP(content_type));
 	}
-	idem_answer_set_body(answer, values[RESPONSE_BODY], BYTEAOID);
+	idem_response_set_body(answer, values[RESPONSE_BODY], BYTEAOID);
 }
 
 /*
- * idem_answer_limit
+ * idem_response_limit
  *		Hold the body to what the policy keeps: ID008, or only its digest.
  */
 void
-idem_answer_limit(IdemAnswer *answer, const IdemKey *id,
-				  const IdemPolicy *policy)
+idem_response_limit(IdemResponse *answer, const IdemKey *id,
+					const IdemPolicy *policy)
 {
 	if (answer->body == NULL || answer->body_size <= policy->max_body_bytes)
 		return;
@@ -286,11 +286,11 @@ idem_answer_limit(IdemAnswer *answer, const IdemKey *id,
 }
 
 /*
- * idem_answer_store
+ * idem_response_store
  *		Put the answer into a row.
  */
 void
-idem_answer_store(const IdemAnswer *answer, IdemRow *row)
+idem_response_store(const IdemResponse *answer, IdemRow *row)
 {
 	row->status_code = answer->status;
 	row->headers = answer->headers;
@@ -308,11 +308,11 @@ same_bytes(const void *a, const void *b)
 }
 
 /*
- * idem_answer_is_stored
+ * idem_response_is_stored
  *		Whether the row has this very answer; bodies by size and SHA-256.
  */
 bool
-idem_answer_is_stored(const IdemAnswer *answer, const IdemRow *row)
+idem_response_is_stored(const IdemResponse *answer, const IdemRow *row)
 {
 	return answer->status == row->status_code &&
 		answer->body_size == row->body_size &&
@@ -331,18 +331,18 @@ IDEM_FUNCTION(idem_respond);
 Datum
 idem_respond(PG_FUNCTION_ARGS)
 {
-	IdemAnswer	answer;
+	IdemResponse answer;
 	Datum		values[RESPONSE_COLUMNS];
 	bool		nulls[RESPONSE_COLUMNS];
 	TupleDesc	desc;
 	Datum		result;
 
 	idem_args_require(fcinfo, 0, "status_code");
-	idem_answer_init(&answer, PG_GETARG_INT32(0));
+	idem_response_init(&answer, PG_GETARG_INT32(0));
 	if (!PG_ARGISNULL(2))
-		idem_answer_set_headers(&answer, PG_GETARG_DATUM(2));
+		idem_response_set_headers(&answer, PG_GETARG_DATUM(2));
 	if (!PG_ARGISNULL(1))
-		idem_answer_set_body(&answer, PG_GETARG_DATUM(1), JSONOID);
+		idem_response_set_body(&answer, PG_GETARG_DATUM(1), JSONOID);
 
 	values[RESPONSE_STATUS_CODE] = Int32GetDatum(answer.status);
 	nulls[RESPONSE_STATUS_CODE] = false;

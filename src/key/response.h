@@ -11,7 +11,7 @@
 #include "rule/policy.h"
 
 /* An answer in the form of the key table. */
-typedef struct IdemAnswer
+typedef struct IdemResponse
 {
 	int			status;
 	text	   *headers;		/* json; NULL: none */
@@ -19,17 +19,17 @@ typedef struct IdemAnswer
 	bytea	   *body;			/* NULL: none, or not kept */
 	int64		body_size;		/* -1: none */
 	bytea	   *body_sha256;	/* NULL: none */
-} IdemAnswer;
+} IdemResponse;
 
-extern void idem_answer_init(IdemAnswer *answer, int status);
-extern void idem_answer_set_headers(IdemAnswer *answer, Datum headers);
-extern void idem_answer_set_content_type(IdemAnswer *answer,
-										 text *content_type);
-extern void idem_answer_set_body(IdemAnswer *answer, Datum response, Oid type);
-extern void idem_answer_set_response(IdemAnswer *answer, Datum response);
-extern void idem_answer_limit(IdemAnswer *answer, const IdemKey *id,
-							  const IdemPolicy *policy);
-extern void idem_answer_store(const IdemAnswer *answer, IdemRow *row);
-extern bool idem_answer_is_stored(const IdemAnswer *answer, const IdemRow *row);
+extern void idem_response_init(IdemResponse *answer, int status);
+extern void idem_response_set_headers(IdemResponse *answer, Datum headers);
+extern void idem_response_set_content_type(IdemResponse *answer,
+										   text *content_type);
+extern void idem_response_set_body(IdemResponse *answer, Datum response, Oid type);
+extern void idem_response_set_response(IdemResponse *answer, Datum response);
+extern void idem_response_limit(IdemResponse *answer, const IdemKey *id,
+								const IdemPolicy *policy);
+extern void idem_response_store(const IdemResponse *answer, IdemRow *row);
+extern bool idem_response_is_stored(const IdemResponse *answer, const IdemRow *row);
 
 #endif							/* IDEM_KEY_RESPONSE_H */

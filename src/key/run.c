@@ -62,7 +62,7 @@ typedef struct IdemRun
 	IdemClaim	claim;
 	FmgrInfo	handler;
 	Oid			result_type;
-	IdemAnswer	answer;
+	IdemResponse answer;
 	IdemState	state;
 } IdemRun;
 
@@ -137,12 +137,12 @@ call_handler(IdemRun *run)
 	pgstat_end_function_usage(&usage, true);
 	PopActiveSnapshot();
 
-	idem_answer_init(&run->answer, 200);
+	idem_response_init(&run->answer, 200);
 	if (!call->isnull && run->result_type == idem_catalog()->response_type)
-		idem_answer_set_response(&run->answer, result);
+		idem_response_set_response(&run->answer, result);
 	else if (!call->isnull)
-		idem_answer_set_body(&run->answer, result, run->result_type);
-	idem_answer_limit(&run->answer, &run->claim.id, policy);
+		idem_response_set_body(&run->answer, result, run->result_type);
+	idem_response_limit(&run->answer, &run->claim.id, policy);
 	run->state = idem_policy_releases(policy, run->answer.status) ?
 		IDEM_STATE_RETRYABLE : IDEM_STATE_COMPLETED;
 }
@@ -198,8 +198,8 @@ answer_error(IdemRun *run, const ErrorData *error)
 	escape_json(&json, error->message != NULL ? error->message : "");
 	appendStringInfoChar(&json, '}');
 	body = cstring_to_text_with_len(json.data, json.len);
-	idem_answer_init(&run->answer, STATUS_FAILED);
-	idem_answer_set_body(&run->answer, PointerGetDatum(body), JSONOID);
+	idem_response_init(&run->answer, STATUS_FAILED);
+	idem_response_set_body(&run->answer, PointerGetDatum(body), JSONOID);
 	if (run->answer.body_size > run->claim.row_policy.max_body_bytes)
 		run->answer.body = NULL;	/* no second error over the first */
 	run->state = IDEM_STATE_RETRYABLE;
@@ -287,7 +287,7 @@ store(IdemRun *run)
 
 	if (!claim->found)
 		claim->row.purge_at = claim->now;	/* no bound: written only once */
-	idem_answer_store(&run->answer, &claim->row);
+	idem_response_store(&run->answer, &claim->row);
 	idem_lifetime_finish(&claim->row_policy, &claim->row, run->state,
 						 idem_xact_now());
 

@@ -200,8 +200,8 @@ execute_read(IdemPlan *plan, Datum *values)
 {
 	uint64		rows;
 
-	PushActiveSnapshot(idem_store_spi_latest());
-	rows = idem_store_spi_execute(plan, values, NULL, true, 0);
+	PushActiveSnapshot(idem_spi_latest());
+	rows = idem_spi_execute(plan, values, NULL, true, 0);
 	PopActiveSnapshot();
 	return rows;
 }
@@ -212,10 +212,10 @@ execute_change(IdemPlan *plan, const Datum *values, const char *nulls)
 	IdemSecctx	saved;
 	uint64		rows;
 
-	idem_store_spi_begin(&saved);
-	rows = idem_store_spi_execute(plan, unconstify(Datum *, values), nulls,
-								  false, 0);
-	idem_store_spi_end(&saved);
+	idem_spi_begin(&saved);
+	rows = idem_spi_execute(plan, unconstify(Datum *, values), nulls,
+							false, 0);
+	idem_spi_end(&saved);
 	return rows;
 }
 
@@ -244,17 +244,17 @@ idem_rule_read(IdemRuleTable *table, const char *name, Datum *values,
 	uint64		rows;
 
 	make_statements(table);
-	idem_store_spi_begin(&saved);
+	idem_spi_begin(&saved);
 	rows = execute_read(&table->read, &arg);
 	if (rows > 0)
 	{
-		idem_store_spi_require_types(table->types, table->ncolumns);
+		idem_spi_require_types(table->types, table->ncolumns);
 		old = MemoryContextSwitchTo(context);
 		heap_deform_tuple(heap_copytuple(SPI_tuptable->vals[0]),
 						  SPI_tuptable->tupdesc, values, nulls);
 		MemoryContextSwitchTo(old);
 	}
-	idem_store_spi_end(&saved);
+	idem_spi_end(&saved);
 	return rows > 0;
 }
 
@@ -273,19 +273,19 @@ idem_rule_names(IdemRuleTable *table)
 	uint64		i;
 
 	make_statements(table);
-	idem_store_spi_begin(&saved);
+	idem_spi_begin(&saved);
 	rows = execute_read(&table->names, NULL);
-	idem_store_spi_require_types(table->types, 1);
+	idem_spi_require_types(table->types, 1);
 	old = MemoryContextSwitchTo(context);
 	for (i = 0; i < rows; i++)
 	{
 		bool		isnull;
 
 		names = lappend(names,
-						TextDatumGetCString(idem_store_spi_value(i, 0, &isnull)));
+						TextDatumGetCString(idem_spi_value(i, 0, &isnull)));
 	}
 	MemoryContextSwitchTo(old);
-	idem_store_spi_end(&saved);
+	idem_spi_end(&saved);
 	return names;
 }
 

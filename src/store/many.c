@@ -86,11 +86,11 @@ idem_store_count_live(const text *scope, TimestampTz now, int64 limit)
 	values[0] = PointerGetDatum(scope);
 	values[1] = TimestampTzGetDatum(now);
 	values[2] = Int64GetDatum(limit);
-	idem_store_spi_begin(&saved);
-	(void) idem_store_spi_execute(&count_plan, values, NULL, false, 0);
+	idem_spi_begin(&saved);
+	(void) idem_spi_execute(&count_plan, values, NULL, false, 0);
 	count = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0],
 										SPI_tuptable->tupdesc, 1, &isnull));
-	idem_store_spi_end(&saved);
+	idem_spi_end(&saved);
 	return count;
 }
 
@@ -139,13 +139,13 @@ idem_store_insert_many(const text *scope, ArrayType *keys, const IdemRow *row,
 	values[11] = Int32GetDatum(row->status_code);
 	values[12] = PointerGetDatum(row->policy);
 	values[13] = PointerGetDatum(row->claimed_by);
-	idem_store_spi_begin(&saved);
-	rows = (int) idem_store_spi_execute(&insert_many_plan, values, NULL,
-										false, 0);
-	idem_store_spi_require_types(key_types, 1);
+	idem_spi_begin(&saved);
+	rows = (int) idem_spi_execute(&insert_many_plan, values, NULL,
+								  false, 0);
+	idem_spi_require_types(key_types, 1);
 	for (i = 0; i < rows; i++)
 		inserted[i] = copy_text(SPI_tuptable->vals[i], 1, context);
-	idem_store_spi_end(&saved);
+	idem_spi_end(&saved);
 	return rows;
 }
 
@@ -181,9 +181,9 @@ idem_store_read_many(const text *scope, ArrayType *keys, IdemStoreBrief *found)
 
 	values[0] = PointerGetDatum(scope);
 	values[1] = PointerGetDatum(keys);
-	idem_store_spi_begin(&saved);
-	rows = (int) idem_store_spi_execute(&read_many_plan, values, NULL,
-										false, 0);
+	idem_spi_begin(&saved);
+	rows = (int) idem_spi_execute(&read_many_plan, values, NULL,
+								  false, 0);
 	if (rows > max)
 		ereport(ERROR,
 				(errcode(ERRCODE_DATA_CORRUPTED),
@@ -191,9 +191,9 @@ idem_store_read_many(const text *scope, ArrayType *keys, IdemStoreBrief *found)
 						idem_digest_log_id(scope)),
 				 errhint("Restore the primary key of \"%s\"; see idem_health().",
 						 "idempotency_keys")));
-	idem_store_spi_require_types(brief_types, lengthof(brief_types));
+	idem_spi_require_types(brief_types, lengthof(brief_types));
 	for (i = 0; i < rows; i++)
 		form_brief(SPI_tuptable->vals[i], &found[i], context);
-	idem_store_spi_end(&saved);
+	idem_spi_end(&saved);
 	return rows;
 }

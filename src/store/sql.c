@@ -92,8 +92,8 @@ form_row(IdemRow *row, MemoryContext context)
 	Datum		values[IDEM_NUM_COLUMNS];
 	bool		nulls[IDEM_NUM_COLUMNS];
 
-	idem_store_spi_require_types(&row_types[COLUMN_STATE],
-								 IDEM_NUM_COLUMNS - COLUMN_STATE);
+	idem_spi_require_types(&row_types[COLUMN_STATE],
+						   IDEM_NUM_COLUMNS - COLUMN_STATE);
 	heap_deform_tuple(heap_copytuple(SPI_tuptable->vals[0]),
 					  SPI_tuptable->tupdesc, &values[COLUMN_STATE],
 					  &nulls[COLUMN_STATE]);
@@ -112,13 +112,13 @@ read_row(IdemPlan *plan, const IdemKey *id, bool read_only, IdemRow *row)
 	values[0] = PointerGetDatum(id->scope);
 	values[1] = PointerGetDatum(id->key);
 	make_statements();
-	idem_store_spi_begin(&saved);
-	rows = idem_store_spi_execute(plan, values, NULL, read_only, 2);
+	idem_spi_begin(&saved);
+	rows = idem_spi_execute(plan, values, NULL, read_only, 2);
 	if (rows > 1)
 		idem_store_row_raise_twins(id);
 	if (rows == 1)
 		form_row(row, context);
-	idem_store_spi_end(&saved);
+	idem_spi_end(&saved);
 	return rows == 1;
 }
 
@@ -157,7 +157,7 @@ is_there(const IdemKey *id)
 	IdemRow		row;
 	bool		found;
 
-	PushActiveSnapshot(idem_store_spi_latest());
+	PushActiveSnapshot(idem_spi_latest());
 	found = read_row(&read_plan, id, true, &row);
 	PopActiveSnapshot();
 	return found;
@@ -274,9 +274,9 @@ write_row(IdemPlan *plan, const IdemKey *id, const IdemRow *row)
 	for (i = 0; i < IDEM_NUM_COLUMNS; i++)
 		nulls[i] = isnull[i] ? 'n' : ' ';
 	make_statements();
-	idem_store_spi_begin(&saved);
-	rows = idem_store_spi_execute(plan, values, nulls, false, 0);
-	idem_store_spi_end(&saved);
+	idem_spi_begin(&saved);
+	rows = idem_spi_execute(plan, values, nulls, false, 0);
+	idem_spi_end(&saved);
 	if (rows > 1)
 		idem_store_row_raise_twins(id);
 	return rows == 1;
@@ -329,9 +329,9 @@ delete(IdemStore *store, const IdemKey *id)
 
 	values[0] = PointerGetDatum(id->scope);
 	values[1] = PointerGetDatum(id->key);
-	idem_store_spi_begin(&saved);
-	rows = idem_store_spi_execute(&delete_plan, values, NULL, false, 0);
-	idem_store_spi_end(&saved);
+	idem_spi_begin(&saved);
+	rows = idem_spi_execute(&delete_plan, values, NULL, false, 0);
+	idem_spi_end(&saved);
 	if (rows > 1)
 		idem_store_row_raise_twins(id);
 	return rows == 1;

@@ -60,17 +60,17 @@ lock_due(TimestampTz low, TimestampTz now, int64 max_rows, IdemPlace *places)
 		IdemPart	part = {NULL, NULL};
 
 		values[2] = Int64GetDatum(limit);
-		rows = idem_store_spi_execute(&due_plan, values, NULL, true, 0);
-		idem_store_spi_require_types(place_types, lengthof(place_types));
+		rows = idem_spi_execute(&due_plan, values, NULL, true, 0);
+		idem_spi_require_types(place_types, lengthof(place_types));
 		count = 0;
 		for (i = 0; i < rows && count < max_rows; i++)
 		{
 			bool		isnull;
 			IdemPlace  *place = &places[count];
 
-			place->table = DatumGetObjectId(idem_store_spi_value(i, 0, &isnull));
+			place->table = DatumGetObjectId(idem_spi_value(i, 0, &isnull));
 			place->tid = *(ItemPointer)
-				DatumGetPointer(idem_store_spi_value(i, 1, &isnull));
+				DatumGetPointer(idem_spi_value(i, 1, &isnull));
 			if (idem_store_parts_lock_row(place, &part))
 				count++;
 		}
@@ -92,8 +92,8 @@ delete_places(const IdemPlace *places, int number, TimestampTz *low,
 
 	values[0] = ObjectIdGetDatum(places[0].table);
 	values[1] = idem_store_parts_array(places, number);
-	policies = idem_store_spi_execute(&sweep_plan, values, NULL, false, 0);
-	idem_store_spi_require_types(swept_types, lengthof(swept_types));
+	policies = idem_spi_execute(&sweep_plan, values, NULL, false, 0);
+	idem_spi_require_types(swept_types, lengthof(swept_types));
 	for (i = 0; i < policies; i++)
 	{
 		Datum		row[3];
@@ -119,7 +119,7 @@ sweep_some(TimestampTz *low, TimestampTz now, int max_rows, IdemPlace *places,
 	int			i;
 	int64		rows = 0;
 
-	idem_store_spi_begin(&saved);
+	idem_spi_begin(&saved);
 	PushActiveSnapshot(GetTransactionSnapshot());
 	locked = lock_due(*low, now, max_rows, places);
 	PopActiveSnapshot();
@@ -131,7 +131,7 @@ sweep_some(TimestampTz *low, TimestampTz now, int max_rows, IdemPlace *places,
 		rows += delete_places(&places[begin], i - begin, low, count);
 		begin = i;
 	}
-	idem_store_spi_end(&saved);
+	idem_spi_end(&saved);
 	return rows;
 }
 

@@ -114,7 +114,7 @@ idem_store_require_current(IdemStore *store, const IdemKey *id,
 	IdemRow		now;
 	bool		found;
 
-	PushActiveSnapshot(idem_store_spi_latest());
+	PushActiveSnapshot(idem_spi_latest());
 	found = idem_store_peek(store, id, &now);
 	PopActiveSnapshot();
 	if (!found || now.state != row->state || now.token != row->token ||
