@@ -30,6 +30,7 @@
 #include "admin/health.h"
 #include "base/catalog.h"
 #include "base/databases.h"
+#include "base/hmac.h"
 #include "base/spi.h"
 #include "base/try.h"
 #include "idem.h"
@@ -186,7 +187,7 @@ check_version(IdemHealthAnswer *answer)
 static void
 check_pgcrypto(IdemHealthAnswer *answer)
 {
-	bool		found = OidIsValid(idem_catalog_hmac());
+	bool		found = idem_hmac_exists();
 
 	idem_health_say(answer, found,
 					found ? "hmac(bytea, bytea, text) found" :

@@ -102,8 +102,8 @@ static void
 add_seal(Chain *chain, IdemSeal *seal)
 {
 	bytea	   *key = NULL;
-	int32		key_id;
-	bytea	   *secret = idem_secret_newest(IDEM_PURPOSE_AUDIT, &key_id);
+	int32		key_id = 0;
+	bytea	   *secret = idem_secret_get(IDEM_PURPOSE_AUDIT, &key_id);
 
 	set_column(seal, SEAL_PREVIOUS, digest_datum(chain->seal));
 	chain->segment++;

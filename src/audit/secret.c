@@ -36,15 +36,14 @@ idem_context(PG_FUNCTION_ARGS)
 {
 	Datum	   *components;
 	int			count = idem_args_components(fcinfo, &components);
-	int32		key_id;
-	bytea	   *secret = idem_secret_newest(IDEM_PURPOSE_CONTEXT,
-											&key_id);
+	int32		key_id = 0;
+	bytea	   *secret = idem_secret_get(IDEM_PURPOSE_CONTEXT, &key_id);
 	bytea	   *mac;
 	StringInfoData buffer;
 	int			i;
 
 	if (secret == NULL)
-		secret = idem_secret_newest(IDEM_PURPOSE_AUDIT, &key_id);
+		secret = idem_secret_get(IDEM_PURPOSE_AUDIT, &key_id);
 	if (secret == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),

@@ -106,7 +106,7 @@ check_signature(Verification *v, const IdemSeal *seal, int64 segment)
 	}
 	v->is_signed = true;
 	key_id = DatumGetInt32(seal->values[SEAL_KEY_ID]);
-	secret = idem_secret_get(IDEM_PURPOSE_AUDIT, key_id);
+	secret = key_id > 0 ? idem_secret_get(IDEM_PURPOSE_AUDIT, &key_id) : NULL;
 	if (secret == NULL)
 	{
 		if (key_id < 0 || !bms_is_member(key_id, v->unknown))
@@ -193,13 +193,13 @@ check_whole(Verification *v)
 {
 	int64		segment = v->segment;
 	int64		stray;
-	int32		key_id;
+	int32		key_id = 0;
 
 	if (v->kept != NULL && !v->kept->seen && v->kept->segment > 0)
 		report(v, v->kept->segment, "digest_missing",
 			   psprintf("the chain ends with seal " INT64_FORMAT ": its tail was cut off",
 						v->segment));
-	if (idem_secret_newest(IDEM_PURPOSE_AUDIT, &key_id) != NULL &&
+	if (idem_secret_get(IDEM_PURPOSE_AUDIT, &key_id) != NULL &&
 		!bms_is_member(key_id, v->introduced))
 		report(v, segment, "key_unused",
 			   psprintf("key id %d is in no seal: the chain was rewritten", key_id));

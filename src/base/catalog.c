@@ -30,7 +30,6 @@
 #include "utils/syscache.h"
 
 #include "base/catalog.h"
-#include "base/hmac.h"
 
 #define MAX_LOOKUPS 10
 #define MAX_WATCHERS 4
@@ -272,20 +271,6 @@ idem_catalog_require_version(void)
 				 errmsg("version \"%s\" of extension \"idempotency\" is not that of the library, \"%s\"",
 						version, IDEM_VERSION),
 				 errhint("ALTER EXTENSION idempotency UPDATE, or install the library of that version.")));
-}
-
-/*
- * idem_catalog_hmac
- *		pgcrypto's own hmac(data bytea, key bytea, type text), wherever it
- *		lives.  InvalidOid when there is none.
- */
-Oid
-idem_catalog_hmac(void)
-{
-	Oid			hmac;
-
-	(void) idem_hmac_state(&hmac);
-	return hmac;
 }
 
 /*

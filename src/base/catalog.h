@@ -38,7 +38,6 @@ typedef void (*IdemCatalogWatcher) (Oid relid);
 extern const IdemCatalog *idem_catalog(void);
 extern uint64 idem_catalog_generation(void);
 extern void idem_catalog_require_version(void);
-extern Oid	idem_catalog_hmac(void);
 extern void idem_catalog_watch(IdemCatalogWatcher watcher);
 extern void idem_catalog_init(void);
 

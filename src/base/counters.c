@@ -74,21 +74,6 @@ find_entry(Oid database, const char *policy)
 	return NO_ROOM;
 }
 
-/* With the lock, exclusively: a new entry. */
-static int
-add_entry(const char *policy)
-{
-	int			found = find_entry(InvalidOid, NULL);
-
-	if (found != NO_ROOM)
-	{
-		policies[found].database = MyDatabaseId;
-		namestrcpy(&policies[found].policy, policy);
-		clear_entry(&policies[found]);
-	}
-	return found;
-}
-
 /*
  * idem_counters_find
  *		The number under which idem_counters_add() counts for a policy of this
@@ -101,17 +86,15 @@ idem_counters_find(const char *policy)
 
 	if (policies == NULL)
 		return NO_ROOM;
-	LWLockAcquire(lock, LW_SHARED);
-	found = find_entry(MyDatabaseId, policy);
-	LWLockRelease(lock);
-	if (found != NO_ROOM)
-		return found;
-
-	/* another session may have added it since: look again */
 	LWLockAcquire(lock, LW_EXCLUSIVE);
 	found = find_entry(MyDatabaseId, policy);
-	if (found == NO_ROOM)
-		found = add_entry(policy);
+	if (found == NO_ROOM &&
+		(found = find_entry(InvalidOid, NULL)) != NO_ROOM)
+	{
+		policies[found].database = MyDatabaseId;
+		namestrcpy(&policies[found].policy, policy);
+		clear_entry(&policies[found]);
+	}
 	LWLockRelease(lock);
 	return found;
 }

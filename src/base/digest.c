@@ -8,7 +8,6 @@
 #include "postgres.h"
 
 #include "common/cryptohash.h"
-#include "common/sha2.h"
 #include "utils/builtins.h"
 
 #include "base/compat.h"
@@ -52,17 +51,15 @@ idem_digest_end(IdemDigest *digest, uint8 *result)
 }
 
 /*
- * idem_digest_parts
- *		SHA-256 of the parts, one after the other, into 32 bytes.
+ * idem_digest
+ *		SHA-256 of some bytes.
  */
 void
-idem_digest_parts(const IdemBytes *parts, int nparts, uint8 *result)
+idem_digest(const void *data, size_t len, uint8 *result)
 {
 	IdemDigest *digest = idem_digest_begin();
-	int			i;
 
-	for (i = 0; i < nparts; i++)
-		idem_digest_add(digest, parts[i].data, parts[i].len);
+	idem_digest_add(digest, data, len);
 	idem_digest_end(digest, result);
 }
 
@@ -73,13 +70,10 @@ idem_digest_parts(const IdemBytes *parts, int nparts, uint8 *result)
 bytea *
 idem_digest_bytea(const void *data, size_t len)
 {
-	bytea	   *result = palloc(VARHDRSZ + PG_SHA256_DIGEST_LENGTH);
-	IdemBytes	part;
+	bytea	   *result = palloc(VARHDRSZ + IDEM_DIGEST_BYTES);
 
-	part.data = data;
-	part.len = len;
-	idem_digest_parts(&part, 1, (uint8 *) VARDATA(result));
-	SET_VARSIZE(result, VARHDRSZ + PG_SHA256_DIGEST_LENGTH);
+	idem_digest(data, len, (uint8 *) VARDATA(result));
+	SET_VARSIZE(result, VARHDRSZ + IDEM_DIGEST_BYTES);
 	return result;
 }
 
@@ -106,12 +100,9 @@ idem_digest_short(const void *digest)
 char *
 idem_digest_log_id(const text *name)
 {
-	uint8		digest[PG_SHA256_DIGEST_LENGTH];
-	IdemBytes	part;
+	uint8		digest[IDEM_DIGEST_BYTES];
 
-	part.data = VARDATA_ANY(name);
-	part.len = VARSIZE_ANY_EXHDR(name);
-	idem_digest_parts(&part, 1, digest);
+	idem_digest(VARDATA_ANY(name), VARSIZE_ANY_EXHDR(name), digest);
 	return idem_digest_short(digest);
 }
 

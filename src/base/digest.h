@@ -19,8 +19,7 @@ typedef struct pg_cryptohash_ctx IdemDigest;
 extern IdemDigest *idem_digest_begin(void);
 extern void idem_digest_add(IdemDigest *digest, const void *data, size_t len);
 extern void idem_digest_end(IdemDigest *digest, uint8 *result);
-extern void idem_digest_parts(const IdemBytes *parts, int nparts,
-							  uint8 *digest);
+extern void idem_digest(const void *data, size_t len, uint8 *result);
 extern bytea *idem_digest_bytea(const void *data, size_t len);
 extern char *idem_digest_short(const void *digest);
 extern char *idem_digest_log_id(const text *name);

@@ -57,18 +57,19 @@ is_wanted(HeapTuple tuple, const IdemForeign *foreign)
 
 /*
  * idem_foreign_look_up
- *		Whether the function is there, in any schema, and its OID.
+ *		The OID of the function, in any schema; InvalidOid when the extension
+ *		is not there, or has none of its own.
  */
-IdemForeignState
-idem_foreign_look_up(const IdemForeign *foreign, Oid *oid)
+Oid
+idem_foreign_look_up(const IdemForeign *foreign)
 {
 	Oid			extension = get_extension_oid(foreign->extension, true);
+	Oid			found = InvalidOid;
 	CatCList   *list;
 	int			i;
 
-	*oid = InvalidOid;
 	if (!OidIsValid(extension))
-		return IDEM_FOREIGN_NO_EXTENSION;
+		return InvalidOid;
 
 	/* in any schema: which one is its owner's choice */
 	list = SearchSysCacheList1(PROCNAMEARGSNSP,
@@ -80,10 +81,10 @@ idem_foreign_look_up(const IdemForeign *foreign, Oid *oid)
 
 		if (is_wanted(tuple, foreign) &&
 			getExtensionOfObject(ProcedureRelationId, proc) == extension)
-			*oid = proc;
+			found = proc;
 	}
 	ReleaseSysCacheList(list);
-	return OidIsValid(*oid) ? IDEM_FOREIGN_FOUND : IDEM_FOREIGN_NO_FUNCTION;
+	return found;
 }
 
 /*
@@ -94,9 +95,9 @@ idem_foreign_look_up(const IdemForeign *foreign, Oid *oid)
 bool
 idem_foreign_load(IdemForeign *foreign, FmgrInfo *flinfo)
 {
-	Oid			oid;
+	Oid			oid = idem_foreign_look_up(foreign);
 
-	if (idem_foreign_look_up(foreign, &oid) != IDEM_FOREIGN_FOUND)
+	if (!OidIsValid(oid))
 		return false;
 	if (foreign->address == NULL)
 		foreign->address = (PGFunction)

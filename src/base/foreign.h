@@ -22,15 +22,7 @@ typedef struct IdemForeign
 	PGFunction	address;		/* once it was loaded */
 } IdemForeign;
 
-typedef enum IdemForeignState
-{
-	IDEM_FOREIGN_FOUND,
-	IDEM_FOREIGN_NO_EXTENSION,
-	IDEM_FOREIGN_NO_FUNCTION	/* or none of the extension's own */
-} IdemForeignState;
-
-extern IdemForeignState idem_foreign_look_up(const IdemForeign *foreign,
-											 Oid *oid);
+extern Oid	idem_foreign_look_up(const IdemForeign *foreign);
 extern bool idem_foreign_load(IdemForeign *foreign, FmgrInfo *flinfo);
 
 #endif							/* IDEM_BASE_FOREIGN_H */

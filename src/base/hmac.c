@@ -47,13 +47,14 @@ static IdemForeign pgcrypto_hmac = {
 };
 
 /*
- * idem_hmac_state
- *		Whether there is an HMAC, and its OID.
+ * idem_hmac_exists
+ *		Whether there is pgcrypto's own hmac(bytea, bytea, text), wherever it
+ *		lives.
  */
-IdemForeignState
-idem_hmac_state(Oid *hmac)
+bool
+idem_hmac_exists(void)
 {
-	return idem_foreign_look_up(&pgcrypto_hmac, hmac);
+	return OidIsValid(idem_foreign_look_up(&pgcrypto_hmac));
 }
 
 /*
@@ -90,13 +91,12 @@ idem_hmac_key(bytea *secret, const char *use)
 }
 
 /*
- * The key id of the newest row of a purpose, of any purpose if that is NULL;
- * of the row with this key id unless it is 0.  0 when there is none, else with
- * a copy of the secret.
+ * A copy of the newest secret of a purpose, of any purpose if that is NULL; of
+ * the one with this key id unless it is 0, and its key id.  NULL when there is
+ * none.
  */
-static int32
-find_newest(Relation table, const char *purpose, int32 key_id,
-			bytea **secret)
+static bytea *
+find_secret(Relation table, const char *purpose, int32 *key_id)
 {
 	Relation	index = index_open(idem_catalog()->secrets_pkey,
 								   AccessShareLock);
@@ -104,21 +104,21 @@ find_newest(Relation table, const char *purpose, int32 key_id,
 	TupleTableSlot *slot = table_slot_create(table, NULL);
 	IndexScanDesc scan = idem_compat_index_beginscan(table, index, snapshot,
 													 0);
-	int32		found = 0;
+	bytea	   *found = NULL;
 
 	/* the key id is the order of creation, whatever the purpose */
 	index_rescan(scan, NULL, 0, NULL, 0);
-	while (found == 0 &&
+	while (found == NULL &&
 		   index_getnext_slot(scan, BackwardScanDirection, slot))
 	{
 		Datum	   *values = slot->tts_values;
 
 		slot_getallattrs(slot);
 		if ((purpose != NULL && strcmp(TextDatumGetCString(values[SECRET_PURPOSE]), purpose) != 0) ||
-			(key_id != 0 && key_id != DatumGetInt32(values[SECRET_KEY_ID])))
+			(*key_id != 0 && *key_id != DatumGetInt32(values[SECRET_KEY_ID])))
 			continue;
-		found = DatumGetInt32(values[SECRET_KEY_ID]);
-		*secret = DatumGetByteaPCopy(values[SECRET_SECRET]);
+		*key_id = DatumGetInt32(values[SECRET_KEY_ID]);
+		found = DatumGetByteaPCopy(values[SECRET_SECRET]);
 	}
 	index_endscan(scan);
 	ExecDropSingleTupleTableSlot(slot);
@@ -165,42 +165,26 @@ idem_secret_add(const text *purpose, const bytea *secret)
 	/* to the end of the transaction: key ids are in the order of commits */
 	Relation	table = table_open(idem_catalog()->secrets,
 								   ShareRowExclusiveLock);
-	bytea	   *newest;
-	int32		key_id = find_newest(table, NULL, 0, &newest) + 1;
+	int32		key_id = 0;
 
-	insert_row(table, key_id, purpose, secret);
+	(void) find_secret(table, NULL, &key_id);
+	insert_row(table, ++key_id, purpose, secret);
 	CommandCounterIncrement();	/* the next one in this statement sees it */
 	table_close(table, NoLock);
 	return key_id;
 }
 
 /*
- * idem_secret_newest
- *		The newest secret of a purpose and its key id, or NULL.
- */
-bytea *
-idem_secret_newest(const char *purpose, int32 *key_id)
-{
-	Relation	table = table_open(idem_catalog()->secrets, AccessShareLock);
-	bytea	   *secret = NULL;
-
-	*key_id = find_newest(table, purpose, 0, &secret);
-	table_close(table, AccessShareLock);
-	return secret;
-}
-
-/*
  * idem_secret_get
- *		The secret of a purpose with this key id, or NULL.
+ *		The secret of a purpose with this key id, or NULL; the newest for 0,
+ *		and its key id.
  */
 bytea *
-idem_secret_get(const char *purpose, int32 key_id)
+idem_secret_get(const char *purpose, int32 *key_id)
 {
 	Relation	table = table_open(idem_catalog()->secrets, AccessShareLock);
-	bytea	   *secret = NULL;
+	bytea	   *secret = find_secret(table, purpose, key_id);
 
-	if (key_id > 0)
-		(void) find_newest(table, purpose, key_id, &secret);
 	table_close(table, AccessShareLock);
 	return secret;
 }

@@ -17,12 +17,11 @@
 #define IDEM_HMAC_CONTEXT	"idempotency 1 context"
 #define IDEM_HMAC_SEAL		"idempotency 1 audit seal"
 
-extern IdemForeignState idem_hmac_state(Oid *hmac);
+extern bool idem_hmac_exists(void);
 extern bytea *idem_hmac(const void *data, int len, bytea *key);
 extern bytea *idem_hmac_key(bytea *secret, const char *use);
 
 extern int32 idem_secret_add(const text *purpose, const bytea *secret);
-extern bytea *idem_secret_newest(const char *purpose, int32 *key_id);
-extern bytea *idem_secret_get(const char *purpose, int32 key_id);
+extern bytea *idem_secret_get(const char *purpose, int32 *key_id);
 
 #endif							/* IDEM_BASE_HMAC_H */

@@ -21,6 +21,17 @@
 #define PINNED_SEARCH_PATH "pg_catalog, pg_temp"
 
 /*
+ * idem_secctx_set
+ *		Set a setting until the caller's AtEOXact_GUC().
+ */
+void
+idem_secctx_set(const char *name, const char *value)
+{
+	(void) set_config_option(name, value, PGC_SUSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
+}
+
+/*
  * idem_secctx_enter
  *		Become the owner of a table of ours, with a pinned search_path.
  */
@@ -40,15 +51,11 @@ idem_secctx_enter(IdemSecctx *saved, Oid owner)
 						   SECURITY_NOFORCE_RLS);
 	saved->guc_level = NewGUCNestLevel();
 	if (strcmp(namespace_search_path, PINNED_SEARCH_PATH) != 0)
-		(void) set_config_option("search_path", PINNED_SEARCH_PATH,
-								 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE,
-								 true, 0, false);
+		idem_secctx_set("search_path", PINNED_SEARCH_PATH);
 
 	/* a plan for each call would be made without what idem_store_spi pins */
 	if (plan_cache_mode == PLAN_CACHE_MODE_FORCE_CUSTOM_PLAN)
-		(void) set_config_option("plan_cache_mode", "auto",
-								 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE,
-								 true, 0, false);
+		idem_secctx_set("plan_cache_mode", "auto");
 }
 
 /*

@@ -15,6 +15,7 @@ typedef struct IdemSecctx
 	int			guc_level;
 } IdemSecctx;
 
+extern void idem_secctx_set(const char *name, const char *value);
 extern void idem_secctx_enter(IdemSecctx *saved, Oid owner);
 extern void idem_secctx_leave(const IdemSecctx *saved);
 

@@ -101,12 +101,6 @@ read_file(FILE *file, uint32 magic, void *data, Size room, Size *size)
 	return EQ_CRC32C(head.crc, compute_crc(data, head.size));
 }
 
-static bool
-file_exists(const char *path)
-{
-	return access(path, F_OK) == 0;
-}
-
 /*
  * Whether the server is about to start in recovery.  No process can be asked
  * yet: that is decided later, by the startup process, from these files, which
@@ -119,8 +113,9 @@ starts_in_recovery(void)
 	ControlFileData *control;
 	bool		shut_down;
 
-	if (file_exists(STANDBY_SIGNAL_FILE) ||
-		file_exists(RECOVERY_SIGNAL_FILE) || file_exists(BACKUP_LABEL_FILE))
+	if (access(STANDBY_SIGNAL_FILE, F_OK) == 0 ||
+		access(RECOVERY_SIGNAL_FILE, F_OK) == 0 ||
+		access(BACKUP_LABEL_FILE, F_OK) == 0)
 		return true;
 	control = get_controlfile(DataDir, &sound);
 	shut_down = sound && control->state == DB_SHUTDOWNED;

@@ -193,20 +193,13 @@ rethrow(MemoryContext context, bool prepared)
 static int
 pin_planner(void)
 {
-	static const char *const pinned[][2] = {
-		{"enable_seqscan", "off"},
-		{"enable_bitmapscan", "off"},
-		{"enable_indexscan", "on"},
-		{"enable_tidscan", "on"},
-		{"jit", "off"}
-	};
 	int			guc_level = NewGUCNestLevel();
-	int			i;
 
-	for (i = 0; i < lengthof(pinned); i++)
-		(void) set_config_option(pinned[i][0], pinned[i][1], PGC_USERSET,
-								 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0,
-								 false);
+	idem_secctx_set("enable_seqscan", "off");
+	idem_secctx_set("enable_bitmapscan", "off");
+	idem_secctx_set("enable_indexscan", "on");
+	idem_secctx_set("enable_tidscan", "on");
+	idem_secctx_set("jit", "off");
 	return guc_level;
 }
 

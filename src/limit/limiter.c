@@ -79,10 +79,9 @@ uint64
 idem_limiter_id(const char *name)
 {
 	uint8		digest[IDEM_DIGEST_BYTES];
-	IdemBytes	part = {name, strlen(name)};
 	uint64		id;
 
-	idem_digest_parts(&part, 1, digest);
+	idem_digest(name, strlen(name), digest);
 	memcpy(&id, digest, sizeof(id));
 	return id;
 }

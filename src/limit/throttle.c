@@ -55,14 +55,11 @@ static void
 get_asked(FunctionCallInfo fcinfo, IdemLimiter *limiter, IdemBucketKey *key)
 {
 	uint8		digest[IDEM_DIGEST_BYTES];
-	IdemBytes	part;
 	text	   *name = idem_args_text(fcinfo, 0, "limiter");
 	text	   *subject = idem_args_label(fcinfo, 1, "subject");
 
 	idem_limiter_get(text_to_cstring(name), limiter);
-	part.data = VARDATA_ANY(subject);
-	part.len = VARSIZE_ANY_EXHDR(subject);
-	idem_digest_parts(&part, 1, digest);
+	idem_digest(VARDATA_ANY(subject), VARSIZE_ANY_EXHDR(subject), digest);
 	key->database = MyDatabaseId;
 	key->limiter = limiter->id;
 	memcpy(key->subject, digest, sizeof(key->subject));
