@@ -41,9 +41,6 @@ const Oid	idem_chain_types[IDEM_SEAL_COLUMNS] = {
 	" at_to, first_at, last_at, next_id, next_xid, origin, closed, rows," \
 	" rows_sha256, pruned, previous, key_id, seal, hmac"
 
-/* Seals of rows that overlap in time. */
-#define OVERLAPS " kind = 's' AND at_from < $2 AND at_to > $1"
-
 static const Oid cell_types[] = {
 	TIMESTAMPTZOID, TIMESTAMPTZOID, INT8OID, XID8OID, XID8OID
 };
@@ -51,8 +48,7 @@ static const Oid xid_types[] = {XID8OID, INT8OID};
 static const Oid id_types[] = {INT8OID};
 static const Oid each_types[] = {INT8OID, INT8OID};
 static IdemPlan horizon_plan = {
-	"SELECT pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())", 0,
-	NULL
+	"SELECT pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())"
 };
 static IdemPlan old_plan = {
 	"SELECT max(id_to), max(xid_to) FILTER (WHERE segment = newest),"
@@ -72,20 +68,18 @@ static IdemPlan low_plan = {
 	lengthof(xid_types), xid_types
 };
 static IdemPlan given_plan = {
-	"SELECT max(next_id) FROM %1$s.idempotency_audit_seals", 0, NULL
+	"SELECT max(next_id) FROM %1$s.idempotency_audit_seals"
 };
 static IdemPlan reached_plan = {
-	"SELECT max(id_to) FROM %1$s.idempotency_audit_seals WHERE" OVERLAPS
-	" AND origin >= $3 AND xid_from = $4 AND xid_to IS NOT DISTINCT FROM $5",
+	"SELECT max(id_to) FILTER (WHERE origin >= $3 AND xid_from = $4"
+	" AND COALESCE(xid_to, '0') = $5), max(id_to) FILTER (WHERE origin < $3)"
+	" FROM %1$s.idempotency_audit_seals"
+	" WHERE kind = 's' AND at_from < $2 AND at_to > $1",
 	lengthof(cell_types), cell_types
 };
-static IdemPlan before_plan = {
-	"SELECT max(id_to) FROM %1$s.idempotency_audit_seals WHERE" OVERLAPS
-	" AND origin < $3", 3, cell_types
-};
 static IdemPlan newest_plan = {
-	"SELECT " SEAL_LIST ", false FROM %1$s.idempotency_audit_seals"
-	" ORDER BY segment DESC", 0, NULL
+	"SELECT segment, seal FROM %1$s.idempotency_audit_seals"
+	" ORDER BY segment DESC"
 };
 static IdemPlan each_plan = {
 	"SELECT " SEAL_LIST ", EXISTS (SELECT FROM %1$s.idempotency_audit_seals p"
@@ -102,24 +96,19 @@ static IdemPlan add_plan = {
 
 /*
  * idem_chain_begin, idem_chain_end
- *		Around all that follows.
+ *		Around all that follows.  Returns the last id taken before the
+ *		snapshot.
  */
-void
-idem_chain_begin(IdemSealAccess *access)
+int64
+idem_chain_begin(IdemSecctx *saved)
 {
-	static const char *const pinned[][2] = {
-		{"timezone", "UTC"},
-		{"datestyle", "ISO, YMD"},
-		{"bytea_output", "hex"}
-	};
-	int			i;
+	int64		next_id;
 
 	/* what is hashed is text: as COPY of an export is to have it, too */
-	idem_spi_begin_as(&access->saved, idem_catalog()->seals_owner);
-	for (i = 0; i < lengthof(pinned); i++)
-		(void) set_config_option(pinned[i][0], pinned[i][1], PGC_USERSET,
-								 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0,
-								 false);
+	idem_spi_begin_as(saved, idem_catalog()->seals_owner);
+	idem_secctx_set("timezone", "UTC");
+	idem_secctx_set("datestyle", "ISO, YMD");
+	idem_secctx_set("bytea_output", "hex");
 
 	/*
 	 * The last id first, and after it what tells which transactions had begun
@@ -127,15 +116,16 @@ idem_chain_begin(IdemSealAccess *access)
 	 * latest snapshot at any isolation level, to see what the last sealer has
 	 * committed.
 	 */
-	access->next_id = idem_audit_last_id();
+	next_id = idem_audit_last_id();
 	PushActiveSnapshot(GetLatestSnapshot());
+	return next_id;
 }
 
 void
-idem_chain_end(IdemSealAccess *access)
+idem_chain_end(const IdemSecctx *saved)
 {
 	PopActiveSnapshot();
-	idem_spi_end(&access->saved);
+	idem_spi_end(saved);
 }
 
 /*
@@ -236,8 +226,7 @@ idem_chain_low_id(const IdemSealHead *head, uint64 xid)
 
 	values[0] = idem_chain_xid_datum(xid);
 	values[1] = Int64GetDatum(head->origin);
-	(void) idem_spi_execute(&low_plan, values, NULL, true, 1);
-	return Max(idem_spi_number(0), head->origin - 1);
+	return Max(idem_spi_fetch_number(&low_plan, values), head->origin - 1);
 }
 
 /*
@@ -248,49 +237,30 @@ idem_chain_low_id(const IdemSealHead *head, uint64 xid)
 bool
 idem_chain_set_back(void)
 {
-	int64		given;
+	int64		given = idem_spi_fetch_number(&given_plan, NULL);
 
 	/* a sequence is not transactional: its value is the latest of all */
-	(void) idem_spi_execute(&given_plan, NULL, NULL, true, 1);
-	given = idem_spi_number(0);
 	return idem_audit_last_id() < given;
 }
 
 /*
  * idem_chain_reached
- *		Up to which id the rows of these transactions at this time are sealed;
- *		0: not begun.
+ *		Up to which id the rows of these transactions at this time are sealed,
+ *		and up to which those of this time in another cluster; 0: not begun.
  */
 int64
-idem_chain_reached(const IdemSealHead *head, const IdemSealRange *range)
+idem_chain_reached(const IdemSealHead *head, const IdemSealRange *range,
+				   int64 *before)
 {
 	Datum		values[lengthof(cell_types)];
-	char		nulls[] = "     ";
 
 	values[0] = TimestampTzGetDatum(range->at_from);
 	values[1] = TimestampTzGetDatum(range->at_to);
 	values[2] = Int64GetDatum(head->origin);
 	values[3] = idem_chain_xid_datum(range->xid_from);
 	values[4] = idem_chain_xid_datum(range->xid_to);
-	nulls[4] = range->xid_to == 0 ? 'n' : ' ';
-	(void) idem_spi_execute(&reached_plan, values, nulls, true, 1);
-	return idem_spi_number(0);
-}
-
-/*
- * idem_chain_reached_before
- *		The last id at this time that another cluster has sealed; 0: none.
- */
-int64
-idem_chain_reached_before(const IdemSealHead *head,
-						  const IdemSealRange *range)
-{
-	Datum		values[3];
-
-	values[0] = TimestampTzGetDatum(range->at_from);
-	values[1] = TimestampTzGetDatum(range->at_to);
-	values[2] = Int64GetDatum(head->origin);
-	(void) idem_spi_execute(&before_plan, values, NULL, true, 1);
+	(void) idem_spi_execute(&reached_plan, values, NULL, true, 1);
+	*before = idem_spi_number(1);
 	return idem_spi_number(0);
 }
 
@@ -313,16 +283,19 @@ copy_seal(int row, IdemSeal *seal)
 }
 
 /*
- * idem_chain_newest
- *		The head of the chain; false when there is none.
+ * idem_chain_last
+ *		The head of the chain.
  */
-bool
-idem_chain_newest(IdemSeal *seal)
+void
+idem_chain_last(IdemSealLast *last)
 {
+	bool		isnull;
+
+	memset(last, 0, sizeof(*last));
 	if (idem_spi_execute(&newest_plan, NULL, NULL, true, 1) == 0)
-		return false;
-	copy_seal(0, seal);
-	return true;
+		return;
+	last->segment = idem_spi_number(0);
+	idem_sealed_copy(idem_spi_value(0, 1, &isnull), last->seal);
 }
 
 /*
@@ -384,18 +357,4 @@ idem_chain_add(const IdemSeal *seal)
 				 errmsg("a seal of the audit log was suppressed"),
 				 errhint("Drop foreign triggers and rules on \"%s\"; see idem_health().",
 						 "idempotency_audit_seals")));
-}
-
-/*
- * idem_chain_ranges
- *		An int8multirange, by the type's own input.
- */
-Datum
-idem_chain_ranges(const char *text)
-{
-	Oid			function;
-	Oid			param;
-
-	getTypeInputInfo(INT8MULTIRANGEOID, &function, &param);
-	return OidInputFunctionCall(function, (char *) text, param, -1);
 }

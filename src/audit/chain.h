@@ -89,11 +89,12 @@ typedef struct IdemSealHead
 	bool		closed;
 } IdemSealHead;
 
-typedef struct IdemSealAccess
+/* The last seal; zero when there is none. */
+typedef struct IdemSealLast
 {
-	IdemSecctx	saved;
-	int64		next_id;		/* last id taken before the snapshot */
-} IdemSealAccess;
+	int64		segment;
+	uint8		seal[IDEM_DIGEST_BYTES];
+} IdemSealLast;
 
 static inline Datum
 idem_chain_xid_datum(uint64 xid)
@@ -112,32 +113,32 @@ typedef void (*IdemSealSink) (void *arg, const IdemSeal *seal);
 /* chain.c */
 extern const Oid idem_chain_types[IDEM_SEAL_COLUMNS];
 
-extern void idem_chain_begin(IdemSealAccess *access);
-extern void idem_chain_end(IdemSealAccess *access);
+extern int64 idem_chain_begin(IdemSecctx *saved);
+extern void idem_chain_end(const IdemSecctx *saved);
 extern bool idem_chain_lock(bool wait);
 extern void idem_chain_horizon(uint64 *ended, uint64 *next);
 extern void idem_chain_head(IdemSealHead *head);
 extern int64 idem_chain_low_id(const IdemSealHead *head, uint64 xid);
 extern bool idem_chain_set_back(void);
 extern int64 idem_chain_reached(const IdemSealHead *head,
-								const IdemSealRange *range);
-extern int64 idem_chain_reached_before(const IdemSealHead *head,
-									   const IdemSealRange *range);
+								const IdemSealRange *range, int64 *before);
 
-extern bool idem_chain_newest(IdemSeal *seal);
+extern void idem_chain_last(IdemSealLast *last);
 extern void idem_chain_each(IdemSealSink sink, void *arg);
 extern void idem_chain_add(const IdemSeal *seal);
-extern Datum idem_chain_ranges(const char *text);
 
 /* sealed_rows.c */
 extern void idem_sealed_digest(const IdemSeal *seal, uint8 *digest);
 extern bool idem_sealed_range(const IdemSeal *seal, IdemSealRange *range);
+extern bool idem_sealed_is(const IdemSeal *seal, IdemSealColumn column,
+						   const uint8 *digest);
+extern void idem_sealed_copy(Datum column, uint8 *digest);
 
 extern void idem_sealed_hash(const IdemSealRange *range, int64 max_rows,
 							 IdemSealRows *rows);
 extern uint64 idem_sealed_bound(const IdemSealRange *range, int64 rows);
 extern bool idem_sealed_exists(const IdemSealRange *range);
-extern int64 idem_sealed_remove(const IdemSealRange *range);
+extern void idem_sealed_remove(const IdemSealRange *range);
 extern int64 idem_sealed_due(const IdemSealHead *head);
 extern bool idem_sealed_stray(const IdemSealHead *head, int64 *id,
 							  int64 *segment);

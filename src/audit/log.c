@@ -58,7 +58,7 @@ static IdemPlan insert_plan = {
 static const Oid origin_types[] = {INT8OID};
 
 static IdemPlan origin_plan = {
-	"SELECT min(first_id) FROM %1$s.idempotency_audit_origin", 0, NULL
+	"SELECT min(first_id) FROM %1$s.idempotency_audit_origin"
 };
 static IdemPlan begin_plan = {
 	"INSERT INTO %1$s.idempotency_audit_origin VALUES ($1)",
@@ -67,7 +67,7 @@ static IdemPlan begin_plan = {
 
 static IdemPlan last_id_plan = {
 	"SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END"
-	" FROM %1$s.idempotency_audit_log_id_seq", 0, NULL
+	" FROM %1$s.idempotency_audit_log_id_seq"
 };
 
 /* Since then (idem_catalog_generation) there is an origin; 0: not known. */
@@ -102,10 +102,7 @@ current_xid(void)
 int64
 idem_audit_origin(void)
 {
-	int64		origin;
-
-	(void) idem_spi_execute(&origin_plan, NULL, NULL, true, 1);
-	origin = idem_spi_number(0);
+	int64		origin = idem_spi_fetch_number(&origin_plan, NULL);
 
 	/* not remembered in the transaction that wrote it: it may roll back */
 	if (origin != 0 &&
@@ -177,8 +174,7 @@ idem_audit_adopt(void)
 int64
 idem_audit_last_id(void)
 {
-	(void) idem_spi_execute(&last_id_plan, NULL, NULL, true, 1);
-	return idem_spi_number(0);
+	return idem_spi_fetch_number(&last_id_plan, NULL);
 }
 
 static Datum

@@ -61,7 +61,18 @@ static IdemPlan period_plan = {
 	lengthof(period_types), period_types
 };
 static IdemPlan exists_plan = {
-	"SELECT 1 FROM %1$s.idempotency_audit_log", 0, NULL
+	"SELECT 1 FROM %1$s.idempotency_audit_log"
+};
+
+static const Oid model_types[] = {OIDOID};
+
+/* The last that has the most: what an administrator has added goes on. */
+static IdemPlan model_plan = {
+	"SELECT c.oid::regclass FROM pg_inherits i JOIN pg_class c ON c.oid = inhrelid"
+	" WHERE inhparent = $1 ORDER BY (SELECT count(*) FROM pg_index"
+	" WHERE indrelid = c.oid AND indislive) DESC,"
+	" pg_get_expr(relpartbound, c.oid) COLLATE \"C\" DESC",
+	lengthof(model_types), model_types
 };
 
 static const Oid cell_types[] = {TIMESTAMPTZOID, TIMESTAMPTZOID};
@@ -85,38 +96,14 @@ get_bound(PartitionBoundInfo bounds, int i)
 	}
 }
 
-static int
-count_indexes(Oid partition)
-{
-	Relation	relation = table_open(partition, AccessShareLock);
-	int			number = list_length(RelationGetIndexList(relation));
-
-	table_close(relation, NoLock);
-	return number;
-}
-
-/* The partition whose indexes a new one gets. */
+/* The partition whose indexes a new one gets, as SQL names it. */
 static char *
 find_model(void)
 {
-	int			number;
-	IdemCell   *cells = idem_partition_cells(&number);
-	Oid			model = idem_catalog()->audit_default;
-	int			most = count_indexes(model);
-	int			i;
+	Datum		log = ObjectIdGetDatum(idem_catalog()->audit_log);
 
-	/* the last that has the most: what an administrator has added goes on */
-	for (i = 0; i < number; i++)
-	{
-		int			has = count_indexes(cells[i].partition);
-
-		if (has < most)
-			continue;
-		model = cells[i].partition;
-		most = has;
-	}
-	return quote_qualified_identifier(get_namespace_name(get_rel_namespace(model)),
-									  get_rel_name(model));
+	(void) idem_spi_execute(&model_plan, &log, NULL, true, 1);
+	return SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
 }
 
 /*
@@ -171,35 +158,30 @@ static void
 create_partition(TimestampTz from, TimestampTz to)
 {
 	const char *schema = idem_catalog()->schema;
-	struct pg_tm tm;
-	fsec_t		fsec;
 	char	   *begin = pstrdup(timestamptz_to_str(from));
-	char	   *name;
-
-	if (timestamp2tm(from, NULL, &tm, &fsec, NULL, NULL) != 0)
-		elog(ERROR, "timestamp out of range");
-	name = psprintf("%s.idempotency_audit_log_%04d%02d%02d_%02d%02d%02d", schema,
-					tm.tm_year, tm.tm_mon, tm.tm_mday, tm.tm_hour, tm.tm_min,
-					tm.tm_sec);
-
-	/* no member of the extension, since pg_dump would leave it out */
-	idem_spi_command(psprintf("CREATE TABLE %s (LIKE %s INCLUDING INDEXES)",
-							  name, find_model()));
+	Datum		when = DirectFunctionCall2(timestamptz_to_char,
+										   TimestampTzGetDatum(from),
+										   CStringGetTextDatum("YYYYMMDD_HH24MISS"));
+	char	   *name = psprintf("%s.idempotency_audit_log_%s", schema,
+								TextDatumGetCString(when));
 
 	/*
-	 * The policy is for pg_dump, too: by a role that may read all tables, but
-	 * not bypass row security, a dump would else be without a row of it
+	 * No member of the extension, since pg_dump would leave it out.  The
+	 * policy is for pg_dump, too: by a role that may read all tables, but not
+	 * bypass row security, a dump would else be without a row of it
 	 * (t/003_dump_restore.pl).
 	 */
-	idem_spi_command(psprintf("ALTER TABLE %s ENABLE ROW LEVEL SECURITY", name));
-	idem_spi_command(psprintf("CREATE POLICY idempotency_audit_read ON %s"
-							  " FOR SELECT USING (true)", name));
+	idem_spi_command(psprintf("CREATE TABLE %2$s (LIKE %3$s INCLUDING INDEXES);"
+							  "ALTER TABLE %2$s ENABLE ROW LEVEL SECURITY;"
+							  "CREATE POLICY idempotency_audit_read ON %2$s"
+							  " FOR SELECT USING (true);"
+							  "CREATE TRIGGER idempotency_audit_guard_truncate"
+							  " BEFORE TRUNCATE ON %2$s FOR EACH STATEMENT"
+							  " EXECUTE FUNCTION %1$s.idem_audit_guard();"
+							  "ALTER TABLE %2$s ENABLE ALWAYS TRIGGER"
+							  " idempotency_audit_guard_truncate",
+							  schema, name, find_model()));
 	idem_acl_strip(name);
-	idem_spi_command(psprintf("CREATE TRIGGER idempotency_audit_guard_truncate"
-							  " BEFORE TRUNCATE ON %s FOR EACH STATEMENT"
-							  " EXECUTE FUNCTION %s.idem_audit_guard()", name, schema));
-	idem_spi_command(psprintf("ALTER TABLE %s ENABLE ALWAYS TRIGGER"
-							  " idempotency_audit_guard_truncate", name));
 	idem_spi_command(psprintf("ALTER TABLE %s.idempotency_audit_log ATTACH PARTITION %s"
 							  " FOR VALUES FROM ('%s') TO ('%s')", schema, name,
 							  begin, timestamptz_to_str(to)));
@@ -295,11 +277,11 @@ make_partitions(void)
 static void
 make_as_owner(void *arg)
 {
-	IdemSealAccess access;
+	IdemSecctx	saved;
 
-	idem_chain_begin(&access);
+	(void) idem_chain_begin(&saved);
 	make_partitions();
-	idem_chain_end(&access);
+	idem_chain_end(&saved);
 }
 
 /*
@@ -344,16 +326,15 @@ idem_partition_rows(const IdemCell *cell)
 
 	values[0] = TimestampTzGetDatum(cell->from);
 	values[1] = TimestampTzGetDatum(cell->to);
-	(void) idem_spi_execute(&rows_plan, values, NULL, true, 1);
-	return idem_spi_number(0);
+	return idem_spi_fetch_number(&rows_plan, values);
 }
 
 /*
  * idem_partition_drop
- *		Drop a partition whose rows are all to go; false when that would have
- *		to wait for somebody.
+ *		Drop a partition whose rows are all to go, unless that would have to
+ *		wait for somebody.
  */
-bool
+void
 idem_partition_drop(const IdemCell *cell)
 {
 	char	   *name;
@@ -368,11 +349,10 @@ idem_partition_drop(const IdemCell *cell)
 		!ConditionalLockRelationOid(idem_catalog()->audit_default,
 									AccessExclusiveLock) ||
 		!ConditionalLockRelationOid(cell->partition, AccessExclusiveLock))
-		return false;
+		return;
 	name = get_rel_name(cell->partition);
 	idem_spi_command(psprintf("DROP TABLE %s.%s", idem_catalog()->schema,
 							  quote_identifier(name)));
-	return true;
 }
 
 /*

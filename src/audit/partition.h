@@ -22,7 +22,7 @@ typedef struct IdemCell
 extern bool idem_partition_lock(LOCKMODE mode);
 extern IdemCell *idem_partition_cells(int *number);
 extern int64 idem_partition_rows(const IdemCell *cell);
-extern bool idem_partition_drop(const IdemCell *cell);
+extern void idem_partition_drop(const IdemCell *cell);
 extern void idem_partition_try(void);
 extern void idem_partition_ensure(void);
 extern void idem_partition_init(void);

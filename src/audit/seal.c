@@ -11,8 +11,10 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "catalog/pg_type.h"
 #include "fmgr.h"
 #include "utils/builtins.h"
+#include "utils/fmgroids.h"
 #include "utils/timestamp.h"
 #include "utils/xid8.h"
 
@@ -27,17 +29,10 @@
 
 #define SEGMENT_ROWS	10000
 
-/* The head of the chain, whose lock is held. */
-typedef struct Chain
-{
-	int64		segment;
-	uint8		seal[IDEM_DIGEST_BYTES];
-} Chain;
-
 /* A step of sealing. */
 typedef struct SealStep
 {
-	Chain		chain;
+	IdemSealLast chain;
 	IdemSealHead head;
 	int64		next_id;		/* as in the table */
 	uint64		next_xid;
@@ -82,24 +77,9 @@ init_seal(IdemSeal *seal, char kind, int64 rows)
 	set_column(seal, SEAL_ROWS, Int64GetDatum(rows));
 }
 
+/* Put it behind the last seal of the chain, whose lock is held. */
 static void
-find_head(Chain *chain)
-{
-	IdemSeal	head;
-	bytea	   *seal;
-
-	memset(chain, 0, sizeof(*chain));
-	if (!idem_chain_newest(&head))
-		return;
-	chain->segment = DatumGetInt64(head.values[SEAL_SEGMENT]);
-	seal = DatumGetByteaPP(head.values[SEAL_SEAL]);
-	memcpy(chain->seal, VARDATA_ANY(seal),
-		   Min(VARSIZE_ANY_EXHDR(seal), IDEM_DIGEST_BYTES));
-}
-
-/* Put it at the head of the chain. */
-static void
-add_seal(Chain *chain, IdemSeal *seal)
+add_seal(IdemSealLast *chain, IdemSeal *seal)
 {
 	bytea	   *key = NULL;
 	int32		key_id = 0;
@@ -110,7 +90,6 @@ add_seal(Chain *chain, IdemSeal *seal)
 	set_column(seal, SEAL_SEGMENT, Int64GetDatum(chain->segment));
 	set_column(seal, SEAL_SEALED_AT,
 			   TimestampTzGetDatum(GetCurrentTimestamp()));
-
 
 	/* the HMAC is over the seal, which is over the key id */
 	if (secret != NULL)
@@ -211,19 +190,16 @@ seal_range(SealStep *step, IdemSealRange range, SealBound bound)
 	{
 		IdemSealRange cell = range;
 		int64		before;
+		int64		reached;
 
 		cell.at_from = cells[i].from;
 		cell.at_to = cells[i].to;
-		if (bound != BOUND_NONE)
-		{
-			before = idem_chain_reached_before(&step->head, &cell);
-			if (bound == BOUND_UP_TO_BEFORE)
-				cell.id_to = Min(cell.id_to, before);
-			else
-				cell.id_from = Max(cell.id_from, before);
-		}
-		cell.id_from = Max(cell.id_from,
-						   idem_chain_reached(&step->head, &cell));
+		reached = idem_chain_reached(&step->head, &cell, &before);
+		cell.id_from = Max(cell.id_from, reached);
+		if (bound == BOUND_UP_TO_BEFORE)
+			cell.id_to = Min(cell.id_to, before);
+		else if (bound == BOUND_AFTER_BEFORE)
+			cell.id_from = Max(cell.id_from, before);
 		if (cell.id_from < cell.id_to && !seal_cell(step, cell))
 			return false;
 	}
@@ -289,13 +265,13 @@ seal_ended(SealStep *step, uint64 from, uint64 to)
 static int64
 seal_rows(int64 budget, bool *more)
 {
-	IdemSealAccess access;
+	IdemSecctx	saved;
 	SealStep	step;
 	uint64		ended;
 	bool		complete;
 
 	memset(&step, 0, sizeof(step));
-	idem_chain_begin(&access);
+	step.next_id = idem_chain_begin(&saved);
 
 	/* rows with ids that were given before would be in no segment */
 	if (idem_chain_set_back())
@@ -305,9 +281,8 @@ seal_rows(int64 budget, bool *more)
 						"idempotency_audit_log_id_seq"),
 				 errhint("As a superuser, set it to the greatest \"next_id\" of \"%s\" at least.",
 						 "idempotency_audit_seals")));
-	find_head(&step.chain);
+	idem_chain_last(&step.chain);
 	step.budget = budget;
-	step.next_id = access.next_id;
 	idem_chain_horizon(&ended, &step.next_xid);
 	idem_chain_head(&step.head);
 	complete = step.head.origin == 0 || seal_restored(&step);
@@ -320,7 +295,7 @@ seal_rows(int64 budget, bool *more)
 		if (complete && step.head.xid_to < ended)
 			complete = seal_ended(&step, step.head.xid_to, ended);
 	}
-	idem_chain_end(&access);
+	idem_chain_end(&saved);
 	*more = !complete;
 	return step.sealed;
 }
@@ -340,7 +315,7 @@ IDEM_FUNCTION(idem_audit_seal);
 Datum
 idem_audit_seal(PG_FUNCTION_ARGS)
 {
-	IdemSealAccess access;
+	IdemSecctx	saved;
 	int64		sealed;
 	bool		more;
 
@@ -348,9 +323,9 @@ idem_audit_seal(PG_FUNCTION_ARGS)
 	idem_chain_lock(true);
 
 	/* with a snapshot of its own: sealing is to see the origin */
-	idem_chain_begin(&access);
+	(void) idem_chain_begin(&saved);
 	idem_audit_adopt();
-	idem_chain_end(&access);
+	idem_chain_end(&saved);
 	sealed = seal_rows(PG_INT64_MAX, &more);
 
 	/* else its locks would be held until the caller commits */
@@ -384,16 +359,16 @@ idem_seal_batch(int64 rows)
 void
 idem_seal_key(void)
 {
-	IdemSealAccess access;
-	Chain		chain;
+	IdemSecctx	saved;
+	IdemSealLast chain;
 	IdemSeal	seal;
 
 	idem_chain_lock(true);
-	idem_chain_begin(&access);
-	find_head(&chain);
+	(void) idem_chain_begin(&saved);
+	idem_chain_last(&chain);
 	init_seal(&seal, IDEM_SEAL_KEY, 0);
 	add_seal(&chain, &seal);
-	idem_chain_end(&access);
+	idem_chain_end(&saved);
 }
 
 /* Sealed segments that are to go. */
@@ -409,7 +384,6 @@ typedef struct PrunedSegment
 	int64		segment;
 	int64		rows;
 	IdemSealRange range;
-	bool		removed;
 } PrunedSegment;
 
 static void
@@ -417,7 +391,6 @@ collect_segment(void *arg, const IdemSeal *seal)
 {
 	Pruning    *pruning = arg;
 	PrunedSegment *segment = palloc0(sizeof(PrunedSegment));
-	bytea	   *sealed;
 	IdemSealRows rows;
 
 	if (seal->was_pruned || !idem_sealed_range(seal, &segment->range) ||
@@ -427,9 +400,7 @@ collect_segment(void *arg, const IdemSeal *seal)
 
 	/* what was tampered with is evidence, and stays */
 	idem_sealed_hash(&segment->range, PG_INT64_MAX, &rows);
-	sealed = DatumGetByteaPP(seal->values[SEAL_ROWS_SHA256]);
-	if (VARSIZE_ANY_EXHDR(sealed) != IDEM_DIGEST_BYTES ||
-		memcmp(rows.sha256, VARDATA_ANY(sealed), IDEM_DIGEST_BYTES) != 0)
+	if (!idem_sealed_is(seal, SEAL_ROWS_SHA256, rows.sha256))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("segment %lld of the audit log is not as it was sealed",
@@ -459,17 +430,8 @@ prune_cell(Pruning *pruning, const IdemCell *cell)
 	}
 
 	/* rows that are not sealed yet, or not old enough, keep the partition */
-	if (idem_partition_rows(cell) != rows ||
-		!idem_partition_drop(cell))
-		return;
-	foreach(lc, pruning->segments)
-	{
-		PrunedSegment *segment = lfirst(lc);
-
-		if (segment->range.at_from == cell->from &&
-			segment->range.at_to == cell->to)
-			segment->removed = true;
-	}
+	if (idem_partition_rows(cell) == rows)
+		idem_partition_drop(cell);
 }
 
 /* What was removed, for the chain. */
@@ -478,7 +440,7 @@ seal_pruning(const Pruning *pruning)
 {
 	StringInfoData ranges;
 	ListCell   *lc;
-	Chain		chain;
+	IdemSealLast chain;
 	IdemSeal	seal;
 
 	initStringInfo(&ranges);
@@ -492,8 +454,10 @@ seal_pruning(const Pruning *pruning)
 	}
 	appendStringInfoChar(&ranges, '}');
 	init_seal(&seal, IDEM_SEAL_PRUNED, pruning->rows);
-	set_column(&seal, SEAL_PRUNED, idem_chain_ranges(ranges.data));
-	find_head(&chain);
+	set_column(&seal, SEAL_PRUNED,
+			   OidInputFunctionCall(F_MULTIRANGE_IN, ranges.data,
+									INT8MULTIRANGEOID, -1));
+	idem_chain_last(&chain);
 	add_seal(&chain, &seal);
 }
 
@@ -513,7 +477,7 @@ IDEM_FUNCTION(idem_audit_prune);
 Datum
 idem_audit_prune(PG_FUNCTION_ARGS)
 {
-	IdemSealAccess access;
+	IdemSecctx	saved;
 	Pruning		pruning = {0};
 	IdemCell   *cells;
 	int			number;
@@ -524,7 +488,7 @@ idem_audit_prune(PG_FUNCTION_ARGS)
 	idem_args_require_writable();
 	pruning.before = PG_GETARG_TIMESTAMPTZ(0);
 	idem_chain_lock(true);
-	idem_chain_begin(&access);
+	(void) idem_chain_begin(&saved);
 	idem_chain_each(collect_segment, &pruning);
 
 	/* whole partitions first; what they do not remove is deleted */
@@ -532,14 +496,9 @@ idem_audit_prune(PG_FUNCTION_ARGS)
 	for (i = 0; i < number; i++)
 		prune_cell(&pruning, &cells[i]);
 	foreach(lc, pruning.segments)
-	{
-		PrunedSegment *segment = lfirst(lc);
-
-		if (!segment->removed)
-			(void) idem_sealed_remove(&segment->range);
-	}
+		idem_sealed_remove(&((PrunedSegment *) lfirst(lc))->range);
 	if (pruning.segments != NIL)
 		seal_pruning(&pruning);
-	idem_chain_end(&access);
+	idem_chain_end(&saved);
 	PG_RETURN_INT64(pruning.rows);
 }

@@ -29,7 +29,7 @@
 
 /* Rows of a segment; idem_sealed_range() gives the parameters. */
 #define IN_RANGE \
-	" id > $1 AND id <= $2 AND xid >= $3 AND ($4 IS NULL OR xid < $4)" \
+	" id > $1 AND id <= $2 AND xid >= $3 AND ($4 = '0' OR xid < $4)" \
 	" AND at >= $5 AND at < $6"
 
 static const Oid range_types[] = {
@@ -171,8 +171,39 @@ idem_sealed_range(const IdemSeal *seal, IdemSealRange *range)
 	return true;
 }
 
+/*
+ * idem_sealed_copy
+ *		The 32 bytes of a column, or what there is of them.
+ */
+void
+idem_sealed_copy(Datum column, uint8 *digest)
+{
+	bytea	   *value = DatumGetByteaPP(column);
+
+	memset(digest, 0, IDEM_DIGEST_BYTES);
+	memcpy(digest, VARDATA_ANY(value),
+		   Min(VARSIZE_ANY_EXHDR(value), IDEM_DIGEST_BYTES));
+}
+
+/*
+ * idem_sealed_is
+ *		Whether a column is these 32 bytes.
+ */
+bool
+idem_sealed_is(const IdemSeal *seal, IdemSealColumn column,
+			   const uint8 *digest)
+{
+	bytea	   *value;
+
+	if (seal->nulls[column])
+		return false;
+	value = DatumGetByteaPP(seal->values[column]);
+	return VARSIZE_ANY_EXHDR(value) == IDEM_DIGEST_BYTES &&
+		memcmp(VARDATA_ANY(value), digest, IDEM_DIGEST_BYTES) == 0;
+}
+
 static void
-range_values(const IdemSealRange *range, Datum *values, char *nulls)
+range_values(const IdemSealRange *range, int64 rows, Datum *values)
 {
 	values[0] = Int64GetDatum(range->id_from);
 	values[1] = Int64GetDatum(range->id_to);
@@ -180,7 +211,7 @@ range_values(const IdemSealRange *range, Datum *values, char *nulls)
 	values[3] = idem_chain_xid_datum(range->xid_to);
 	values[4] = TimestampTzGetDatum(range->at_from);
 	values[5] = TimestampTzGetDatum(range->at_to);
-	nulls[3] = range->xid_to == 0 ? 'n' : ' ';
+	values[6] = Int64GetDatum(rows);
 }
 
 /* Hash what SPI_tuptable has. */
@@ -231,13 +262,12 @@ idem_sealed_hash(const IdemSealRange *range, int64 max_rows,
 	IdemDigest *digest = idem_digest_begin();
 	FmgrInfo	outputs[LOG_COLUMNS];
 	Datum		values[lengthof(range_types)];
-	char		nulls[] = "       ";
 	uint64		count;
 	int64		limit;
 
 	memset(rows, 0, sizeof(*rows));
 	memset(outputs, 0, sizeof(outputs));
-	range_values(range, values, nulls);
+	range_values(range, 0, values);
 	do
 	{
 		/*
@@ -246,7 +276,7 @@ idem_sealed_hash(const IdemSealRange *range, int64 max_rows,
 		 */
 		limit = Min(CHUNK_ROWS, max_rows - rows->count);
 		values[6] = Int64GetDatum(limit);
-		count = idem_spi_execute(&rows_plan, values, nulls, true, 0);
+		count = idem_spi_execute(&rows_plan, values, NULL, true, 0);
 		hash_chunk(digest, outputs, count, rows);
 		SPI_freetuptable(SPI_tuptable);
 		values[0] = Int64GetDatum(rows->last_id);
@@ -263,12 +293,10 @@ uint64
 idem_sealed_bound(const IdemSealRange *range, int64 rows)
 {
 	Datum		values[lengthof(range_types)];
-	char		nulls[] = "       ";
 	bool		isnull;
 
-	range_values(range, values, nulls);
-	values[6] = Int64GetDatum(rows);
-	(void) idem_spi_execute(&bound_plan, values, nulls, true, 1);
+	range_values(range, rows, values);
+	(void) idem_spi_execute(&bound_plan, values, NULL, true, 1);
 
 	/* the bound is behind the last of them, not to cut a transaction in two */
 	if (idem_spi_number(1) < rows)
@@ -284,25 +312,22 @@ bool
 idem_sealed_exists(const IdemSealRange *range)
 {
 	Datum		values[lengthof(range_types)];
-	char		nulls[] = "       ";
 
-	range_values(range, values, nulls);
-	values[6] = Int64GetDatum(1);
-	return idem_spi_execute(&rows_plan, values, nulls, true, 1) > 0;
+	range_values(range, 1, values);
+	return idem_spi_execute(&rows_plan, values, NULL, true, 1) > 0;
 }
 
 /*
  * idem_sealed_remove
- *		Remove the rows of a range; how many.
+ *		Remove the rows of a range.
  */
-int64
+void
 idem_sealed_remove(const IdemSealRange *range)
 {
 	Datum		values[lengthof(range_types)];
-	char		nulls[] = "       ";
 
-	range_values(range, values, nulls);
-	return idem_audit_change(&remove_plan, values, nulls);
+	range_values(range, 0, values);
+	(void) idem_audit_change(&remove_plan, values, NULL);
 }
 
 static uint64

@@ -24,13 +24,10 @@
 #include "base/hmac.h"
 #include "idem.h"
 
-#define DIGEST_FORMAT "idem1:" INT64_FORMAT ":%s"
-
 /* A head of the chain that was kept elsewhere. */
 typedef struct KeptDigest
 {
-	int64		segment;
-	uint8		seal[IDEM_DIGEST_BYTES];
+	IdemSealLast last;
 	bool		seen;
 } KeptDigest;
 
@@ -61,19 +58,6 @@ report(Verification *v, int64 segment, const char *problem, const char *detail)
 						 nulls);
 }
 
-/* Bytes of a column against 32 of ours. */
-static bool
-is_digest(const IdemSeal *seal, IdemSealColumn column, const uint8 *digest)
-{
-	bytea	   *value;
-
-	if (seal->nulls[column])
-		return false;
-	value = DatumGetByteaPP(seal->values[column]);
-	return VARSIZE_ANY_EXHDR(value) == IDEM_DIGEST_BYTES &&
-		memcmp(VARDATA_ANY(value), digest, IDEM_DIGEST_BYTES) == 0;
-}
-
 /* Numbers without a gap, each with the seal before it. */
 static void
 check_link(Verification *v, const IdemSeal *seal, int64 segment)
@@ -84,8 +68,8 @@ check_link(Verification *v, const IdemSeal *seal, int64 segment)
 		report(v, v->segment + 1, "seal_missing",
 			   psprintf("seals " INT64_FORMAT " to " INT64_FORMAT " are not there",
 						v->segment + 1, segment - 1));
-	else if (!is_digest(seal, SEAL_PREVIOUS, v->stored) &&
-			 !is_digest(seal, SEAL_PREVIOUS, v->computed))
+	else if (!idem_sealed_is(seal, SEAL_PREVIOUS, v->stored) &&
+			 !idem_sealed_is(seal, SEAL_PREVIOUS, v->computed))
 		report(v, segment, "chain_broken",
 			   "it was made after another seal than the one before it");
 }
@@ -118,7 +102,7 @@ check_signature(Verification *v, const IdemSeal *seal, int64 segment)
 	}
 	mac = idem_hmac(v->computed, IDEM_DIGEST_BYTES,
 					idem_hmac_key(secret, IDEM_HMAC_SEAL));
-	if (!is_digest(seal, SEAL_HMAC, (uint8 *) VARDATA_ANY(mac)))
+	if (!idem_sealed_is(seal, SEAL_HMAC, (uint8 *) VARDATA_ANY(mac)))
 		report(v, segment, "signature_wrong",
 			   psprintf("its HMAC was not made with key id %d", key_id));
 	else if (DatumGetChar(seal->values[SEAL_KIND]) == IDEM_SEAL_KEY)
@@ -147,19 +131,9 @@ check_rows(Verification *v, const IdemSeal *seal, int64 segment)
 		report(v, segment, rows.count < sealed ? "rows_missing" : "rows_added",
 			   psprintf(INT64_FORMAT " rows were sealed, " INT64_FORMAT " are there",
 						sealed, rows.count));
-	else if (!is_digest(seal, SEAL_ROWS_SHA256, rows.sha256))
+	else if (!idem_sealed_is(seal, SEAL_ROWS_SHA256, rows.sha256))
 		report(v, segment, "rows_changed",
 			   "there are as many rows as were sealed, but not the same");
-}
-
-static void
-copy_digest(const IdemSeal *seal, IdemSealColumn column, uint8 *digest)
-{
-	bytea	   *value = DatumGetByteaPP(seal->values[column]);
-
-	memset(digest, 0, IDEM_DIGEST_BYTES);
-	memcpy(digest, VARDATA_ANY(value),
-		   Min(VARSIZE_ANY_EXHDR(value), IDEM_DIGEST_BYTES));
 }
 
 static void
@@ -173,16 +147,16 @@ check_seal(void *arg, const IdemSeal *seal)
 
 	/* what it says that it is, too: one bad seal is not told of the next */
 	v->segment = Max(v->segment, segment);
-	copy_digest(seal, SEAL_SEAL, v->stored);
+	idem_sealed_copy(seal->values[SEAL_SEAL], v->stored);
 	idem_sealed_digest(seal, v->computed);
-	if (!is_digest(seal, SEAL_SEAL, v->computed))
+	if (!idem_sealed_is(seal, SEAL_SEAL, v->computed))
 		report(v, segment, "seal_changed", "it is not what it was made as");
 	check_signature(v, seal, segment);
 	check_rows(v, seal, segment);
-	if (v->kept == NULL || v->kept->segment != segment)
+	if (v->kept == NULL || v->kept->last.segment != segment)
 		return;
 	v->kept->seen = true;
-	if (memcmp(v->kept->seal, v->stored, IDEM_DIGEST_BYTES) != 0)
+	if (memcmp(v->kept->last.seal, v->stored, IDEM_DIGEST_BYTES) != 0)
 		report(v, segment, "digest_differs",
 			   "the digest was made of another chain: this one was rewritten");
 }
@@ -195,8 +169,8 @@ check_whole(Verification *v)
 	int64		stray;
 	int32		key_id = 0;
 
-	if (v->kept != NULL && !v->kept->seen && v->kept->segment > 0)
-		report(v, v->kept->segment, "digest_missing",
+	if (v->kept != NULL && !v->kept->seen && v->kept->last.segment > 0)
+		report(v, v->kept->last.segment, "digest_missing",
 			   psprintf("the chain ends with seal " INT64_FORMAT ": its tail was cut off",
 						v->segment));
 	if (idem_secret_get(IDEM_PURPOSE_AUDIT, &key_id) != NULL &&
@@ -232,8 +206,8 @@ parse_digest(text *digest)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("invalid value for argument \"%s\"", "digest"),
 				 errhint("Give what idem_audit_digest() returned.")));
-	kept->segment = segment;
-	hex_decode(hex, 2 * IDEM_DIGEST_BYTES, (char *) kept->seal);
+	kept->last.segment = segment;
+	hex_decode(hex, 2 * IDEM_DIGEST_BYTES, (char *) kept->last.seal);
 	return kept;
 }
 
@@ -251,18 +225,18 @@ Datum
 idem_audit_verify(PG_FUNCTION_ARGS)
 {
 	Verification v;
-	IdemSealAccess access;
+	IdemSecctx	saved;
 
 	memset(&v, 0, sizeof(v));
 	if (!PG_ARGISNULL(0))
 		v.kept = parse_digest(PG_GETARG_TEXT_PP(0));
 	InitMaterializedSRF(fcinfo, 0);
 	v.result = (ReturnSetInfo *) fcinfo->resultinfo;
-	idem_chain_begin(&access);
+	(void) idem_chain_begin(&saved);
 	idem_chain_head(&v.head);
 	idem_chain_each(check_seal, &v);
 	check_whole(&v);
-	idem_chain_end(&access);
+	idem_chain_end(&saved);
 	return (Datum) 0;
 }
 
@@ -275,19 +249,14 @@ IDEM_FUNCTION(idem_audit_digest);
 Datum
 idem_audit_digest(PG_FUNCTION_ARGS)
 {
-	IdemSealAccess access;
-	IdemSeal	head;
-	int64		segment = 0;
-	uint8		seal[IDEM_DIGEST_BYTES] = {0};
+	IdemSecctx	saved;
+	IdemSealLast last;
 	char		hex[2 * IDEM_DIGEST_BYTES + 1] = {0};
 
-	idem_chain_begin(&access);
-	if (idem_chain_newest(&head))
-	{
-		segment = DatumGetInt64(head.values[SEAL_SEGMENT]);
-		copy_digest(&head, SEAL_SEAL, seal);
-	}
-	idem_chain_end(&access);
-	hex_encode((char *) seal, IDEM_DIGEST_BYTES, hex);
-	PG_RETURN_TEXT_P(cstring_to_text(psprintf(DIGEST_FORMAT, segment, hex)));
+	(void) idem_chain_begin(&saved);
+	idem_chain_last(&last);
+	idem_chain_end(&saved);
+	hex_encode((char *) last.seal, IDEM_DIGEST_BYTES, hex);
+	PG_RETURN_TEXT_P(cstring_to_text(psprintf("idem1:" INT64_FORMAT ":%s",
+											  last.segment, hex)));
 }

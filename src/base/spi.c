@@ -331,6 +331,17 @@ idem_spi_number(int column)
 }
 
 /*
+ * idem_spi_fetch_number
+ *		What a query for one bigint comes to; 0 for a null.
+ */
+int64
+idem_spi_fetch_number(IdemPlan *plan, Datum *values)
+{
+	(void) idem_spi_execute(plan, values, NULL, true, 1);
+	return idem_spi_number(0);
+}
+
+/*
  * idem_spi_command
  *		Execute a utility command, which can have no parameters.
  */

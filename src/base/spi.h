@@ -37,5 +37,6 @@ extern void idem_spi_command(const char *command);
 extern Datum idem_spi_value(int row, int column, bool *isnull);
 extern void idem_spi_require_types(const Oid *types, int number);
 extern int64 idem_spi_number(int column);
+extern int64 idem_spi_fetch_number(IdemPlan *plan, Datum *values);
 
 #endif							/* IDEM_BASE_SPI_H */
