@@ -41,16 +41,17 @@ static const IdemAuditRow *row_pass = NULL; /* the row being inserted */
 static bool change_pass = false;	/* while log or seals are changed */
 
 static const Oid insert_types[] = {
-	TIMESTAMPTZOID, TEXTOID, TEXTOID, TEXTOID, INT4OID, INT8OID, NAMEOID,
-	NAMEOID, JSONBOID, INETOID, TEXTOID, INT8OID
+	TIMESTAMPTZOID, TEXTOID, TEXTOID, TEXTOID, INT4OID, INT8OID, TEXTOID,
+	TEXTOID, JSONBOID, TEXTOID, TEXTOID, INT8OID
 };
 
 static IdemPlan insert_plan = {
 	"INSERT INTO %1$s.idempotency_audit_log (id, at, xid, action, entity,"
 	" entity_id, attempt, token, session_role, effective_role, client_addr,"
 	" application_name, detail)"
-	" VALUES ($12, $1, pg_catalog.pg_current_xact_id(), $2, $3, $4, $5, $6,"
-	" $7, $8, COALESCE($10, pg_catalog.inet_client_addr()),"
+	" VALUES ($12, $1, pg_catalog.pg_current_xact_id(), $2, $3, $4,"
+	" NULLIF($5, 0), NULLIF($6, 0), $7, $8,"
+	" COALESCE($10::inet, pg_catalog.inet_client_addr()),"
 	" COALESCE($11, pg_catalog.current_setting('application_name')), $9)",
 	lengthof(insert_types), insert_types
 };
@@ -177,12 +178,6 @@ idem_audit_last_id(void)
 	return idem_spi_fetch_number(&last_id_plan, NULL);
 }
 
-static Datum
-name_datum(const char *name)
-{
-	return DirectFunctionCall1(namein, CStringGetDatum(name));
-}
-
 static void
 set_values(const IdemAuditRow *row, int64 id, Datum *values, char *nulls)
 {
@@ -193,19 +188,17 @@ set_values(const IdemAuditRow *row, int64 id, Datum *values, char *nulls)
 	values[2] = CStringGetTextDatum(row->entity);
 	values[3] = CStringGetTextDatum(row->entity_id);
 	values[4] = Int32GetDatum(row->attempt);
-	nulls[4] = row->attempt == 0 ? 'n' : ' ';
 	values[5] = Int64GetDatum(row->token);
-	nulls[5] = row->token == 0 ? 'n' : ' ';
-	values[6] = name_datum(row->session_role != NULL ? row->session_role :
-						   GetUserNameFromId(GetSessionUserId(), false));
-	values[7] = name_datum(row->effective_role);
+	values[6] = CStringGetTextDatum(row->session_role != NULL ?
+									row->session_role :
+									GetUserNameFromId(GetSessionUserId(), false));
+	values[7] = CStringGetTextDatum(row->effective_role);
 	values[8] = row->detail;
 	nulls[8] = row->detail == (Datum) 0 ? 'n' : ' ';
 
 	/* a null stands for what this session has */
 	if (row->client_addr != NULL)
-		values[9] = DirectFunctionCall1(inet_in,
-										CStringGetDatum(row->client_addr));
+		values[9] = CStringGetTextDatum(row->client_addr);
 	else
 		nulls[9] = 'n';
 	if (row->application_name != NULL)

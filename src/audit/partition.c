@@ -56,7 +56,8 @@ static const Oid period_types[] = {TEXTOID, TIMESTAMPTZOID};
 /* The periods of now and next, and what the default partition has. */
 static IdemPlan period_plan = {
 	"SELECT p + ('1 ' || $1)::interval, p + ('2 ' || $1)::interval,"
-	" (SELECT max(at) FROM %1$s.idempotency_audit_log_default)"
+	" (SELECT COALESCE(max(at), '-infinity')"
+	" FROM %1$s.idempotency_audit_log_default)"
 	" FROM pg_catalog.date_trunc($1, $2, 'UTC') p",
 	lengthof(period_types), period_types
 };
@@ -159,8 +160,8 @@ create_partition(TimestampTz from, TimestampTz to)
 {
 	const char *schema = idem_catalog()->schema;
 	char	   *begin = pstrdup(timestamptz_to_str(from));
-	Datum		when = DirectFunctionCall2(timestamptz_to_char,
-										   TimestampTzGetDatum(from),
+	Datum		when = DirectFunctionCall2(timestamp_to_char,	/* in UTC */
+										   TimestampGetDatum(from),
 										   CStringGetTextDatum("YYYYMMDD_HH24MISS"));
 	char	   *name = psprintf("%s.idempotency_audit_log_%s", schema,
 								TextDatumGetCString(when));
@@ -219,12 +220,6 @@ is_covered(TimestampTz at)
 	return true;
 }
 
-static TimestampTz
-get_time(int column, bool *isnull)
-{
-	return DatumGetTimestampTz(idem_spi_value(0, column, isnull));
-}
-
 /* For the present period and the next one, once there is a row at all. */
 static void
 make_partitions(void)
@@ -241,8 +236,8 @@ make_partitions(void)
 	values[0] = CStringGetTextDatum(periods[audit_partition].name);
 	values[1] = TimestampTzGetDatum(now);
 	(void) idem_spi_execute(&period_plan, values, NULL, true, 1);
-	next = get_time(0, &isnull);
-	after = get_time(1, &isnull);
+	next = DatumGetTimestampTz(idem_spi_value(0, 0, &isnull));
+	after = DatumGetTimestampTz(idem_spi_value(0, 1, &isnull));
 
 	/* once in a period only, since an auditor may hold up the locks below */
 	if (is_covered(now) && is_covered(next))
@@ -265,9 +260,7 @@ make_partitions(void)
 	 * still belong there: so the new partition begins a little later.
 	 */
 	(void) idem_spi_execute(&period_plan, values, NULL, false, 1);
-	last = get_time(2, &isnull);
-	if (isnull)
-		last = DT_NOBEGIN;
+	last = DatumGetTimestampTz(idem_spi_value(0, 2, &isnull));
 	if (!is_covered(now))
 		fill_hole(Max(now, last) + BEGIN_USEC, next);
 	if (last < next)

@@ -129,25 +129,19 @@ fill_subject(IdemRefusalSubject *subject, IdemRefusal action,
 		strlcpy(subject->application_name, application_name, NAMEDATALEN);
 }
 
-/* With the lock. */
-static bool
-has_room_for(IdemRefusal action)
-{
-	/*
-	 * Half of the room is not for rate limits: whoever calls in the name of
-	 * many would drive out what is said of keys.
-	 */
-	return hash_get_num_entries(entries) <
-		(action == IDEM_REFUSAL_LIMITED ? MAX_REFUSALS / 2 : MAX_REFUSALS);
-}
-
 /* With the lock: the entry of a subject; NULL when there is no room. */
 static IdemRefused *
 enter(const IdemRefusalSubject *subject, TimestampTz now)
 {
 	IdemRefused *entry = hash_search(entries, subject, HASH_FIND, NULL);
 
-	if (entry != NULL || !has_room_for(subject->action))
+	/*
+	 * Half of the room is not for rate limits: whoever calls in the name of
+	 * many would drive out what is said of keys.
+	 */
+	if (entry != NULL || hash_get_num_entries(entries) >=
+		(subject->action == IDEM_REFUSAL_LIMITED ?
+		 MAX_REFUSALS / 2 : MAX_REFUSALS))
 		return entry;
 
 	/*
@@ -374,25 +368,12 @@ idem_refusals_begin(int *number)
 	return copies;
 }
 
-/* A time in UTC, after RFC 3339. */
-static void
-append_time(StringInfo json, TimestampTz when)
-{
-	struct pg_tm tm;
-	fsec_t		fsec;
-
-	if (timestamp2tm(when, NULL, &tm, &fsec, NULL, NULL) != 0)
-		elog(ERROR, "timestamp out of range");
-	appendStringInfo(json, "\"%04d-%02d-%02dT%02d:%02d:%02d.%06dZ\"",
-					 tm.tm_year, tm.tm_mon, tm.tm_mday,
-					 tm.tm_hour, tm.tm_min, tm.tm_sec, (int) fsec);
-}
-
 /* By which rule, how often and, if more than once, until when. */
 static Datum
 describe(const IdemRefused *refused)
 {
 	StringInfoData json;
+	Datum		last_at;
 
 	initStringInfo(&json);
 	appendStringInfo(&json, "{\"%s\": ",
@@ -402,8 +383,12 @@ describe(const IdemRefused *refused)
 	appendStringInfo(&json, ", \"count\": " INT64_FORMAT, refused->count);
 	if (refused->count > 1)
 	{
-		appendStringInfoString(&json, ", \"last_at\": ");
-		append_time(&json, refused->last_at);
+		/* in UTC, after RFC 3339 */
+		last_at = DirectFunctionCall2(timestamp_to_char,
+									  TimestampGetDatum(refused->last_at),
+									  CStringGetTextDatum("YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\""));
+		appendStringInfo(&json, ", \"last_at\": \"%s\"",
+						 TextDatumGetCString(last_at));
 	}
 	appendStringInfoChar(&json, '}');
 	return DirectFunctionCall1(jsonb_in, CStringGetDatum(json.data));

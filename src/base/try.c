@@ -18,13 +18,6 @@
 
 #include "base/try.h"
 
-static bool
-must_pass(const ErrorData *error)
-{
-	return ERRCODE_TO_CATEGORY(error->sqlerrcode) ==
-		ERRCODE_OPERATOR_INTERVENTION;
-}
-
 /*
  * idem_try
  *		Do the work; NULL, or the error that it ended with.  What it allocates
@@ -59,7 +52,8 @@ idem_try(IdemTryWork work, void *arg)
 	CurrentResourceOwner = owner;
 
 	/* a cancel, and the end of the session or of the server, is no failure */
-	if (error != NULL && must_pass(error))
+	if (error != NULL && ERRCODE_TO_CATEGORY(error->sqlerrcode) ==
+		ERRCODE_OPERATOR_INTERVENTION)
 		ReThrowError(error);
 	return error;
 }

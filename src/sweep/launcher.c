@@ -22,7 +22,6 @@
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
 #include "storage/ipc.h"
-#include "storage/latch.h"
 #include "storage/lmgr.h"
 #include "utils/guc.h"
 #include "utils/hsearch.h"
@@ -66,21 +65,27 @@ static char *databases = "";
 static HTAB *targets = NULL;
 static bool slots_missing = false;	/* and that was logged */
 
-static int64
-interval_usec(void)
+/*
+ * idem_launcher_interval
+ *		The time between two sweeps, in microseconds.
+ */
+int64
+idem_launcher_interval(void)
 {
 	return (int64) sweep_interval * USECS_PER_SEC;
 }
 
 /* Whether a database is one to look at. */
 static bool
-is_wanted(const Form_pg_database database, List *names)
+is_wanted(const Form_pg_database database)
 {
+	List	   *names;
 	ListCell   *cell;
 
 	if (!database->datallowconn ||
 		database->datconnlimit == DATCONNLIMIT_INVALID_DB)
 		return false;
+	(void) SplitIdentifierString(pstrdup(databases), ',', &names);
 	if (names == NIL)
 		return !database->datistemplate;
 	foreach(cell, names)
@@ -107,21 +112,17 @@ add_target(Oid database, TimestampTz now)
 static List *
 read_databases(TimestampTz now)
 {
-	List	   *names = NIL;
+	Relation	catalog = table_open(DatabaseRelationId, AccessShareLock);
+	TableScanDesc scan = table_beginscan_catalog(catalog, 0, NULL);
 	List	   *all = NIL;
-	Relation	catalog;
-	TableScanDesc scan;
 	HeapTuple	tuple;
 
-	(void) SplitIdentifierString(pstrdup(databases), ',', &names);
-	catalog = table_open(DatabaseRelationId, AccessShareLock);
-	scan = table_beginscan_catalog(catalog, 0, NULL);
 	while (HeapTupleIsValid(tuple = heap_getnext(scan, ForwardScanDirection)))
 	{
 		Form_pg_database database = (Form_pg_database) GETSTRUCT(tuple);
 
 		all = lappend_oid(all, database->oid);
-		if (is_wanted(database, names))
+		if (is_wanted(database))
 			add_target(database->oid, now);
 	}
 	table_endscan(scan);
@@ -189,8 +190,8 @@ advance(Target *target, TimestampTz now)
 	}
 
 	/* the interval was made shorter */
-	if (target->pause == 0 && target->due > now + interval_usec())
-		target->due = now + interval_usec();
+	if (target->pause == 0)
+		target->due = Min(target->due, now + idem_launcher_interval());
 }
 
 /* The target that is due first. */
@@ -209,25 +210,6 @@ next_target(TimestampTz now)
 			first = target;
 	}
 	return first;
-}
-
-/* Whether somebody has the database for himself, or waits for that. */
-static bool
-is_locked(Oid database)
-{
-	LOCKTAG		tag;
-	bool		locked;
-
-	/*
-	 * A worker would have to wait as it connects, too, and all other
-	 * databases with it (t/027_worker_lifecycle.pl).
-	 */
-	StartTransactionCommand();
-	SET_LOCKTAG_OBJECT(tag, InvalidOid, DatabaseRelationId, database, 0);
-	locked = LockAcquire(&tag, RowExclusiveLock, false, true) ==
-		LOCKACQUIRE_NOT_AVAIL;
-	CommitTransactionCommand();
-	return locked;
 }
 
 /* What both kinds of workers are registered with. */
@@ -258,27 +240,10 @@ start_worker(Oid database, BackgroundWorkerHandle **handle)
 	return RegisterDynamicBackgroundWorker(&worker, handle);
 }
 
-/* Sleep, and do what has been asked of us meanwhile. */
 static void
 sleep_ms(long timeout)
 {
-	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-					 timeout,
-					 idem_compat_wait_event("IdempotencyLauncher"));
-	ResetLatch(MyLatch);
-	CHECK_FOR_INTERRUPTS();
-
-	/*
-	 * Without a word, since it comes with every shutdown; the exit code makes
-	 * the postmaster start us anew after any other.
-	 */
-	if (ShutdownRequestPending)
-		proc_exit(1);
-	if (ConfigReloadPending)
-	{
-		ConfigReloadPending = false;
-		ProcessConfigFile(PGC_SIGHUP);
-	}
+	idem_task_sleep(timeout, idem_compat_wait_event("IdempotencyLauncher"));
 }
 
 static void
@@ -347,7 +312,8 @@ reschedule(Target *target, const IdemSweepState *before, TimestampTz start)
 		return;
 	}
 	target->pause = 0;
-	target->due = after.more ? GetCurrentTimestamp() : start + interval_usec();
+	target->due = after.more ? GetCurrentTimestamp() :
+		start + idem_launcher_interval();
 }
 
 static void
@@ -357,7 +323,7 @@ sweep_target(Target *target)
 	BackgroundWorkerHandle *handle;
 	IdemSweepState before;
 
-	if (is_locked(target->database))
+	if (idem_task_is_wanted(target->database))
 	{
 		target->due = start + MIN_PAUSE_USEC;
 		return;
@@ -380,19 +346,6 @@ forget_launcher(int code, Datum arg)
 	idem_databases_set_launcher(0);
 }
 
-static void
-init_targets(void)
-{
-	HASHCTL		ctl;
-
-	memset(&ctl, 0, sizeof(ctl));
-	ctl.keysize = sizeof(Oid);
-	ctl.entrysize = sizeof(Target);
-	ctl.hcxt = TopMemoryContext;
-	targets = hash_create("idempotency databases", 64, &ctl,
-						  HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
-}
-
 /*
  * idem_launcher_main
  *		Entry point.  Never returns; an error or a termination ends the
@@ -401,6 +354,8 @@ init_targets(void)
 void
 idem_launcher_main(Datum arg)
 {
+	HASHCTL		ctl = {.keysize = sizeof(Oid), .entrysize = sizeof(Target)};
+
 	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	BackgroundWorkerUnblockSignals();
@@ -410,7 +365,8 @@ idem_launcher_main(Datum arg)
 					PGC_S_OVERRIDE);
 	before_shmem_exit(forget_launcher, (Datum) 0);
 	idem_databases_set_launcher(MyProcPid);
-	init_targets();
+	targets = hash_create("idempotency databases", 64, &ctl,
+						  HASH_ELEM | HASH_BLOBS);
 	for (;;)
 	{
 		long		timeout = MAX_SLEEP_MS;
@@ -435,29 +391,17 @@ idem_launcher_main(Datum arg)
 	}
 }
 
-/*
- * idem_launcher_interval
- *		The time between two sweeps, in microseconds.
- */
-int64
-idem_launcher_interval(void)
-{
-	return interval_usec();
-}
-
 /* Whether this database is one to look at. */
 static bool
 comes_here(void)
 {
 	HeapTuple	tuple = SearchSysCache1(DATABASEOID,
 										ObjectIdGetDatum(MyDatabaseId));
-	List	   *names = NIL;
 	bool		wanted;
 
 	if (!HeapTupleIsValid(tuple))
 		return false;
-	(void) SplitIdentifierString(pstrdup(databases), ',', &names);
-	wanted = is_wanted((Form_pg_database) GETSTRUCT(tuple), names);
+	wanted = is_wanted((Form_pg_database) GETSTRUCT(tuple));
 	ReleaseSysCache(tuple);
 	return wanted;
 }
@@ -504,15 +448,6 @@ check_databases(char **newval, void **extra, GucSource source)
 	return valid;
 }
 
-static void
-register_launcher(void)
-{
-	BackgroundWorker worker;
-
-	fill_worker(&worker, LAUNCHER_NAME, "idem_launcher_main", RESTART_SECONDS);
-	RegisterBackgroundWorker(&worker);
-}
-
 /*
  * idem_launcher_init
  *		Define the settings; while libraries are preloaded, ask for the worker.
@@ -520,6 +455,8 @@ register_launcher(void)
 void
 idem_launcher_init(void)
 {
+	BackgroundWorker worker;
+
 	DefineCustomBoolVariable("idempotency.worker",
 							 "Lets background workers remove expired keys.",
 							 NULL,
@@ -541,6 +478,8 @@ idem_launcher_init(void)
 							30, 1, 86400,
 							PGC_SIGHUP, GUC_UNIT_S,
 							NULL, NULL, NULL);
-	if (process_shared_preload_libraries_in_progress)
-		register_launcher();
+	if (!process_shared_preload_libraries_in_progress)
+		return;
+	fill_worker(&worker, LAUNCHER_NAME, "idem_launcher_main", RESTART_SECONDS);
+	RegisterBackgroundWorker(&worker);
 }

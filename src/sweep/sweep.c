@@ -232,18 +232,13 @@ load_cron(IdemForeign *foreign, FmgrInfo *flinfo)
 }
 
 static void
-require_cron(void)
+raise_missing(const char *name)
 {
 	if (!OidIsValid(get_extension_oid("pg_cron", true)))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("extension \"pg_cron\" is not installed in this database"),
 				 errhint("Install it here, or let the background worker sweep, or schedule CALL idem_sweep_all() elsewhere.")));
-}
-
-static void
-raise_unknown(const char *name)
-{
 	ereport(ERROR,
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 			 errmsg("extension \"pg_cron\" has no function %s() of its own that is known here",
@@ -271,11 +266,10 @@ idem_schedule(PG_FUNCTION_ARGS)
 
 	idem_args_require_writable();
 	command = psprintf("CALL %s.idem_sweep_all()", idem_catalog()->schema);
-	require_cron();
 	if (!load_cron(&cron_schedule, &function))
 	{
 		if (!load_cron(&cron_schedule_name, &function))
-			raise_unknown("cron.schedule");
+			raise_missing("cron.schedule");
 		name = DirectFunctionCall1(namein, CStringGetDatum(JOB_NAME));
 	}
 	PG_RETURN_DATUM(FunctionCall3(&function, name, PointerGetDatum(schedule),
@@ -299,9 +293,8 @@ idem_unschedule(PG_FUNCTION_ARGS)
 	bool		isnull;
 
 	idem_args_require_writable();
-	require_cron();
 	if (!load_cron(&cron_unschedule, &function))
-		raise_unknown("cron.unschedule");
+		raise_missing("cron.unschedule");
 	values[0] = CStringGetTextDatum(JOB_NAME);
 	SPI_connect();
 	if (SPI_execute_with_args(FIND_SQL, lengthof(types), types, values, NULL,

@@ -10,6 +10,13 @@
  */
 #include "postgres.h"
 
+#include "access/xact.h"
+#include "catalog/pg_database.h"
+#include "miscadmin.h"
+#include "postmaster/interrupt.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "storage/lmgr.h"
 #include "utils/guc.h"
 
 #include "sweep/task.h"
@@ -41,6 +48,68 @@ idem_task_override_settings(void)
 		if (GetConfigOption(settings[i][0], true, false) != NULL)
 			SetConfigOption(settings[i][0], settings[i][1], PGC_SUSET,
 							PGC_S_OVERRIDE);
+}
+
+/*
+ * idem_task_lock_database
+ *		The lock that a connection takes on its database while it starts; false
+ *		when it cannot be had at once.
+ */
+bool
+idem_task_lock_database(Oid database)
+{
+	LOCKTAG		tag;
+
+	/*
+	 * Whoever wants the database for himself (DROP, RENAME, CREATE ...
+	 * TEMPLATE) locks it and then waits a few seconds for others to leave.  A
+	 * worker would be in his way; one that is about to start would have to
+	 * wait, and all other databases with it (t/027_worker_lifecycle.pl).
+	 */
+	SET_LOCKTAG_OBJECT(tag, InvalidOid, DatabaseRelationId, database, 0);
+	return LockAcquire(&tag, RowExclusiveLock, false, true) !=
+		LOCKACQUIRE_NOT_AVAIL;
+}
+
+/*
+ * idem_task_is_wanted
+ *		Whether somebody has the database for himself, or waits for that.
+ */
+bool
+idem_task_is_wanted(Oid database)
+{
+	bool		locked;
+
+	StartTransactionCommand();
+	locked = idem_task_lock_database(database);
+	CommitTransactionCommand();
+	return !locked;
+}
+
+/*
+ * idem_task_sleep
+ *		Sleep, and do what has been asked of us meanwhile.
+ */
+void
+idem_task_sleep(long milliseconds, uint32 wait_event)
+{
+	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+					 milliseconds, wait_event);
+	ResetLatch(MyLatch);
+	CHECK_FOR_INTERRUPTS();
+
+	/*
+	 * Only the launcher leaves this to be asked for; without a word, since it
+	 * comes with every shutdown.  The exit code makes the postmaster start it
+	 * anew after any other.
+	 */
+	if (ShutdownRequestPending)
+		proc_exit(1);
+	if (ConfigReloadPending)
+	{
+		ConfigReloadPending = false;
+		ProcessConfigFile(PGC_SIGHUP);
+	}
 }
 
 /*

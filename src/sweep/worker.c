@@ -23,7 +23,6 @@
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
-#include "storage/ipc.h"
 #include "storage/latch.h"
 #include "storage/lmgr.h"
 #include "tcop/tcopprot.h"
@@ -109,22 +108,6 @@ cut_off_batch(void)
 	SetLatch(MyLatch);
 }
 
-/* The lock that a connection takes on its database while it starts. */
-static bool
-lock_database(void)
-{
-	LOCKTAG		tag;
-
-	/*
-	 * Whoever wants the database for himself (DROP, RENAME, CREATE ...
-	 * TEMPLATE) locks it and then waits a few seconds for others to leave: a
-	 * worker that cannot have the lock at once is in his way, and ends.
-	 */
-	SET_LOCKTAG_OBJECT(tag, InvalidOid, DatabaseRelationId, MyDatabaseId, 0);
-	return LockAcquire(&tag, RowExclusiveLock, false, true) !=
-		LOCKACQUIRE_NOT_AVAIL;
-}
-
 /*
  * The lock that keeps DROP EXTENSION away to the end of the transaction; false
  * when somebody is about to drop it, or just has.
@@ -153,7 +136,7 @@ begin_batch(void)
 {
 	Oid			extension;
 
-	if (!lock_database())
+	if (!idem_task_lock_database(MyDatabaseId))
 		return BATCH_UNWANTED;
 	extension = get_extension_oid("idempotency", true);
 	if (!OidIsValid(extension))
@@ -295,32 +278,6 @@ shorten(IdemWorkerRun *run, TimestampTz start)
 	return true;
 }
 
-static bool
-database_is_wanted(void)
-{
-	bool		locked;
-
-	StartTransactionCommand();
-	locked = lock_database();
-	CommitTransactionCommand();
-	return !locked;
-}
-
-static void
-rest_for(long milliseconds)
-{
-	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-					 milliseconds,
-					 idem_compat_wait_event("IdempotencySweepPause"));
-	ResetLatch(MyLatch);
-	CHECK_FOR_INTERRUPTS();
-	if (ConfigReloadPending)
-	{
-		ConfigReloadPending = false;
-		ProcessConfigFile(PGC_SIGHUP);
-	}
-}
-
 /* Leave the processor and the disk to others; false when it is time to end. */
 static bool
 rest(TimestampTz start)
@@ -335,13 +292,15 @@ rest(TimestampTz start)
 	 */
 	for (;;)
 	{
-		rest_for(Min(TimestampDifferenceMilliseconds(now, end), MAX_REST_MS));
+		idem_task_sleep(Min(TimestampDifferenceMilliseconds(now, end),
+							MAX_REST_MS),
+						idem_compat_wait_event("IdempotencySweepPause"));
 		now = GetCurrentTimestamp();
 		if (now - start >= MAX_RUN_USEC)
 			return false;
 		if (now >= end)
 			return true;
-		if (database_is_wanted())
+		if (idem_task_is_wanted(MyDatabaseId))
 			return false;
 	}
 }
@@ -483,40 +442,31 @@ make_partitions(IdemWorkerRun *run)
 	return end == BATCH_TOO_LONG ? BATCH_DONE : end;
 }
 
-/* Tell the log that an error is over. */
-static void
-clear_error(IdemSweepState *state)
-{
-	idem_task_log_success(state->failed_task, database_name);
-	state->last_error[0] = '\0';
-}
-
 /* Tell the launcher, and idem_sweep_status, how it went. */
 static void
-report(IdemWorkerRun *run, TimestampTz start)
+report(IdemWorkerRun *run, TimestampTz start, BatchEnd end)
 {
 	IdemSweepState *state = &run->state;
-	BatchEnd	swept = run->ends[IDEM_TASK_SWEEP];
-	int			task;
 
 	/* no extension here, or no longer: nothing of it stays, and no entry */
-	for (task = 0; task < IDEM_NUM_TASKS; task++)
+	if (end == BATCH_ABSENT)
 	{
-		if (run->ends[task] != BATCH_ABSENT)
-			continue;
 		idem_databases_forget(MyDatabaseId);
 		idem_refusals_forget(MyDatabaseId);
 		idem_buckets_forget(MyDatabaseId, NULL);
 		return;
 	}
-	if (swept == BATCH_UNWANTED && state->last_rows == 0)
+	if (run->ends[IDEM_TASK_SWEEP] == BATCH_UNWANTED && state->last_rows == 0)
 		return;
 
 	/* an error is over when what it was at has been done */
 	if (!run->failed && state->last_error[0] != '\0' &&
 		(state->failed_task == IDEM_TASK_SWEEP ||
 		 run->ends[state->failed_task] == BATCH_DONE))
-		clear_error(state);
+	{
+		idem_task_log_success(state->failed_task, database_name);
+		state->last_error[0] = '\0';
+	}
 	state->last_run = start;
 	state->last_duration = GetCurrentTimestamp() - start;
 	state->last_worker = GetCurrentTimestamp();
@@ -535,22 +485,27 @@ read_database_name(void)
 	CommitTransactionCommand();
 }
 
-/* One after the other, as long as nobody else wants the database. */
-static void
+/*
+ * One after the other, as long as nobody else wants the database; how the last
+ * one ended.
+ */
+static BatchEnd
 do_tasks(IdemWorkerRun *run, TimestampTz start)
 {
+	BatchEnd	end = BATCH_DONE;
+
 	for (run->task = 0; run->task < IDEM_NUM_TASKS; run->task++)
 		run->ends[run->task] = BATCH_UNWANTED;
 	for (run->task = 0; run->task < IDEM_NUM_TASKS; run->task++)
 	{
-		BatchEnd	end = run->task == IDEM_TASK_SWEEP ? sweep(run, start) :
-		run->task == IDEM_TASK_REFUSALS ? write_refusals(run) :
-		run->task == IDEM_TASK_SEALS ? seal(run) : make_partitions(run);
-
+		end = run->task == IDEM_TASK_SWEEP ? sweep(run, start) :
+			run->task == IDEM_TASK_REFUSALS ? write_refusals(run) :
+			run->task == IDEM_TASK_SEALS ? seal(run) : make_partitions(run);
 		run->ends[run->task] = end;
 		if (end == BATCH_ABSENT || end == BATCH_UNWANTED)
-			return;
+			break;
 	}
+	return end;
 }
 
 /*
@@ -580,6 +535,5 @@ idem_worker_main(Datum arg)
 
 	memset(&run, 0, sizeof(run));
 	(void) idem_databases_get(MyDatabaseId, &run.state);
-	do_tasks(&run, start);
-	report(&run, start);
+	report(&run, start, do_tasks(&run, start));
 }
