@@ -13,13 +13,10 @@
 #include "access/transam.h"
 #include "catalog/pg_type.h"
 #include "storage/lmgr.h"
-#include "utils/builtins.h"
 #include "utils/datum.h"
-#include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
-#include "utils/xid8.h"
 
 #include "audit/chain.h"
 #include "audit/log.h"
@@ -222,10 +219,9 @@ idem_chain_head(IdemSealHead *head)
 int64
 idem_chain_low_id(const IdemSealHead *head, uint64 xid)
 {
-	Datum		values[2];
+	Datum		values[] = {idem_chain_xid_datum(xid),
+	Int64GetDatum(head->origin)};
 
-	values[0] = idem_chain_xid_datum(xid);
-	values[1] = Int64GetDatum(head->origin);
 	return Max(idem_spi_fetch_number(&low_plan, values), head->origin - 1);
 }
 
@@ -314,12 +310,10 @@ idem_chain_each(IdemSealSink sink, void *arg)
 	do
 	{
 		MemoryContext old = MemoryContextSwitchTo(context);
-		Datum		values[2];
+		Datum		values[] = {Int64GetDatum(after), Int64GetDatum(CHUNK_ROWS)};
 		IdemSeal   *seals;
 		uint64		i;
 
-		values[0] = Int64GetDatum(after);
-		values[1] = Int64GetDatum(CHUNK_ROWS);
 		count = idem_spi_execute(&each_plan, values, NULL, true, 0);
 		seals = palloc0(sizeof(IdemSeal) * (count + 1));
 

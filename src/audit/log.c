@@ -22,7 +22,6 @@
 #include "fmgr.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
-#include "utils/lsyscache.h"
 #include "utils/rel.h"
 #include "utils/timestamp.h"
 
@@ -280,16 +279,16 @@ void
 idem_audit_transition(const char *action, const IdemKey *id,
 					  const IdemRow *key)
 {
-	IdemAuditRow row;
+	IdemAuditRow row = {
+		.action = action,
+		.entity = IDEM_ENTITY_KEY,
+		.entity_id = psprintf("%s/%s", idem_digest_log_id(id->scope),
+							  idem_digest_log_id(id->key)),
+		.attempt = key->attempt,
+		.token = key->token,
+		.effective_role = GetUserNameFromId(GetUserId(), false)
+	};
 
-	memset(&row, 0, sizeof(row));
-	row.action = action;
-	row.entity = IDEM_ENTITY_KEY;
-	row.entity_id = psprintf("%s/%s", idem_digest_log_id(id->scope),
-							 idem_digest_log_id(id->key));
-	row.attempt = key->attempt;
-	row.token = key->token;
-	row.effective_role = GetUserNameFromId(GetUserId(), false);
 	(void) idem_audit_write(&row);
 }
 
@@ -305,11 +304,10 @@ IDEM_FUNCTION(idem_audit);
 Datum
 idem_audit(PG_FUNCTION_ARGS)
 {
-	IdemAuditRow row;
+	IdemAuditRow row = {0};
 	text	   *entity;
 
 	idem_args_require_writable();
-	memset(&row, 0, sizeof(row));
 	row.action = text_to_cstring(idem_args_label(fcinfo, 0, "action"));
 	entity = idem_args_label(fcinfo, 1, "entity");
 	row.entity = text_to_cstring(entity);

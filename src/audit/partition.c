@@ -21,8 +21,6 @@
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
-#include "utils/rel.h"
-#include "utils/relcache.h"
 #include "utils/timestamp.h"
 
 #include "audit/chain.h"
@@ -228,13 +226,12 @@ make_partitions(void)
 	TimestampTz next;
 	TimestampTz after;
 	TimestampTz last;
-	Datum		values[2];
+	Datum		values[] = {CStringGetTextDatum(periods[audit_partition].name),
+	TimestampTzGetDatum(now)};
 	bool		isnull;
 
 	if (idem_spi_execute(&exists_plan, NULL, NULL, true, 1) == 0)
 		return;
-	values[0] = CStringGetTextDatum(periods[audit_partition].name);
-	values[1] = TimestampTzGetDatum(now);
 	(void) idem_spi_execute(&period_plan, values, NULL, true, 1);
 	next = DatumGetTimestampTz(idem_spi_value(0, 0, &isnull));
 	after = DatumGetTimestampTz(idem_spi_value(0, 1, &isnull));
@@ -315,10 +312,9 @@ idem_partition_ensure(void)
 int64
 idem_partition_rows(const IdemCell *cell)
 {
-	Datum		values[2];
+	Datum		values[] = {TimestampTzGetDatum(cell->from),
+	TimestampTzGetDatum(cell->to)};
 
-	values[0] = TimestampTzGetDatum(cell->from);
-	values[1] = TimestampTzGetDatum(cell->to);
 	return idem_spi_fetch_number(&rows_plan, values);
 }
 

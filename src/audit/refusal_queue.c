@@ -41,7 +41,6 @@
 #include "utils/guc.h"
 #include "utils/hsearch.h"
 #include "utils/json.h"
-#include "utils/jsonb.h"
 #include "utils/timestamp.h"
 
 #include "audit/log.h"
@@ -398,20 +397,20 @@ static void
 write_row(const IdemRefused *refused)
 {
 	const IdemRefusalSubject *subject = &refused->subject;
-	IdemAuditRow row;
+	IdemAuditRow row = {
+		.action = names[subject->action],
+		.entity = subject->action == IDEM_REFUSAL_LIMITED ?
+		IDEM_ENTITY_LIMITER : IDEM_ENTITY_KEY,
+		.entity_id = subject->entity_id,
+		.effective_role = subject->effective_role,
+		.detail = describe(refused),
+		.at = refused->first_at,
+		.session_role = subject->session_role,
+		.client_addr = subject->client_addr[0] != '\0' ?
+		subject->client_addr : NULL,
+		.application_name = subject->application_name
+	};
 
-	memset(&row, 0, sizeof(row));
-	row.action = names[subject->action];
-	row.entity = subject->action == IDEM_REFUSAL_LIMITED ?
-		IDEM_ENTITY_LIMITER : IDEM_ENTITY_KEY;
-	row.entity_id = subject->entity_id;
-	row.effective_role = subject->effective_role;
-	row.detail = describe(refused);
-	row.at = refused->first_at;
-	row.session_role = subject->session_role;
-	row.client_addr = subject->client_addr[0] != '\0' ?
-		subject->client_addr : NULL;
-	row.application_name = subject->application_name;
 	(void) idem_audit_write(&row);
 }
 
@@ -513,12 +512,12 @@ resume(const void *data, Size size)
 static void
 start(void *memory, LWLock *its_lock, bool found)
 {
-	HASHCTL		ctl;
+	HASHCTL		ctl = {
+		.keysize = sizeof(IdemRefusalSubject),
+		.entrysize = sizeof(IdemRefused)
+	};
 
-	memset(&ctl, 0, sizeof(ctl));
 	/* each process has its own head of the table, and attaches to the rest */
-	ctl.keysize = sizeof(IdemRefusalSubject);
-	ctl.entrysize = sizeof(IdemRefused);
 	entries = ShmemInitHash(NAME " hash", MAX_REFUSALS, MAX_REFUSALS, &ctl,
 							HASH_ELEM | HASH_BLOBS | HASH_FIXED_SIZE);
 	queue = memory;

@@ -13,10 +13,8 @@
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "fmgr.h"
-#include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/timestamp.h"
-#include "utils/xid8.h"
 
 #include "audit/chain.h"
 #include "audit/log.h"
@@ -81,7 +79,6 @@ init_seal(IdemSeal *seal, char kind, int64 rows)
 static void
 add_seal(IdemSealLast *chain, IdemSeal *seal)
 {
-	bytea	   *key = NULL;
 	int32		key_id = 0;
 	bytea	   *secret = idem_secret_get(IDEM_PURPOSE_AUDIT, &key_id);
 
@@ -93,16 +90,13 @@ add_seal(IdemSealLast *chain, IdemSeal *seal)
 
 	/* the HMAC is over the seal, which is over the key id */
 	if (secret != NULL)
-	{
-		key = idem_hmac_key(secret, IDEM_HMAC_SEAL);
 		set_column(seal, SEAL_KEY_ID, Int32GetDatum(key_id));
-	}
 	idem_sealed_digest(seal, chain->seal);
 	set_column(seal, SEAL_SEAL, digest_datum(chain->seal));
-	if (key != NULL)
+	if (secret != NULL)
 		set_column(seal, SEAL_HMAC,
 				   PointerGetDatum(idem_hmac(chain->seal, IDEM_DIGEST_BYTES,
-											 key)));
+											 secret, IDEM_HMAC_SEAL)));
 	idem_chain_add(seal);
 }
 

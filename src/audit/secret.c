@@ -60,8 +60,7 @@ idem_context(PG_FUNCTION_ARGS)
 		appendBinaryStringInfo(&buffer, VARDATA_ANY(component),
 							   VARSIZE_ANY_EXHDR(component));
 	}
-	mac = idem_hmac(buffer.data, buffer.len,
-					idem_hmac_key(secret, IDEM_HMAC_CONTEXT));
+	mac = idem_hmac(buffer.data, buffer.len, secret, IDEM_HMAC_CONTEXT);
 
 	pq_begintypsend(&buffer);
 	pq_sendint32(&buffer, key_id);

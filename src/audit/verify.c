@@ -100,8 +100,7 @@ check_signature(Verification *v, const IdemSeal *seal, int64 segment)
 			v->unknown = bms_add_member(v->unknown, key_id);
 		return;
 	}
-	mac = idem_hmac(v->computed, IDEM_DIGEST_BYTES,
-					idem_hmac_key(secret, IDEM_HMAC_SEAL));
+	mac = idem_hmac(v->computed, IDEM_DIGEST_BYTES, secret, IDEM_HMAC_SEAL);
 	if (!idem_sealed_is(seal, SEAL_HMAC, (uint8 *) VARDATA_ANY(mac)))
 		report(v, segment, "signature_wrong",
 			   psprintf("its HMAC was not made with key id %d", key_id));

@@ -93,16 +93,14 @@ static const char restored_sql[] =
 static void
 execute_all(const char *sql, Oid object)
 {
-	Oid			types[1] = {OIDOID};
-	Datum		values[1];
+	Oid			type = OIDOID;
+	Datum		value = ObjectIdGetDatum(object);
 	SPITupleTable *commands;
 	uint64		i;
 
-	values[0] = ObjectIdGetDatum(object);
-
 	/* all of them are read before the first is executed: it changes them */
-	if (SPI_execute_with_args(sql, lengthof(types), types, values, NULL, false,
-							  0) != SPI_OK_SELECT)
+	if (SPI_execute_with_args(sql, 1, &type, &value, NULL, false, 0) !=
+		SPI_OK_SELECT)
 		elog(ERROR, "could not find the privileges of an object");
 	commands = SPI_tuptable;
 	for (i = 0; i < commands->numvals; i++)

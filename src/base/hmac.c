@@ -57,12 +57,8 @@ idem_hmac_exists(void)
 	return OidIsValid(idem_foreign_look_up(&pgcrypto_hmac));
 }
 
-/*
- * idem_hmac
- *		HMAC-SHA256 of some bytes; 55000 without pgcrypto.
- */
-bytea *
-idem_hmac(const void *data, int len, bytea *key)
+static bytea *
+compute_hmac(const void *data, int len, bytea *key)
 {
 	FmgrInfo	hmac;
 	bytea	   *message = palloc(VARHDRSZ + len);
@@ -81,13 +77,14 @@ idem_hmac(const void *data, int len, bytea *key)
 }
 
 /*
- * idem_hmac_key
- *		The key of a secret for one use.
+ * idem_hmac
+ *		HMAC-SHA256 of some bytes with the key of a secret for one use; 55000
+ *		without pgcrypto.
  */
 bytea *
-idem_hmac_key(bytea *secret, const char *use)
+idem_hmac(const void *data, int len, bytea *secret, const char *use)
 {
-	return idem_hmac(use, strlen(use), secret);
+	return compute_hmac(data, len, compute_hmac(use, strlen(use), secret));
 }
 
 /*

@@ -18,8 +18,8 @@
 #define IDEM_HMAC_SEAL		"idempotency 1 audit seal"
 
 extern bool idem_hmac_exists(void);
-extern bytea *idem_hmac(const void *data, int len, bytea *key);
-extern bytea *idem_hmac_key(bytea *secret, const char *use);
+extern bytea *idem_hmac(const void *data, int len, bytea *secret,
+						const char *use);
 
 extern int32 idem_secret_add(const text *purpose, const bytea *secret);
 extern bytea *idem_secret_get(const char *purpose, int32 *key_id);

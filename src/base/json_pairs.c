@@ -58,16 +58,7 @@ add_pair(PairsState *state, ValueKind kind, char *word)
 	state->pairs = lappend(state->pairs, pair);
 }
 
-/* A value, or the begin of one, next to the names of members. */
-static void
-note_member(PairsState *state, ValueKind kind, char *word)
-{
-	state->in_list = kind == VALUE_ARRAY;
-	if (!state->in_list)
-		add_pair(state, kind, word);
-}
-
-/* The same in an array [name, value]. */
+/* A value, or the begin of one, in an array [name, value]. */
 static void
 note_item(PairsState *state, ValueKind kind, char *word)
 {
@@ -122,8 +113,8 @@ note_value(PairsState *state, ValueKind kind, char *word)
 		if (state->whole == VALUE_ARRAY)
 			depth--;
 		if (depth == 1)
-			note_member(state, kind, word);
-		else if (depth == 2 && state->in_list)
+			state->in_list = kind == VALUE_ARRAY;
+		if (depth == (state->in_list ? 2 : 1))
 			add_pair(state, kind, word);
 	}
 }

@@ -62,13 +62,10 @@ write_file(const char *path, uint32 magic, const void *data, Size size)
 {
 	char	   *temporary = psprintf("%s.tmp", path);
 	FILE	   *file = AllocateFile(temporary, PG_BINARY_W);
-	FileHead	head;
+	FileHead	head = {magic, PG_MAJORVERSION_NUM, (uint32) size,
+	compute_crc(data, size)};
 	bool		written;
 
-	head.magic = magic;
-	head.major = PG_MAJORVERSION_NUM;
-	head.size = (uint32) size;
-	head.crc = compute_crc(data, size);
 	written = file != NULL &&
 		fwrite(&head, sizeof(head), 1, file) == 1 &&
 		fwrite(data, 1, size, file) == size;

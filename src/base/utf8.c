@@ -9,7 +9,6 @@
 
 #include "catalog/namespace.h"
 #include "mb/pg_wchar.h"
-#include "utils/memutils.h"
 
 #include "base/utf8.h"
 

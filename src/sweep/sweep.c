@@ -25,7 +25,6 @@
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
-#include "utils/rel.h"
 #include "utils/relcache.h"
 #include "utils/timestamp.h"
 
@@ -36,7 +35,6 @@
 #include "base/databases.h"
 #include "base/foreign.h"
 #include "key/lifetime.h"
-#include "key/xact.h"
 #include "rule/policy.h"
 #include "store/store.h"
 #include "sweep/sweep.h"
@@ -286,8 +284,8 @@ IDEM_FUNCTION(idem_unschedule);
 Datum
 idem_unschedule(PG_FUNCTION_ARGS)
 {
-	Oid			types[1] = {TEXTOID};
-	Datum		values[1];
+	Oid			type = TEXTOID;
+	Datum		name = CStringGetTextDatum(JOB_NAME);
 	FmgrInfo	function;
 	bool		found;
 	bool		isnull;
@@ -295,10 +293,9 @@ idem_unschedule(PG_FUNCTION_ARGS)
 	idem_args_require_writable();
 	if (!load_cron(&cron_unschedule, &function))
 		raise_missing("cron.unschedule");
-	values[0] = CStringGetTextDatum(JOB_NAME);
 	SPI_connect();
-	if (SPI_execute_with_args(FIND_SQL, lengthof(types), types, values, NULL,
-							  true, 1) != SPI_OK_SELECT)
+	if (SPI_execute_with_args(FIND_SQL, 1, &type, &name, NULL, true, 1) !=
+		SPI_OK_SELECT)
 		elog(ERROR, "could not look for the job");
 	found = SPI_processed > 0;
 	if (found)

@@ -12,9 +12,7 @@
  */
 #include "postgres.h"
 
-#include "access/htup_details.h"
 #include "access/xact.h"
-#include "catalog/pg_database.h"
 #include "catalog/pg_extension.h"
 #include "commands/dbcommands.h"
 #include "commands/extension.h"
@@ -26,9 +24,7 @@
 #include "storage/latch.h"
 #include "storage/lmgr.h"
 #include "tcop/tcopprot.h"
-#include "utils/guc.h"
 #include "utils/inval.h"
-#include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/timeout.h"
 #include "utils/timestamp.h"
@@ -40,7 +36,6 @@
 #include "base/catalog.h"
 #include "base/compat.h"
 #include "base/databases.h"
-#include "key/xact.h"
 #include "limit/bucket_table.h"
 #include "sweep/sweep.h"
 #include "sweep/task.h"
