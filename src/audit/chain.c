@@ -279,6 +279,37 @@ copy_seal(int row, IdemSeal *seal)
 }
 
 /*
+ * idem_chain_copy
+ *		The 32 bytes of a column of a seal, or what there is of them.
+ */
+void
+idem_chain_copy(Datum column, uint8 *digest)
+{
+	bytea	   *value = DatumGetByteaPP(column);
+
+	memset(digest, 0, IDEM_DIGEST_BYTES);
+	memcpy(digest, VARDATA_ANY(value),
+		   Min(VARSIZE_ANY_EXHDR(value), IDEM_DIGEST_BYTES));
+}
+
+/*
+ * idem_chain_is
+ *		Whether a column is these 32 bytes.
+ */
+bool
+idem_chain_is(const IdemSeal *seal, IdemSealColumn column,
+			   const uint8 *digest)
+{
+	bytea	   *value;
+
+	if (seal->nulls[column])
+		return false;
+	value = DatumGetByteaPP(seal->values[column]);
+	return VARSIZE_ANY_EXHDR(value) == IDEM_DIGEST_BYTES &&
+		memcmp(VARDATA_ANY(value), digest, IDEM_DIGEST_BYTES) == 0;
+}
+
+/*
  * idem_chain_last
  *		The head of the chain.
  */
@@ -291,7 +322,7 @@ idem_chain_last(IdemSealLast *last)
 	if (idem_spi_execute(&newest_plan, NULL, NULL, true, 1) == 0)
 		return;
 	last->segment = idem_spi_number(0);
-	idem_sealed_copy(idem_spi_value(0, 1, &isnull), last->seal);
+	idem_chain_copy(idem_spi_value(0, 1, &isnull), last->seal);
 }
 
 /*
@@ -310,7 +341,8 @@ idem_chain_each(IdemSealSink sink, void *arg)
 	do
 	{
 		MemoryContext old = MemoryContextSwitchTo(context);
-		Datum		values[] = {Int64GetDatum(after), Int64GetDatum(CHUNK_ROWS)};
+		Datum		values[] = {Int64GetDatum(after),
+		Int64GetDatum(CHUNK_ROWS)};
 		IdemSeal   *seals;
 		uint64		i;
 

@@ -123,6 +123,9 @@ extern bool idem_chain_set_back(void);
 extern int64 idem_chain_reached(const IdemSealHead *head,
 								const IdemSealRange *range, int64 *before);
 
+extern void idem_chain_copy(Datum column, uint8 *digest);
+extern bool idem_chain_is(const IdemSeal *seal, IdemSealColumn column,
+						  const uint8 *digest);
 extern void idem_chain_last(IdemSealLast *last);
 extern void idem_chain_each(IdemSealSink sink, void *arg);
 extern void idem_chain_add(const IdemSeal *seal);
@@ -130,9 +133,6 @@ extern void idem_chain_add(const IdemSeal *seal);
 /* sealed_rows.c */
 extern void idem_sealed_digest(const IdemSeal *seal, uint8 *digest);
 extern bool idem_sealed_range(const IdemSeal *seal, IdemSealRange *range);
-extern bool idem_sealed_is(const IdemSeal *seal, IdemSealColumn column,
-						   const uint8 *digest);
-extern void idem_sealed_copy(Datum column, uint8 *digest);
 
 extern void idem_sealed_hash(const IdemSealRange *range, int64 max_rows,
 							 IdemSealRows *rows);

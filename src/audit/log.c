@@ -188,9 +188,9 @@ set_values(const IdemAuditRow *row, int64 id, Datum *values, char *nulls)
 	values[3] = CStringGetTextDatum(row->entity_id);
 	values[4] = Int32GetDatum(row->attempt);
 	values[5] = Int64GetDatum(row->token);
-	values[6] = CStringGetTextDatum(row->session_role != NULL ?
-									row->session_role :
-									GetUserNameFromId(GetSessionUserId(), false));
+	values[6] = CStringGetTextDatum(row->session_role ? row->session_role :
+									GetUserNameFromId(GetSessionUserId(),
+													  false));
 	values[7] = CStringGetTextDatum(row->effective_role);
 	values[8] = row->detail;
 	nulls[8] = row->detail == (Datum) 0 ? 'n' : ' ';

@@ -394,7 +394,7 @@ collect_segment(void *arg, const IdemSeal *seal)
 
 	/* what was tampered with is evidence, and stays */
 	idem_sealed_hash(&segment->range, PG_INT64_MAX, &rows);
-	if (!idem_sealed_is(seal, SEAL_ROWS_SHA256, rows.sha256))
+	if (!idem_chain_is(seal, SEAL_ROWS_SHA256, rows.sha256))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("segment %lld of the audit log is not as it was sealed",

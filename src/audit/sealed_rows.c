@@ -171,37 +171,6 @@ idem_sealed_range(const IdemSeal *seal, IdemSealRange *range)
 	return true;
 }
 
-/*
- * idem_sealed_copy
- *		The 32 bytes of a column, or what there is of them.
- */
-void
-idem_sealed_copy(Datum column, uint8 *digest)
-{
-	bytea	   *value = DatumGetByteaPP(column);
-
-	memset(digest, 0, IDEM_DIGEST_BYTES);
-	memcpy(digest, VARDATA_ANY(value),
-		   Min(VARSIZE_ANY_EXHDR(value), IDEM_DIGEST_BYTES));
-}
-
-/*
- * idem_sealed_is
- *		Whether a column is these 32 bytes.
- */
-bool
-idem_sealed_is(const IdemSeal *seal, IdemSealColumn column,
-			   const uint8 *digest)
-{
-	bytea	   *value;
-
-	if (seal->nulls[column])
-		return false;
-	value = DatumGetByteaPP(seal->values[column]);
-	return VARSIZE_ANY_EXHDR(value) == IDEM_DIGEST_BYTES &&
-		memcmp(VARDATA_ANY(value), digest, IDEM_DIGEST_BYTES) == 0;
-}
-
 static void
 range_values(const IdemSealRange *range, int64 rows, Datum *values)
 {

@@ -68,8 +68,8 @@ check_link(Verification *v, const IdemSeal *seal, int64 segment)
 		report(v, v->segment + 1, "seal_missing",
 			   psprintf("seals " INT64_FORMAT " to " INT64_FORMAT " are not there",
 						v->segment + 1, segment - 1));
-	else if (!idem_sealed_is(seal, SEAL_PREVIOUS, v->stored) &&
-			 !idem_sealed_is(seal, SEAL_PREVIOUS, v->computed))
+	else if (!idem_chain_is(seal, SEAL_PREVIOUS, v->stored) &&
+			 !idem_chain_is(seal, SEAL_PREVIOUS, v->computed))
 		report(v, segment, "chain_broken",
 			   "it was made after another seal than the one before it");
 }
@@ -101,7 +101,7 @@ check_signature(Verification *v, const IdemSeal *seal, int64 segment)
 		return;
 	}
 	mac = idem_hmac(v->computed, IDEM_DIGEST_BYTES, secret, IDEM_HMAC_SEAL);
-	if (!idem_sealed_is(seal, SEAL_HMAC, (uint8 *) VARDATA_ANY(mac)))
+	if (!idem_chain_is(seal, SEAL_HMAC, (uint8 *) VARDATA_ANY(mac)))
 		report(v, segment, "signature_wrong",
 			   psprintf("its HMAC was not made with key id %d", key_id));
 	else if (DatumGetChar(seal->values[SEAL_KIND]) == IDEM_SEAL_KEY)
@@ -130,7 +130,7 @@ check_rows(Verification *v, const IdemSeal *seal, int64 segment)
 		report(v, segment, rows.count < sealed ? "rows_missing" : "rows_added",
 			   psprintf(INT64_FORMAT " rows were sealed, " INT64_FORMAT " are there",
 						sealed, rows.count));
-	else if (!idem_sealed_is(seal, SEAL_ROWS_SHA256, rows.sha256))
+	else if (!idem_chain_is(seal, SEAL_ROWS_SHA256, rows.sha256))
 		report(v, segment, "rows_changed",
 			   "there are as many rows as were sealed, but not the same");
 }
@@ -146,9 +146,9 @@ check_seal(void *arg, const IdemSeal *seal)
 
 	/* what it says that it is, too: one bad seal is not told of the next */
 	v->segment = Max(v->segment, segment);
-	idem_sealed_copy(seal->values[SEAL_SEAL], v->stored);
+	idem_chain_copy(seal->values[SEAL_SEAL], v->stored);
 	idem_sealed_digest(seal, v->computed);
-	if (!idem_sealed_is(seal, SEAL_SEAL, v->computed))
+	if (!idem_chain_is(seal, SEAL_SEAL, v->computed))
 		report(v, segment, "seal_changed", "it is not what it was made as");
 	check_signature(v, seal, segment);
 	check_rows(v, seal, segment);

@@ -3,8 +3,8 @@
  * task.c
  *	  What the background processes have in common.
  *
- * Owns the settings that they go by whatever is set for others, and what they
- * tell the log of the server.
+ * Owns the settings that they go by whatever is set for others, how they sleep
+ * and lock a database, and what they tell the log of the server.
  *
  *-------------------------------------------------------------------------
  */
