@@ -298,7 +298,7 @@ idem_chain_copy(Datum column, uint8 *digest)
  */
 bool
 idem_chain_is(const IdemSeal *seal, IdemSealColumn column,
-			   const uint8 *digest)
+			  const uint8 *digest)
 {
 	bytea	   *value;
 

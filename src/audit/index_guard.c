@@ -62,12 +62,9 @@ find_table(Oid index)
 static bool
 is_audit_log(Oid table)
 {
+	char	   *name = get_rel_name(table);
 	Oid			extension;
-	char	   *name;
 
-	if (get_rel_relkind(table) != RELKIND_PARTITIONED_TABLE)
-		return false;
-	name = get_rel_name(table);
 	if (name == NULL || strcmp(name, LOG_NAME) != 0)
 		return false;
 	extension = get_extension_oid("idempotency", true);

@@ -372,7 +372,6 @@ static Datum
 describe(const IdemRefused *refused)
 {
 	StringInfoData json;
-	Datum		last_at;
 
 	initStringInfo(&json);
 	appendStringInfo(&json, "{\"%s\": ",
@@ -383,9 +382,11 @@ describe(const IdemRefused *refused)
 	if (refused->count > 1)
 	{
 		/* in UTC, after RFC 3339 */
-		last_at = DirectFunctionCall2(timestamp_to_char,
-									  TimestampGetDatum(refused->last_at),
-									  CStringGetTextDatum("YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\""));
+		Datum		format = CStringGetTextDatum("YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"");
+		Datum		last_at = DirectFunctionCall2(timestamp_to_char,
+												  TimestampGetDatum(refused->last_at),
+												  format);
+
 		appendStringInfo(&json, ", \"last_at\": \"%s\"",
 						 TextDatumGetCString(last_at));
 	}

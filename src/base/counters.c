@@ -173,20 +173,8 @@ idem_counters_reset(void)
 List *
 idem_counters_databases(void)
 {
-	Oid		   *found = palloc(MAX_POLICIES * sizeof(Oid));
-	List	   *databases = NIL;
-	int			i;
-
-	/* a List is made without the lock, since that may throw */
-	LWLockAcquire(lock, LW_SHARED);
-	for (i = 0; i < MAX_POLICIES; i++)
-		found[i] = policies[i].database;
-	LWLockRelease(lock);
-	for (i = 0; i < MAX_POLICIES; i++)
-		if (OidIsValid(found[i]))
-			databases = list_append_unique_oid(databases, found[i]);
-	pfree(found);
-	return databases;
+	return idem_shmem_list_oids(&policies[0].database, sizeof(PolicyEntry),
+								MAX_POLICIES, lock);
 }
 
 /*

@@ -164,20 +164,8 @@ idem_databases_forget(Oid database)
 List *
 idem_databases_list(void)
 {
-	Oid		   *found = palloc(MAX_DATABASES * sizeof(Oid));
-	List	   *databases = NIL;
-	int			i;
-
-	/* a List is made without the lock, since that may throw */
-	LWLockAcquire(lock, LW_SHARED);
-	for (i = 0; i < MAX_DATABASES; i++)
-		found[i] = shared->states[i].database;
-	LWLockRelease(lock);
-	for (i = 0; i < MAX_DATABASES; i++)
-		if (OidIsValid(found[i]))
-			databases = lappend_oid(databases, found[i]);
-	pfree(found);
-	return databases;
+	return idem_shmem_list_oids(&shared->states[0].database,
+								sizeof(IdemSweepState), MAX_DATABASES, lock);
 }
 
 /*

@@ -243,3 +243,27 @@ idem_shmem_add(const IdemShmemArea *area)
 	Assert(nareas < MAX_AREAS);
 	areas[nareas++] = area;
 }
+
+/*
+ * idem_shmem_list_oids
+ *		The OIDs in an array of entries, each once; "first" is that of the first
+ *		entry, and the next is "stride" bytes behind it.
+ */
+List *
+idem_shmem_list_oids(const Oid *first, Size stride, int number, LWLock *lock)
+{
+	Oid		   *found = palloc(number * sizeof(Oid));
+	List	   *oids = NIL;
+	int			i;
+
+	/* a List is made without the lock, since that may throw */
+	LWLockAcquire(lock, LW_SHARED);
+	for (i = 0; i < number; i++)
+		found[i] = *(const Oid *) ((const char *) first + i * stride);
+	LWLockRelease(lock);
+	for (i = 0; i < number; i++)
+		if (OidIsValid(found[i]))
+			oids = list_append_unique_oid(oids, found[i]);
+	pfree(found);
+	return oids;
+}

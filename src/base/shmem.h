@@ -8,6 +8,7 @@
 #ifndef IDEM_BASE_SHMEM_H
 #define IDEM_BASE_SHMEM_H
 
+#include "nodes/pg_list.h"
 #include "storage/lwlock.h"
 
 /* A piece of shared memory, with a lock of its own. */
@@ -28,5 +29,7 @@ typedef struct IdemShmemArea
 } IdemShmemArea;
 
 extern void idem_shmem_add(const IdemShmemArea *area);
+extern List *idem_shmem_list_oids(const Oid *first, Size stride, int number,
+								  LWLock *lock);
 
 #endif							/* IDEM_BASE_SHMEM_H */
