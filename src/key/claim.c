@@ -417,7 +417,7 @@ idem_claim_fill(IdemClaim *claim)
 
 /*
  * idem_claim_start
- *		The same for a single key, which may be one too many; ID009.
+ *		Make the row of a single key, which may be one too many; ID009.
  */
 void
 idem_claim_start(IdemClaim *claim)

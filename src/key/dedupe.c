@@ -179,14 +179,6 @@ settle(IdemDedupe *dedupe, DedupeKey *key, const IdemRow *row)
 	}
 }
 
-static void
-raise_kept_changing(const IdemDedupe *dedupe, const DedupeKey *key)
-{
-	IdemKey		id = id_of(dedupe, key);
-
-	idem_claim_too_many_tries(&id);
-}
-
 /* The attempt that a key with a row would have; 0 when it is not free. */
 static int32
 free_attempt(IdemState state, int32 attempt, TimestampTz expires_at,
@@ -318,7 +310,7 @@ settle_late(IdemDedupe *dedupe, DedupeKey *key)
 			return;
 		}
 	}
-	raise_kept_changing(dedupe, key);
+	idem_claim_too_many_tries(&id);
 }
 
 /* Settle a run of new keys. */
@@ -362,7 +354,7 @@ settle_free(IdemDedupe *dedupe, DedupeKey *key)
 		if (key->state == DEDUPE_SETTLED)
 			return;
 	}
-	raise_kept_changing(dedupe, key);
+	idem_claim_too_many_tries(&id);
 }
 
 static void

@@ -162,7 +162,8 @@ idem_name_formatted_key(text *key, const IdemPolicy *policy)
 
 /*
  * idem_name_format_key
- *		The same for a key that must be right, NULL included; ID012.
+ *		The key as it is stored, which must be one that the policy takes; ID012,
+ *		for NULL, too.
  */
 text *
 idem_name_format_key(text *key, const IdemPolicy *policy)

@@ -127,11 +127,7 @@ is_text(const text *content_type)
 static void
 set_bytes(IdemResponse *answer, const char *data, int len)
 {
-	bytea	   *body = palloc(VARHDRSZ + len);
-
-	SET_VARSIZE(body, VARHDRSZ + len);
-	memcpy(VARDATA(body), data, len);
-	answer->body = body;
+	answer->body = cstring_to_text_with_len(data, len);
 	answer->body_size = len;
 	answer->body_sha256 = idem_digest_bytea(data, len);
 }

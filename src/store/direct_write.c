@@ -114,8 +114,8 @@ idem_direct_insert(IdemStore *store, const IdemKey *id,
 
 /*
  * idem_direct_insert_new
- *		The same where there must be none; 40001 when another transaction has
- *		the key.  Cheaper: the abort takes the row back.
+ *		Insert a row where there must be none; 40001 when another transaction
+ *		has the key.  Cheaper: the abort takes the row back.
  */
 void
 idem_direct_insert_new(IdemStore *store, const IdemKey *id,
