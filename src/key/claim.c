@@ -97,6 +97,7 @@ decide(IdemClaim *claim)
 	found.exists = claim->found;
 	if (claim->found)
 	{
+		/* the policy that the row was claimed under, not the one of the call */
 		idem_policy_get_stored(row->policy, &claim->row_policy);
 		found.state = row->state;
 		found.own = idem_xact_owns(row);
@@ -115,6 +116,8 @@ decide(IdemClaim *claim)
 	asked.fingerprint = idem_bytes_of(claim->fingerprint);
 	asked.context = idem_bytes_of(claim->context);
 	asked.owner = owner_bytes(claim->owner);
+
+	/* the wall clock: a transaction may be older than the lease it looks at */
 	claim->now = asked.now = idem_xact_now();
 	claim->decision = idem_decide(&found, &asked);
 }
@@ -382,6 +385,7 @@ idem_claim_fill(IdemClaim *claim)
 	row->purge_at = DT_NOBEGIN;
 	if (claim->decision.verdict == IDEM_CLAIM_FRESH)
 	{
+		/* nothing of an older incarnation is left but the token, below */
 		claim->row_policy = claim->policy;
 		row->policy = cstring_to_text(NameStr(claim->policy.name));
 		row->claimed_by = idem_owner_name(&claim->policy, &claim->id);
@@ -407,6 +411,8 @@ idem_claim_fill(IdemClaim *claim)
 
 	/* whatever the clock does, and whoever had the key before, it grows */
 	row->token = idem_xact_token(claim->now, claim->found ? last.token : 0);
+
+	/* taking an id now is what makes the transaction one that writes */
 	row->claim_xid = U64FromFullTransactionId(GetTopFullTransactionId());
 	row->finished_at = DT_NOBEGIN;
 	idem_lifetime_lease(policy, row, claim->now,

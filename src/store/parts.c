@@ -46,6 +46,8 @@ lock_with_indexes(Oid relid)
 	table = try_table_open(relid, NoLock);
 	if (table == NULL)
 		return false;			/* dropped meanwhile */
+
+	/* RelationGetIndexList() locks none; the DELETE would wait for each */
 	indexes = RelationGetIndexList(table);
 	is_table = table->rd_rel->relkind != RELKIND_VIEW;
 	table_close(table, NoLock);
@@ -117,6 +119,7 @@ finds(Relation table, Relation index, const IdemKey *id, Snapshot snapshot)
 
 	idem_store_row_scan_keys(id, entries);
 	index_rescan(scan, entries, lengthof(entries), NULL, 0);
+	/* SnapshotAny takes no predicate lock on pages; rows are judged by ours */
 	while (!found && index_getnext_tid(scan, ForwardScanDirection) != NULL)
 		found = idem_compat_fetch_heap(scan, snapshot, slot);
 	index_endscan(scan);
