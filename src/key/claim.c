@@ -486,7 +486,8 @@ read_arguments(FunctionCallInfo fcinfo, IdemClaim *claim)
 	idem_args_require_writable();
 	idem_claim_begin(claim, idem_name_scope(fcinfo, ARG_SCOPE),
 					 idem_args_text(fcinfo, ARG_POLICY, "policy"));
-	claim->id.key = idem_name_format_key(idem_name_key(fcinfo, ARG_KEY),
+	claim->id.key = idem_name_format_key(PG_ARGISNULL(ARG_KEY) ? NULL :
+										 PG_GETARG_TEXT_PP(ARG_KEY),
 										 &claim->policy);
 	read_fingerprint(fcinfo, claim);
 	claim->context = idem_args_digest(fcinfo, ARG_CONTEXT, "context");

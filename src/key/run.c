@@ -335,7 +335,7 @@ read_arguments(FunctionCallInfo fcinfo, IdemRunRequest *asked)
 	asked->record = read_on_error(fcinfo);
 	asked->scope = idem_name_scope(fcinfo, ARG_SCOPE);
 	asked->policy = idem_args_text(fcinfo, ARG_POLICY, "policy");
-	asked->key = idem_name_key(fcinfo, ARG_KEY);
+	asked->key = PG_ARGISNULL(ARG_KEY) ? NULL : PG_GETARG_TEXT_PP(ARG_KEY);
 	asked->request = fcinfo->args[ARG_REQUEST];
 	asked->context = idem_args_digest(fcinfo, ARG_CONTEXT, "context");
 	asked->wait = -1;

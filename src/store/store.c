@@ -76,19 +76,6 @@ idem_store_close(IdemStore *store)
 }
 
 /*
- * idem_store_drop
- *		Give the key lock back.  A row stays locked to the end of the
- *		transaction.
- */
-void
-idem_store_drop(IdemStore *store)
-{
-	if (store->locked)
-		idem_store_unlock_key(&store->tag);
-	store->locked = false;
-}
-
-/*
  * idem_store_is_new
  *		Whether a statement need not read a key before it inserts it, since the
  *		snapshot shows none.
