@@ -179,13 +179,3 @@ idem_policy_changed(PG_FUNCTION_ARGS)
 	(void) idem_rule_changed(&idem_policy_table, fcinfo);
 	return PointerGetDatum(NULL);
 }
-
-/*
- * idem_policy_init
- *		Have the cache of policies emptied when they change; once in a process.
- */
-void
-idem_policy_init(void)
-{
-	idem_rule_init(&idem_policy_table);
-}
