@@ -149,19 +149,20 @@ typedef struct LimiterName
 static LimiterName *
 get_names(int *number)
 {
-	List	   *names = idem_rule_names(&idem_limiter_table);
-	LimiterName *found = palloc(Max(list_length(names), 1) *
-								sizeof(LimiterName));
+	List	   *rows = idem_rule_read(&idem_limiter_table, NULL);
+	LimiterName *names = palloc(list_length(rows) * sizeof(LimiterName));
 	ListCell   *cell;
 
 	*number = 0;
-	foreach(cell, names)
+	foreach(cell, rows)
 	{
-		found[*number].name = lfirst(cell);
-		found[*number].id = idem_limiter_id(lfirst(cell));
-		(*number)++;
+		const IdemRuleRow *row = lfirst(cell);
+		LimiterName *each = &names[(*number)++];
+
+		each->name = TextDatumGetCString(row->values[0]);
+		each->id = idem_limiter_id(each->name);
 	}
-	return found;
+	return names;
 }
 
 static void

@@ -64,10 +64,9 @@ idem_policy(PG_FUNCTION_ARGS)
 {
 	text	   *name = idem_args_text(fcinfo, 0, "name");
 	char	   *cname = text_to_cstring(name);
-	Datum		values[IDEM_RULE_MAX_COLUMNS];
-	bool		nulls[IDEM_RULE_MAX_COLUMNS];
+	IdemRuleRow row;
 	IdemPolicy	policy;
-	bool		exists;
+	List	   *rows;
 	int			i;
 
 	idem_args_require_writable();
@@ -78,17 +77,18 @@ idem_policy(PG_FUNCTION_ARGS)
 				 errhint("Name the policy, such as 'payments'; calls without one use 'default'.")));
 	idem_rule_lock(&idem_policy_table);
 	idem_policy_values_ship(&policy, "");
-	exists = idem_rule_read(&idem_policy_table, cname, values, nulls);
-	if (!exists)
-		memset(nulls, true, sizeof(nulls));
+	rows = idem_rule_read(&idem_policy_table, cname);
+	memset(row.nulls, true, sizeof(row.nulls));
+	if (rows != NIL)
+		row = *(const IdemRuleRow *) linitial(rows);
 	for (i = 0; i < idem_policy_table.ncolumns; i++)
 	{
 		if (PG_ARGISNULL(i))
 			continue;
-		values[i] = PG_GETARG_DATUM(i);
-		nulls[i] = false;
+		row.values[i] = PG_GETARG_DATUM(i);
+		row.nulls[i] = false;
 	}
-	idem_policy_values_apply(&policy, values, nulls, true);
+	idem_policy_values_apply(&policy, &row, true);
 	if (NameStr(policy.owner_role)[0] != '\0' &&
 		!OidIsValid(get_role_oid(NameStr(policy.owner_role), true)))
 		ereport(ERROR,
@@ -96,7 +96,7 @@ idem_policy(PG_FUNCTION_ARGS)
 				 errmsg("role \"%s\" does not exist",
 						NameStr(policy.owner_role)),
 				 errhint("Create the role that is to own the keys, or leave \"owner_role\" empty.")));
-	idem_rule_write(&idem_policy_table, values, nulls, exists);
+	idem_rule_write(&idem_policy_table, &row, rows != NIL);
 	PG_RETURN_VOID();
 }
 
@@ -140,21 +140,17 @@ idem_policy_values(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	IdemPolicy	policy;
-	Datum		values[IDEM_RULE_MAX_COLUMNS];
-	bool		nulls[IDEM_RULE_MAX_COLUMNS];
 	bool		seen_default = false;
-	List	   *names = idem_rule_names(&idem_policy_table);
 	ListCell   *cell;
 
 	InitMaterializedSRF(fcinfo, 0);
-	foreach(cell, names)
+	foreach(cell, idem_rule_read(&idem_policy_table, NULL))
 	{
-		const char *name = lfirst(cell);
+		const IdemRuleRow *row = lfirst(cell);
+		const char *name = TextDatumGetCString(row->values[0]);
 
-		if (!idem_rule_read(&idem_policy_table, name, values, nulls))
-			continue;			/* dropped since its name was read */
 		idem_policy_values_ship(&policy, name);
-		idem_policy_values_apply(&policy, values, nulls, false);
+		idem_policy_values_apply(&policy, row, false);
 		put_policy(rsinfo, &policy);
 		seen_default |= strcmp(name, IDEM_POLICY_DEFAULT) == 0;
 	}

@@ -330,15 +330,15 @@ idem_policy_values_ship(IdemPolicy *policy, const char *name)
  *		22023.  Strict: against the settings, too.
  */
 void
-idem_policy_values_apply(IdemPolicy *policy, const Datum *values,
-						 const bool *nulls, bool strict)
+idem_policy_values_apply(IdemPolicy *policy, const IdemRuleRow *row,
+						 bool strict)
 {
 	int			i;
 
 	for (i = 0; i < lengthof(columns); i++)
-		if (!nulls[i])
+		if (!row->nulls[i])
 			set_value(&columns[i], (char *) policy + columns[i].offset,
-					  values[i], strict);
+					  row->values[i], strict);
 	if (policy->reject_expired && policy->tombstone == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -369,16 +369,15 @@ describe_column(int column, Oid *type)
 
 /* A policy for use: whoever uses it is counted under it. */
 static bool
-form_policy(void *rule, const char *name, const Datum *values,
-			const bool *nulls)
+form_policy(void *rule, const char *name, const IdemRuleRow *row)
 {
 	IdemPolicy *policy = rule;
 
-	if (values == NULL && strcmp(name, IDEM_POLICY_DEFAULT) != 0)
+	if (row == NULL && strcmp(name, IDEM_POLICY_DEFAULT) != 0)
 		return false;
 	idem_policy_values_ship(policy, name);
-	if (values != NULL)
-		idem_policy_values_apply(policy, values, nulls, false);
+	if (row != NULL)
+		idem_policy_values_apply(policy, row, false);
 	policy->counters = idem_counters_find(name);
 	idem_databases_know();
 	return true;

@@ -14,8 +14,8 @@
 extern IdemRuleTable idem_policy_table;
 
 extern void idem_policy_values_ship(IdemPolicy *policy, const char *name);
-extern void idem_policy_values_apply(IdemPolicy *policy, const Datum *values,
-									 const bool *nulls, bool strict);
+extern void idem_policy_values_apply(IdemPolicy *policy,
+									 const IdemRuleRow *row, bool strict);
 extern void idem_policy_values_form(const IdemPolicy *policy, Datum *values);
 extern void idem_policy_values_init(void);
 
