@@ -10,7 +10,6 @@
  */
 #include "postgres.h"
 
-#include "fmgr.h"
 #include "funcapi.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
@@ -62,22 +61,21 @@ IDEM_FUNCTION(idem_policy);
 Datum
 idem_policy(PG_FUNCTION_ARGS)
 {
-	text	   *name = idem_args_text(fcinfo, 0, "name");
-	char	   *cname = text_to_cstring(name);
+	char	   *name = text_to_cstring(idem_args_text(fcinfo, 0, "name"));
 	IdemRuleRow row;
 	IdemPolicy	policy;
 	List	   *rows;
 	int			i;
 
 	idem_args_require_writable();
-	if (cname[0] == '\0')
+	if (name[0] == '\0')
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("policy name must not be empty"),
 				 errhint("Name the policy, such as 'payments'; calls without one use 'default'.")));
 	idem_rule_lock(&idem_policy_table);
 	idem_policy_values_ship(&policy, "");
-	rows = idem_rule_read(&idem_policy_table, cname);
+	rows = idem_rule_read(&idem_policy_table, name);
 	memset(row.nulls, true, sizeof(row.nulls));
 	if (rows != NIL)
 		row = *(const IdemRuleRow *) linitial(rows);
@@ -118,16 +116,6 @@ idem_policy_drop(PG_FUNCTION_ARGS)
 	PG_RETURN_BOOL(idem_rule_delete(&idem_policy_table, name));
 }
 
-static void
-put_policy(ReturnSetInfo *rsinfo, const IdemPolicy *policy)
-{
-	Datum		values[IDEM_RULE_MAX_COLUMNS];
-	bool		nulls[IDEM_RULE_MAX_COLUMNS] = {0};
-
-	idem_policy_values_form(policy, values);
-	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
-}
-
 IDEM_FUNCTION(idem_policy_values);
 
 /*
@@ -151,13 +139,13 @@ idem_policy_values(PG_FUNCTION_ARGS)
 
 		idem_policy_values_ship(&policy, name);
 		idem_policy_values_apply(&policy, row, false);
-		put_policy(rsinfo, &policy);
+		idem_policy_values_put(rsinfo, &policy);
 		seen_default |= strcmp(name, IDEM_POLICY_DEFAULT) == 0;
 	}
 	if (!seen_default)
 	{
 		idem_policy_values_ship(&policy, IDEM_POLICY_DEFAULT);
-		put_policy(rsinfo, &policy);
+		idem_policy_values_put(rsinfo, &policy);
 	}
 	return (Datum) 0;
 }

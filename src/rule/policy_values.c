@@ -13,13 +13,11 @@
 #include "postgres.h"
 
 #include "catalog/pg_type.h"
-#include "fmgr.h"
 #include "lib/stringinfo.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/multirangetypes.h"
-#include "utils/timestamp.h"
 #include "utils/typcache.h"
 
 #include "base/args.h"
@@ -347,17 +345,20 @@ idem_policy_values_apply(IdemPolicy *policy, const IdemRuleRow *row,
 }
 
 /*
- * idem_policy_values_form
- *		The columns of a policy in force; none is null.
+ * idem_policy_values_put
+ *		The columns of a policy in force, as a row of a result; none is null.
  */
 void
-idem_policy_values_form(const IdemPolicy *policy, Datum *values)
+idem_policy_values_put(ReturnSetInfo *rsinfo, const IdemPolicy *policy)
 {
+	Datum		values[lengthof(columns)];
+	bool		nulls[lengthof(columns)] = {0};
 	int			i;
 
 	for (i = 0; i < lengthof(columns); i++)
 		values[i] = form_value(&columns[i],
 							   (const char *) policy + columns[i].offset);
+	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 }
 
 static const char *

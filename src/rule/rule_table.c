@@ -69,17 +69,14 @@ reset(IdemRuleTable *table)
 	 * An error below leaves "entries" NULL, and so the next call begins here
 	 * again.  What is invalidated meanwhile is newer than "as_of".
 	 */
+	if (table->entries != NULL)
+		hash_destroy(table->entries);
 	table->entries = NULL;
 	table->as_of = table->changes;
-	if (table->context == NULL)
-		table->context = AllocSetContextCreate(CacheMemoryContext,
-											   "idempotency rules",
-											   ALLOCSET_SMALL_SIZES);
-	MemoryContextReset(table->context);
 	table->current = get_relid(table);
 	ctl.keysize = NAMEDATALEN;
 	ctl.entrysize = RULE_OFFSET + table->rule_size;
-	ctl.hcxt = table->context;
+	ctl.hcxt = CacheMemoryContext;
 	table->entries = hash_create(table->relation, 16, &ctl,
 								 HASH_ELEM | HASH_STRINGS | HASH_CONTEXT);
 }

@@ -45,7 +45,6 @@ typedef struct IdemRuleTable
 	uint64		as_of;			/* before those that "entries" knows of */
 	Oid			current;		/* the table that the entries are from */
 	HTAB	   *entries;
-	MemoryContext context;
 	Oid		   *types;			/* NULL: the statements are yet to be made */
 	IdemPlan	read;
 	IdemPlan	read_all;
