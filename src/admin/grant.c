@@ -13,8 +13,6 @@
 
 #include "access/htup_details.h"
 #include "catalog/pg_proc.h"
-#include "executor/spi.h"
-#include "fmgr.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/catcache.h"

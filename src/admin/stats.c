@@ -19,8 +19,6 @@
 #include "catalog/pg_authid.h"
 #include "catalog/pg_database.h"
 #include "catalog/pg_type.h"
-#include "executor/spi.h"
-#include "fmgr.h"
 #include "funcapi.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
@@ -36,7 +34,6 @@
 #include "base/counters.h"
 #include "base/databases.h"
 #include "base/spi.h"
-#include "idem.h"
 
 /* Columns of idem_stats_values(): database and policy, counters, the reset. */
 #define STATS_COLUMNS	(2 + IDEM_NUM_COUNTERS + 1)
@@ -44,33 +41,26 @@
 /* Those of idem_activity_values(), the first two of which are ids. */
 #define ACTIVITY_COLUMNS 8
 
-/* The encoding of a database; -1 when there is no such any more. */
-static int
-get_encoding(Oid database)
+/*
+ * The name as another database wrote it, in the encoding of this one; NULL
+ * when that cannot be, or when there is no such database any more.
+ */
+static char *
+convert_name(const char *name, Oid database)
 {
 	HeapTuple	tuple = SearchSysCache1(DATABASEOID,
 										ObjectIdGetDatum(database));
-	int			encoding = -1;
-
-	if (!HeapTupleIsValid(tuple))
-		return -1;
-	encoding = ((Form_pg_database) GETSTRUCT(tuple))->encoding;
-	ReleaseSysCache(tuple);
-	return encoding;
-}
-
-/*
- * The name as another database wrote it, in the encoding of this one; NULL
- * when that cannot be.
- */
-static char *
-convert_name(const char *name, int from, int to)
-{
+	int			to = GetDatabaseEncoding();
+	int			len = strlen(name);
+	int			from;
 	Oid			function;
 	char	   *converted;
-	int			len = strlen(name);
 
-	if (from < 0 || from == PG_SQL_ASCII || to == PG_SQL_ASCII)
+	if (!HeapTupleIsValid(tuple))
+		return NULL;
+	from = ((Form_pg_database) GETSTRUCT(tuple))->encoding;
+	ReleaseSysCache(tuple);
+	if (from == PG_SQL_ASCII || to == PG_SQL_ASCII)
 		return NULL;
 	if (from == to)
 		return pstrdup(name);
@@ -95,8 +85,7 @@ show_policy(const IdemCounters *counters)
 
 	if (counters->database == MyDatabaseId)
 		return name;
-	converted = convert_name(name, get_encoding(counters->database),
-							 GetDatabaseEncoding());
+	converted = convert_name(name, counters->database);
 	if (converted != NULL)
 		return converted;
 	for (c = name; *c != '\0'; c++)
@@ -120,18 +109,6 @@ put_counters(ReturnSetInfo *rsinfo, const IdemCounters *counters)
 	for (i = 0; i < IDEM_NUM_COUNTERS; i++)
 		values[2 + i] = Int64GetDatum((int64) counters->counts[i]);
 	values[2 + i] = TimestampTzGetDatum(counters->stats_reset);
-	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
-}
-
-/* Without shared memory: this database, and nothing known. */
-static void
-put_unknown(ReturnSetInfo *rsinfo)
-{
-	Datum		values[STATS_COLUMNS] = {ObjectIdGetDatum(MyDatabaseId)};
-	bool		nulls[STATS_COLUMNS];
-
-	memset(nulls, true, sizeof(nulls));
-	nulls[0] = false;
 	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 }
 
@@ -160,6 +137,8 @@ idem_stats_values(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	bool		monitors = has_privs_of_role(GetUserId(), ROLE_PG_MONITOR);
+	Datum		values[STATS_COLUMNS] = {ObjectIdGetDatum(MyDatabaseId)};
+	bool		nulls[STATS_COLUMNS];
 	IdemCounters *counters;
 	int			number;
 	int			i;
@@ -167,7 +146,11 @@ idem_stats_values(PG_FUNCTION_ARGS)
 	InitMaterializedSRF(fcinfo, 0);
 	if (!idem_counters_exist())
 	{
-		put_unknown(rsinfo);
+		/* this database, and nothing known */
+		memset(nulls, true, sizeof(nulls));
+		nulls[0] = false;
+		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values,
+							 nulls);
 		return (Datum) 0;
 	}
 	counters = idem_counters_copy(&number);
