@@ -21,7 +21,6 @@
 #include "utils/timestamp.h"
 
 #include "base/args.h"
-#include "base/compat.h"
 #include "base/json_pairs.h"
 #include "http/http.h"
 #include "key/headers.h"
@@ -229,18 +228,6 @@ idem_http_end_headers(IdemHttpHeaders *headers)
 	return headers->json.data;
 }
 
-/* RFC 9110, 10.2.3: whole seconds, not too early, and never at once. */
-static void
-add_retry_after(IdemHttpHeaders *headers, const Interval *retry_after)
-{
-	int64		usec = idem_args_usec("retry_after",
-									  IntervalPGetDatum(retry_after));
-	int64		seconds = usec / USECS_PER_SEC + (usec % USECS_PER_SEC != 0);
-
-	idem_http_add_header(headers, "Retry-After",
-						 psprintf(INT64_FORMAT, Max(seconds, 1)));
-}
-
 /*
  * idem_http_add_result
  *		What idem_http_headers() gives.
@@ -250,6 +237,8 @@ idem_http_add_result(IdemHttpHeaders *headers, const IdemResultHttp *result)
 {
 	char	   *expires = format_time(result->expires_at);
 	ListCell   *cell;
+	int64		usec;
+	int64		seconds;
 
 	if (result->headers != NULL)
 	{
@@ -264,8 +253,15 @@ idem_http_add_result(IdemHttpHeaders *headers, const IdemResultHttp *result)
 		idem_http_add_header(headers, "Idempotency-Replayed", "true");
 	if (expires != NULL)
 		idem_http_add_header(headers, "Idempotency-Expires", expires);
-	if (idem_http_is_refusal(result) && result->retry_after != NULL)
-		add_retry_after(headers, result->retry_after);
+	if (!idem_http_is_refusal(result) || result->retry_after == NULL)
+		return;
+
+	/* RFC 9110, 10.2.3: whole seconds, not too early, and never at once */
+	usec = idem_args_usec("retry_after",
+						  IntervalPGetDatum(result->retry_after));
+	seconds = usec / USECS_PER_SEC + (usec % USECS_PER_SEC != 0);
+	idem_http_add_header(headers, "Retry-After",
+						 psprintf(INT64_FORMAT, Max(seconds, 1)));
 }
 
 IDEM_FUNCTION(idem_http_problem);
