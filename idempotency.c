@@ -35,7 +35,6 @@
 #include "src/key/xact.h"
 #include "src/limit/bucket_table.h"
 #include "src/limit/limiter.h"
-#include "src/rule/policy.h"
 #include "src/rule/policy_values.h"
 #include "src/store/whitelist.h"
 #include "src/sweep/launcher.h"
@@ -56,7 +55,6 @@ _PG_init(void)
 {
 	if (IsBinaryUpgrade)
 		return;
-	idem_policy_init();
 	idem_policy_values_init();
 	idem_limiter_init();
 	idem_buckets_init();

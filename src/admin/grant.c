@@ -13,99 +13,93 @@
 
 #include "access/htup_details.h"
 #include "catalog/pg_proc.h"
-#include "executor/spi.h"
-#include "fmgr.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/catcache.h"
 #include "utils/regproc.h"
 #include "utils/syscache.h"
 
-#include "base/acl.h"
 #include "base/args.h"
 #include "base/catalog.h"
 #include "base/spi.h"
 
+/* The lists end at a NULL. */
 typedef struct GrantLevel
 {
 	const char *name;
-	const char *const *functions;
-	const char *const *relations;	/* to SELECT from */
+	const char *functions[32];
+	const char *relations[8];	/* to SELECT from */
 } GrantLevel;
 
-static const char *const app_functions[] = {
-	"idem_audit",
-	"idem_checkpoint",
-	"idem_claim",
-	"idem_complete",
-	"idem_context",
-	"idem_dedupe",
-	"idem_extend",
-	"idem_fail",
-	"idem_http_headers",
-	"idem_http_problem",
-	"idem_lookup",
-	"idem_release",
-	"idem_require",
-	"idem_run",
-	"idem_throttle",
-	"idem_throttle_peek",
-	NULL
-};
-
-static const char *const operator_functions[] = {
-	"idem_activity_values",
-	"idem_audit_seal",
-	"idem_forget",
-	"idem_health",
-	"idem_limiter",
-	"idem_limiter_drop",
-	"idem_lookup",
-	"idem_policy",
-	"idem_policy_drop",
-	"idem_policy_values",
-	"idem_schedule",
-	"idem_stats_reset",
-	"idem_stats_values",
-	"idem_sweep",
-	"idem_sweep_all",
-	"idem_sweep_status_values",
-	"idem_throttle_activity_values",
-	"idem_throttle_peek",
-	"idem_unschedule",
-	NULL
-};
-
-static const char *const auditor_functions[] = {
-	"idem_audit_digest",
-	"idem_audit_seal",
-	"idem_audit_verify",
-	"idem_health",
-	"idem_policy_values",
-	NULL
-};
-
-static const char *const no_relations[] = {NULL};
-static const char *const operator_relations[] = {
-	"idem_activity",
-	"idem_policy_list",
-	"idem_stats",
-	"idem_sweep_status",
-	"idem_throttle_activity",
-	"idempotency_limiters",
-	NULL
-};
-static const char *const auditor_relations[] = {
-	"idem_policy_list",
-	"idempotency_audit_log",
-	"idempotency_audit_seals",
-	NULL
-};
-
 static const GrantLevel levels[] = {
-	{"app", app_functions, no_relations},
-	{"operator", operator_functions, operator_relations},
-	{"auditor", auditor_functions, auditor_relations}
+	{
+		"app",
+		{
+			"idem_audit",
+			"idem_checkpoint",
+			"idem_claim",
+			"idem_complete",
+			"idem_context",
+			"idem_dedupe",
+			"idem_extend",
+			"idem_fail",
+			"idem_http_headers",
+			"idem_http_problem",
+			"idem_lookup",
+			"idem_release",
+			"idem_require",
+			"idem_run",
+			"idem_throttle",
+			"idem_throttle_peek"
+		}
+	},
+	{
+		"operator",
+		{
+			"idem_activity_values",
+			"idem_audit_seal",
+			"idem_forget",
+			"idem_health",
+			"idem_limiter",
+			"idem_limiter_drop",
+			"idem_lookup",
+			"idem_policy",
+			"idem_policy_drop",
+			"idem_policy_values",
+			"idem_schedule",
+			"idem_stats_reset",
+			"idem_stats_values",
+			"idem_sweep",
+			"idem_sweep_all",
+			"idem_sweep_status_values",
+			"idem_throttle_activity_values",
+			"idem_throttle_peek",
+			"idem_unschedule"
+		},
+		{
+			"idem_activity",
+			"idem_policy_list",
+			"idem_stats",
+			"idem_sweep_status",
+			"idem_throttle_activity",
+			"idempotency_limiters"
+		}
+	},
+	{
+		"auditor",
+		{
+			"idem_audit_digest",
+			"idem_audit_seal",
+			"idem_audit_verify",
+			"idem_health",
+			"idem_policy_values"
+		},
+		{
+			"idem_policy_list",
+			"idempotency_audit_log",
+			"idempotency_audit_seals"
+		}
+	}
 };
 
 /* Every overload of a function of ours. */
@@ -115,8 +109,6 @@ grant_function(const char *name, const char *role)
 	Oid			schema = idem_catalog()->namespace;
 	CatCList   *list = SearchSysCacheList1(PROCNAMEARGSNSP,
 										   CStringGetDatum(name));
-	List	   *commands = NIL;
-	ListCell   *cell;
 	int			i;
 
 	for (i = 0; i < list->n_members; i++)
@@ -124,14 +116,11 @@ grant_function(const char *name, const char *role)
 		Form_pg_proc proc = (Form_pg_proc) GETSTRUCT(&list->members[i]->tuple);
 
 		if (proc->pronamespace == schema)
-			commands = lappend(commands,
-							   psprintf("GRANT EXECUTE ON ROUTINE %s TO %s",
-										format_procedure_qualified(proc->oid),
-										role));
+			idem_spi_command(psprintf("GRANT EXECUTE ON ROUTINE %s TO %s",
+									  format_procedure_qualified(proc->oid),
+									  role));
 	}
 	ReleaseSysCacheList(list);
-	foreach(cell, commands)
-		idem_spi_command(lfirst(cell));
 }
 
 static const GrantLevel *
@@ -179,18 +168,5 @@ idem_grant(PG_FUNCTION_ARGS)
 								  idem_catalog()->schema,
 								  level->relations[i], role));
 	SPI_finish();
-	PG_RETURN_VOID();
-}
-
-IDEM_FUNCTION(idem_install_own);
-
-/*
- * idem_install_own() RETURNS void
- *		For the install script, which drops it: see there.
- */
-Datum
-idem_install_own(PG_FUNCTION_ARGS)
-{
-	idem_acl_install();
 	PG_RETURN_VOID();
 }

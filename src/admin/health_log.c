@@ -30,19 +30,6 @@ check_seals(IdemHealthAnswer *answer)
 	idem_health_add_error(answer, IDEM_TASK_SEALS);
 }
 
-/* Whether rows have come to the default partition for an hour since then. */
-static bool
-has_old_rows(TimestampTz from)
-{
-	IdemHealthAnswer answer = {CurrentMemoryContext};
-
-	idem_health_ask(IDEM_HEALTH_SEALER,
-					"SELECT EXISTS (SELECT FROM %1$s.idempotency_audit_log_default"
-					" WHERE at >= $5 AND at < now() - make_interval(hours => 1)), ''",
-					from, &answer);
-	return answer.ok;
-}
-
 /*
  * Whether the log has gone to its default partition for an hour, since nobody
  * makes another one.
@@ -50,6 +37,7 @@ has_old_rows(TimestampTz from)
 static bool
 is_unpartitioned(void)
 {
+	IdemHealthAnswer answer = {CurrentMemoryContext};
 	TimestampTz now = GetCurrentTimestamp();
 	int			number;
 	IdemCell   *cells = idem_partition_cells(&number);
@@ -58,8 +46,13 @@ is_unpartitioned(void)
 	for (i = 0; i < number; i++)
 		if (now >= cells[i].from && now < cells[i].to)
 			break;
-	return i < number && cells[i].partition == idem_catalog()->audit_default &&
-		has_old_rows(cells[i].from);
+	if (i == number || cells[i].partition != idem_catalog()->audit_default)
+		return false;
+	idem_health_ask(IDEM_HEALTH_SEALER,
+					"SELECT EXISTS (SELECT FROM %1$s.idempotency_audit_log_default"
+					" WHERE at >= $5 AND at < now() - make_interval(hours => 1)), ''",
+					cells[i].from, &answer);
+	return answer.ok;
 }
 
 static void

@@ -11,7 +11,6 @@
 
 #include "access/htup_details.h"
 #include "catalog/pg_namespace.h"
-#include "fmgr.h"
 #include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/lsyscache.h"

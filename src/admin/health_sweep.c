@@ -27,47 +27,29 @@
 #define MAX_PAUSE_USEC		(2 * USECS_PER_MINUTE)	/* between two sweeps */
 #define MAX_CALLS_USEC		USECS_PER_HOUR	/* the same, without a worker */
 
-/* The error of the worker at a task; NULL: none that is not over. */
-static const char *
-get_error(IdemTask task)
+/*
+ * idem_health_add_error
+ *		An error of the worker at a task that is not over is told at once; else
+ *		what the answer says.
+ */
+void
+idem_health_add_error(IdemHealthAnswer *answer, IdemTask task)
 {
 	IdemSweepState state;
 
 	if (!idem_databases_get(MyDatabaseId, &state) ||
 		state.last_error[0] == '\0' || state.failed_task != task)
-		return NULL;
-	return pstrdup(state.last_error);
-}
-
-/*
- * idem_health_add_error
- *		An error of the worker is told at once; else what the answer says.
- */
-void
-idem_health_add_error(IdemHealthAnswer *answer, IdemTask task)
-{
-	const char *error = get_error(task);
-
-	if (error != NULL)
-		idem_health_say(answer, false,
-						answer->found ?
-						psprintf("%s; %s", error, answer->detail) :
-						error);
-}
-
-/* How long the oldest key that should be gone has been due. */
-static int64
-get_lag(void)
-{
-	TimestampTz now = GetCurrentTimestamp();
-
-	return now - idem_stats_oldest_due(now);
+		return;
+	idem_health_say(answer, false,
+					answer->found ?
+					psprintf("%s; %s", state.last_error, answer->detail) :
+					state.last_error);
 }
 
 static void
 check_lag(IdemHealthAnswer *answer)
 {
-	int64		lag = get_lag();
+	int64		lag = idem_stats_lag();
 
 	idem_health_say(answer, lag < MAX_LAG_USEC, lag == 0 ? "no key is due" :
 					psprintf("oldest key is due for " INT64_FORMAT " s",
@@ -184,7 +166,7 @@ is_late(void)
 	bool		unsure = is_swept() || RecoveryInProgress() ||
 	(has_cron() && !superuser());
 
-	return get_lag() > (unsure ? MAX_LAG_USEC : 0);
+	return idem_stats_lag() > (unsure ? MAX_LAG_USEC : 0);
 }
 
 static void
@@ -196,24 +178,19 @@ check_cron(IdemHealthAnswer *answer)
 	(void) has_job(state != IDEM_LAUNCHER_RUNNING && is_late(), answer);
 }
 
-/* The worker came here, or could have, the last time. */
-static TimestampTz
-last_seen(void)
-{
-	IdemSweepState state;
-	TimestampTz last = PgStartTime;
-
-	if (idem_databases_get(MyDatabaseId, &state))
-		last = Max(last, Max(state.known_at, state.last_worker));
-	return last;
-}
-
 static void
 check_running_worker(IdemHealthAnswer *answer, const char *worker)
 {
-	int64		pause = GetCurrentTimestamp() - last_seen();
+	TimestampTz last = PgStartTime;
+	IdemSweepState state;
+	int64		pause;
 
-	if (pause > MAX_PAUSE_USEC + 2 * idem_launcher_interval() && get_lag() > 0)
+	/* it came here, or could have, the last time */
+	if (idem_databases_get(MyDatabaseId, &state))
+		last = Max(last, Max(state.known_at, state.last_worker));
+	pause = GetCurrentTimestamp() - last;
+	if (pause > MAX_PAUSE_USEC + 2 * idem_launcher_interval() &&
+		idem_stats_lag() > 0)
 		idem_health_say(answer, false,
 						psprintf("%s, but it has not come to this database for " INT64_FORMAT " s; see the log of the server",
 								 worker, pause / USECS_PER_SEC));

@@ -19,8 +19,6 @@
 #include "catalog/pg_authid.h"
 #include "catalog/pg_database.h"
 #include "catalog/pg_type.h"
-#include "executor/spi.h"
-#include "fmgr.h"
 #include "funcapi.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
@@ -36,61 +34,33 @@
 #include "base/counters.h"
 #include "base/databases.h"
 #include "base/spi.h"
-#include "idem.h"
 
-/* Columns of idem_stats_values(). */
-typedef enum StatsColumn
-{
-	COLUMN_DATID,
-	COLUMN_POLICY,
-	COLUMN_FIRST_COUNTER
-} StatsColumn;
-
-#define COLUMN_RESET	(COLUMN_FIRST_COUNTER + IDEM_NUM_COUNTERS)
-#define STATS_COLUMNS	(COLUMN_RESET + 1)
-
-/* Columns of idem_sweep_status_values(). */
-typedef enum StatusColumn
-{
-	COLUMN_LAST_RUN,
-	COLUMN_LAST_DURATION,
-	COLUMN_LAST_ROWS,
-	COLUMN_LAG,
-	COLUMN_LAST_ERROR
-} StatusColumn;
-
-#define STATUS_COLUMNS	(COLUMN_LAST_ERROR + 1)
+/* Columns of idem_stats_values(): database and policy, counters, the reset. */
+#define STATS_COLUMNS	(2 + IDEM_NUM_COUNTERS + 1)
 
 /* Those of idem_activity_values(), the first two of which are ids. */
 #define ACTIVITY_COLUMNS 8
 
-/* The encoding of a database; -1 when there is no such any more. */
-static int
-get_encoding(Oid database)
+/*
+ * The name as another database wrote it, in the encoding of this one; NULL
+ * when that cannot be, or when there is no such database any more.
+ */
+static char *
+convert_name(const char *name, Oid database)
 {
 	HeapTuple	tuple = SearchSysCache1(DATABASEOID,
 										ObjectIdGetDatum(database));
-	int			encoding = -1;
-
-	if (!HeapTupleIsValid(tuple))
-		return -1;
-	encoding = ((Form_pg_database) GETSTRUCT(tuple))->encoding;
-	ReleaseSysCache(tuple);
-	return encoding;
-}
-
-/*
- * The name as another database wrote it, in the encoding of this one; NULL
- * when that cannot be.
- */
-static char *
-convert_name(const char *name, int from, int to)
-{
+	int			to = GetDatabaseEncoding();
+	int			len = strlen(name);
+	int			from;
 	Oid			function;
 	char	   *converted;
-	int			len = strlen(name);
 
-	if (from < 0 || from == PG_SQL_ASCII || to == PG_SQL_ASCII)
+	if (!HeapTupleIsValid(tuple))
+		return NULL;
+	from = ((Form_pg_database) GETSTRUCT(tuple))->encoding;
+	ReleaseSysCache(tuple);
+	if (from == PG_SQL_ASCII || to == PG_SQL_ASCII)
 		return NULL;
 	if (from == to)
 		return pstrdup(name);
@@ -115,8 +85,7 @@ show_policy(const IdemCounters *counters)
 
 	if (counters->database == MyDatabaseId)
 		return name;
-	converted = convert_name(name, get_encoding(counters->database),
-							 GetDatabaseEncoding());
+	converted = convert_name(name, counters->database);
 	if (converted != NULL)
 		return converted;
 	for (c = name; *c != '\0'; c++)
@@ -132,37 +101,15 @@ put_counters(ReturnSetInfo *rsinfo, const IdemCounters *counters)
 	bool		nulls[STATS_COLUMNS] = {0};
 	int			i;
 
-	values[COLUMN_DATID] = ObjectIdGetDatum(counters->database);
-	nulls[COLUMN_DATID] = !OidIsValid(counters->database);
-	nulls[COLUMN_POLICY] = nulls[COLUMN_DATID] ||
+	values[0] = ObjectIdGetDatum(counters->database);
+	nulls[0] = !OidIsValid(counters->database);
+	values[1] = CStringGetTextDatum(show_policy(counters));
+	nulls[1] = nulls[0] ||
 		strcmp(NameStr(counters->policy), IDEM_COUNTERS_NO_POLICY) == 0;
-	values[COLUMN_POLICY] = CStringGetTextDatum(show_policy(counters));
 	for (i = 0; i < IDEM_NUM_COUNTERS; i++)
-		values[COLUMN_FIRST_COUNTER + i] =
-			Int64GetDatum((int64) counters->counts[i]);
-	values[COLUMN_RESET] = TimestampTzGetDatum(counters->stats_reset);
+		values[2 + i] = Int64GetDatum((int64) counters->counts[i]);
+	values[2 + i] = TimestampTzGetDatum(counters->stats_reset);
 	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
-}
-
-/* Without shared memory: this database, and nothing known. */
-static void
-put_unknown(ReturnSetInfo *rsinfo)
-{
-	Datum		values[STATS_COLUMNS] = {0};
-	bool		nulls[STATS_COLUMNS];
-
-	memset(nulls, true, sizeof(nulls));
-	values[COLUMN_DATID] = ObjectIdGetDatum(MyDatabaseId);
-	nulls[COLUMN_DATID] = false;
-	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
-}
-
-/* What found no room is of no database, and of all. */
-static bool
-is_visible(const IdemCounters *counters)
-{
-	return counters->database == MyDatabaseId ||
-		has_privs_of_role(GetUserId(), ROLE_PG_MONITOR);
 }
 
 /* What found no room is of interest only if there is something. */
@@ -189,6 +136,9 @@ Datum
 idem_stats_values(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	bool		monitors = has_privs_of_role(GetUserId(), ROLE_PG_MONITOR);
+	Datum		values[STATS_COLUMNS] = {ObjectIdGetDatum(MyDatabaseId)};
+	bool		nulls[STATS_COLUMNS];
 	IdemCounters *counters;
 	int			number;
 	int			i;
@@ -196,13 +146,18 @@ idem_stats_values(PG_FUNCTION_ARGS)
 	InitMaterializedSRF(fcinfo, 0);
 	if (!idem_counters_exist())
 	{
-		put_unknown(rsinfo);
+		/* this database, and nothing known */
+		memset(nulls, true, sizeof(nulls));
+		nulls[0] = false;
+		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values,
+							 nulls);
 		return (Datum) 0;
 	}
 	counters = idem_counters_copy(&number);
 	for (i = 0; i < number; i++)
-		if ((OidIsValid(counters[i].database) || !is_empty(&counters[i])) &&
-			is_visible(&counters[i]))
+		if (counters[i].database == MyDatabaseId ||
+			(monitors && (OidIsValid(counters[i].database) ||
+						  !is_empty(&counters[i]))))
 			put_counters(rsinfo, &counters[i]);
 	return (Datum) 0;
 }
@@ -286,27 +241,26 @@ idem_activity_values(PG_FUNCTION_ARGS)
 }
 
 /*
- * idem_stats_oldest_due
- *		The oldest purge_at that is over; "now" when there is none.
+ * idem_stats_lag
+ *		How long the oldest key that should be gone has been due, in
+ *		microseconds; 0 when there is none.
  */
-TimestampTz
-idem_stats_oldest_due(TimestampTz now)
+int64
+idem_stats_lag(void)
 {
-	static const Oid types[] = {TIMESTAMPTZOID};
-	TimestampTz oldest = now;
+	static const Oid type = TIMESTAMPTZOID;
+	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz oldest;
 	IdemSecctx	saved;
-	Datum		value;
 	bool		isnull;
 
 	idem_spi_begin(&saved);
-	execute("SELECT min(purge_at) FROM %1$s.idempotency_keys WHERE purge_at <= $1",
+	execute("SELECT coalesce(min(purge_at), $1) FROM %1$s.idempotency_keys WHERE purge_at <= $1",
 			now);
-	idem_spi_require_types(types, lengthof(types));
-	value = idem_spi_value(0, 0, &isnull);
-	if (!isnull)
-		oldest = DatumGetTimestampTz(value);
+	idem_spi_require_types(&type, 1);
+	oldest = DatumGetTimestampTz(idem_spi_value(0, 0, &isnull));
 	idem_spi_end(&saved);
-	return oldest;
+	return now - oldest;
 }
 
 IDEM_FUNCTION(idem_sweep_status_values);
@@ -322,31 +276,21 @@ IDEM_FUNCTION(idem_sweep_status_values);
 Datum
 idem_sweep_status_values(PG_FUNCTION_ARGS)
 {
-	Datum		values[STATUS_COLUMNS] = {0};
-	bool		nulls[STATUS_COLUMNS];
-	TimestampTz now = GetCurrentTimestamp();
+	Datum		values[5];
+	bool		nulls[lengthof(values)] = {0};
 	IdemSweepState state;
 	TupleDesc	desc;
 
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
-	memset(nulls, true, sizeof(nulls));
 	(void) idem_databases_get(MyDatabaseId, &state);
-	values[COLUMN_LAG] = idem_args_interval(now - idem_stats_oldest_due(now));
-	nulls[COLUMN_LAG] = false;
-	if (state.last_run != DT_NOBEGIN)
-	{
-		values[COLUMN_LAST_RUN] = TimestampTzGetDatum(state.last_run);
-		values[COLUMN_LAST_DURATION] = idem_args_interval(state.last_duration);
-		values[COLUMN_LAST_ROWS] = Int64GetDatum(state.last_rows);
-		nulls[COLUMN_LAST_RUN] = nulls[COLUMN_LAST_DURATION] =
-			nulls[COLUMN_LAST_ROWS] = false;
-	}
-	if (state.last_error[0] != '\0')
-	{
-		values[COLUMN_LAST_ERROR] = CStringGetTextDatum(state.last_error);
-		nulls[COLUMN_LAST_ERROR] = false;
-	}
+	values[0] = TimestampTzGetDatum(state.last_run);
+	values[1] = idem_args_interval(state.last_duration);
+	values[2] = Int64GetDatum(state.last_rows);
+	values[3] = idem_args_interval(idem_stats_lag());
+	values[4] = CStringGetTextDatum(state.last_error);
+	nulls[0] = nulls[1] = nulls[2] = state.last_run == DT_NOBEGIN;
+	nulls[4] = state.last_error[0] == '\0';
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc),
 													  values, nulls)));
 }

@@ -8,8 +8,6 @@
 #ifndef IDEM_ADMIN_STATS_H
 #define IDEM_ADMIN_STATS_H
 
-#include "datatype/timestamp.h"
-
-extern TimestampTz idem_stats_oldest_due(TimestampTz now);
+extern int64 idem_stats_lag(void);
 
 #endif							/* IDEM_ADMIN_STATS_H */

@@ -109,14 +109,16 @@ execute_all(const char *sql, Oid object)
 	SPI_freetuptable(commands);
 }
 
+IDEM_FUNCTION(idem_install_own);
+
 /*
- * idem_acl_install
- *		For the install script: give the members of the extension to the one
- *		role that is a superuser for ever, and take what anybody else has on
- *		them.
+ * idem_install_own() RETURNS void
+ *		For the install script, which drops it: give the members of the
+ *		extension to the one role that is a superuser for ever, and take what
+ *		anybody else has on them.
  */
-void
-idem_acl_install(void)
+Datum
+idem_install_own(PG_FUNCTION_ARGS)
 {
 	Oid			extension = get_extension_oid("idempotency", false);
 	IdemSecctx	saved;
@@ -132,6 +134,7 @@ idem_acl_install(void)
 	execute_all(own_sql, extension);
 	execute_all(strip_sql, extension);
 	idem_spi_end(&saved);
+	PG_RETURN_VOID();
 }
 
 /*

@@ -8,7 +8,6 @@
 #ifndef IDEM_BASE_ACL_H
 #define IDEM_BASE_ACL_H
 
-extern void idem_acl_install(void);
 extern void idem_acl_strip(const char *table);
 extern void idem_acl_restored(void);
 

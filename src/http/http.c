@@ -21,7 +21,6 @@
 #include "utils/timestamp.h"
 
 #include "base/args.h"
-#include "base/compat.h"
 #include "base/json_pairs.h"
 #include "http/http.h"
 #include "key/headers.h"
@@ -144,20 +143,19 @@ find_problem(const char *code, int status)
 }
 
 /*
- * Append a time as RFC 3339 in UTC, ending in Z; false where that has no
+ * A time as RFC 3339 in UTC, ending in Z; NULL where that has no
  * form for it: infinity, and years of other than four digits.
  */
-static bool
-append_time(StringInfo out, TimestampTz time)
+static char *
+format_time(TimestampTz time)
 {
 	char text[	MAXDATELEN + 1];
 
 	/* A timestamptz counts in UTC, and a timestamp is shown as it counts. */
 	JsonEncodeDateTime(text, TimestampTzGetDatum(time), TIMESTAMPOID, NULL);
 	if (text[4] != '-' || text[strlen(text) - 1] == 'C')	/* or BC */
-		return false;
-	appendStringInfo(out, "%sZ", text);
-	return true;
+		return NULL;
+	return psprintf("%sZ", text);
 }
 
 static void
@@ -176,7 +174,6 @@ text *
 idem_http_write_problem(const char *code, int status)
 {
 	StringInfoData json;
-	StringInfoData now;
 	IdemProblem problem;
 
 	if (status < 400 || status > IDEM_MAX_STATUS)
@@ -186,8 +183,6 @@ idem_http_write_problem(const char *code, int status)
 				 errhint("Set \"http_status\" to a code from 400 to %d.",
 						 IDEM_MAX_STATUS)));
 	problem = find_problem(code, status);
-	initStringInfo(&now);
-	append_time(&now, GetCurrentTimestamp());
 	initStringInfo(&json);
 	appendStringInfoChar(&json, '{');
 	put_member(&json, "type", problem.type);
@@ -195,7 +190,7 @@ idem_http_write_problem(const char *code, int status)
 	appendStringInfo(&json, ", \"status\": %d", status);
 	put_member(&json, "detail", problem.detail);
 	put_member(&json, "code", code);
-	put_member(&json, "time", now.data);
+	put_member(&json, "time", format_time(GetCurrentTimestamp()));
 	appendStringInfoChar(&json, '}');
 	return cstring_to_text_with_len(json.data, json.len);
 }
@@ -233,18 +228,6 @@ idem_http_end_headers(IdemHttpHeaders *headers)
 	return headers->json.data;
 }
 
-/* RFC 9110, 10.2.3: whole seconds, not too early, and never at once. */
-static void
-add_retry_after(IdemHttpHeaders *headers, const Interval *retry_after)
-{
-	int64		usec = idem_args_usec("retry_after",
-									  IntervalPGetDatum(retry_after));
-	int64		seconds = usec / USECS_PER_SEC + (usec % USECS_PER_SEC != 0);
-
-	idem_http_add_header(headers, "Retry-After",
-						 psprintf(INT64_FORMAT, Max(seconds, 1)));
-}
-
 /*
  * idem_http_add_result
  *		What idem_http_headers() gives.
@@ -252,8 +235,10 @@ add_retry_after(IdemHttpHeaders *headers, const Interval *retry_after)
 void
 idem_http_add_result(IdemHttpHeaders *headers, const IdemResultHttp *result)
 {
-	StringInfoData expires;
+	char	   *expires = format_time(result->expires_at);
 	ListCell   *cell;
+	int64		usec;
+	int64		seconds;
 
 	if (result->headers != NULL)
 	{
@@ -266,11 +251,17 @@ idem_http_add_result(IdemHttpHeaders *headers, const IdemResultHttp *result)
 	}
 	if (result->replayed)
 		idem_http_add_header(headers, "Idempotency-Replayed", "true");
-	initStringInfo(&expires);
-	if (append_time(&expires, result->expires_at))
-		idem_http_add_header(headers, "Idempotency-Expires", expires.data);
-	if (idem_http_is_refusal(result) && result->retry_after != NULL)
-		add_retry_after(headers, result->retry_after);
+	if (expires != NULL)
+		idem_http_add_header(headers, "Idempotency-Expires", expires);
+	if (!idem_http_is_refusal(result) || result->retry_after == NULL)
+		return;
+
+	/* RFC 9110, 10.2.3: whole seconds, not too early, and never at once */
+	usec = idem_args_usec("retry_after",
+						  IntervalPGetDatum(result->retry_after));
+	seconds = usec / USECS_PER_SEC + (usec % USECS_PER_SEC != 0);
+	idem_http_add_header(headers, "Retry-After",
+						 psprintf(INT64_FORMAT, Max(seconds, 1)));
 }
 
 IDEM_FUNCTION(idem_http_problem);

@@ -258,35 +258,6 @@ answer_result(const IdemResultHttp *result)
 	return body;
 }
 
-static text *
-answer_request(FunctionCallInfo fcinfo, const HttpRequest *request)
-{
-	text	   *principal = find_principal(fcinfo);
-	const char *fault;
-	IdemPolicy	policy;
-	IdemRunRequest run = {0};
-	IdemResultHttp result;
-
-	run.handler = PG_GETARG_OID(ARG_HANDLER);
-	run.request = fcinfo->args[ARG_REQUEST];
-	run.policy = PG_GETARG_TEXT_PP(ARG_POLICY);
-	run.wait = -1;
-	idem_policy_get(text_to_cstring(run.policy), &policy);
-	if (principal == NULL)
-		return answer_bad_request("principal_missing", 401);
-
-	/*
-	 * Here, and not in idem_run: it would raise, and roll back what the API
-	 * function did before.
-	 */
-	fault = find_key(request, &policy, &run.key);
-	if (fault != NULL)
-		return answer_bad_request(fault, 400);
-	run.scope = make_scope(principal, request);
-	idem_result_read(DatumGetHeapTupleHeader(idem_run_execute(&run)), &result);
-	return answer_result(&result);
-}
-
 IDEM_FUNCTION(idem_http_run);
 
 /*
@@ -303,6 +274,11 @@ Datum
 idem_http_run(PG_FUNCTION_ARGS)
 {
 	HttpRequest request;
+	IdemRunRequest run = {0};
+	IdemPolicy	policy;
+	IdemResultHttp result;
+	text	   *principal;
+	const char *fault;
 	text	   *answer;
 
 	idem_args_require_writable();
@@ -311,7 +287,25 @@ idem_http_run(PG_FUNCTION_ARGS)
 	idem_args_require(fcinfo, ARG_POLICY, "policy");
 	check_handler(PG_GETARG_OID(ARG_HANDLER));
 	read_request(&request);
-	answer = answer_request(fcinfo, &request);
+	principal = find_principal(fcinfo);
+	run.handler = PG_GETARG_OID(ARG_HANDLER);
+	run.request = fcinfo->args[ARG_REQUEST];
+	run.policy = PG_GETARG_TEXT_PP(ARG_POLICY);
+	run.wait = -1;
+	idem_policy_get(text_to_cstring(run.policy), &policy);
+	if (principal == NULL)
+		PG_RETURN_TEXT_P(answer_bad_request("principal_missing", 401));
+
+	/*
+	 * Here, and not in idem_run: it would raise, and roll back what the API
+	 * function did before.
+	 */
+	fault = find_key(&request, &policy, &run.key);
+	if (fault != NULL)
+		PG_RETURN_TEXT_P(answer_bad_request(fault, 400));
+	run.scope = make_scope(principal, &request);
+	idem_result_read(DatumGetHeapTupleHeader(idem_run_execute(&run)), &result);
+	answer = answer_result(&result);
 	if (answer == NULL)
 		PG_RETURN_NULL();
 	PG_RETURN_TEXT_P(answer);

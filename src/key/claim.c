@@ -97,6 +97,7 @@ decide(IdemClaim *claim)
 	found.exists = claim->found;
 	if (claim->found)
 	{
+		/* the policy that the row was claimed under, not the one of the call */
 		idem_policy_get_stored(row->policy, &claim->row_policy);
 		found.state = row->state;
 		found.own = idem_xact_owns(row);
@@ -115,6 +116,8 @@ decide(IdemClaim *claim)
 	asked.fingerprint = idem_bytes_of(claim->fingerprint);
 	asked.context = idem_bytes_of(claim->context);
 	asked.owner = owner_bytes(claim->owner);
+
+	/* the wall clock: a transaction may be older than the lease it looks at */
 	claim->now = asked.now = idem_xact_now();
 	claim->decision = idem_decide(&found, &asked);
 }
@@ -382,6 +385,7 @@ idem_claim_fill(IdemClaim *claim)
 	row->purge_at = DT_NOBEGIN;
 	if (claim->decision.verdict == IDEM_CLAIM_FRESH)
 	{
+		/* nothing of an older incarnation is left but the token, below */
 		claim->row_policy = claim->policy;
 		row->policy = cstring_to_text(NameStr(claim->policy.name));
 		row->claimed_by = idem_owner_name(&claim->policy, &claim->id);
@@ -407,6 +411,8 @@ idem_claim_fill(IdemClaim *claim)
 
 	/* whatever the clock does, and whoever had the key before, it grows */
 	row->token = idem_xact_token(claim->now, claim->found ? last.token : 0);
+
+	/* taking an id now is what makes the transaction one that writes */
 	row->claim_xid = U64FromFullTransactionId(GetTopFullTransactionId());
 	row->finished_at = DT_NOBEGIN;
 	idem_lifetime_lease(policy, row, claim->now,
@@ -417,7 +423,7 @@ idem_claim_fill(IdemClaim *claim)
 
 /*
  * idem_claim_start
- *		The same for a single key, which may be one too many; ID009.
+ *		Make the row of a single key, which may be one too many; ID009.
  */
 void
 idem_claim_start(IdemClaim *claim)
@@ -480,7 +486,8 @@ read_arguments(FunctionCallInfo fcinfo, IdemClaim *claim)
 	idem_args_require_writable();
 	idem_claim_begin(claim, idem_name_scope(fcinfo, ARG_SCOPE),
 					 idem_args_text(fcinfo, ARG_POLICY, "policy"));
-	claim->id.key = idem_name_format_key(idem_name_key(fcinfo, ARG_KEY),
+	claim->id.key = idem_name_format_key(PG_ARGISNULL(ARG_KEY) ? NULL :
+										 PG_GETARG_TEXT_PP(ARG_KEY),
 										 &claim->policy);
 	read_fingerprint(fcinfo, claim);
 	claim->context = idem_args_digest(fcinfo, ARG_CONTEXT, "context");

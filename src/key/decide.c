@@ -58,6 +58,7 @@ decide_in_progress(const IdemFound *found, const IdemAsked *asked)
 {
 	IdemDecision decision = {IDEM_WAIT, IDEM_OUTCOME_IN_PROGRESS, 0, false};
 
+	/* an ended lease is anybody's, its last holder's as well */
 	if (asked->now >= found->lease_until)
 		return claim(IDEM_CLAIM_AGAIN, next_attempt(found), true);
 	if (asked->owner.data != NULL &&
@@ -76,11 +77,14 @@ idem_decide_free_attempt(const IdemFound *found, int64 now)
 {
 	bool		expired;
 
+	/* swept or not makes no difference: what is over is as if it were gone */
 	if (!found->exists)
 		return 1;
 	expired = idem_lifetime_is_over(found->expires_at, now);
 	if (expired && !is_tombstone(found, now))
 		return 1;
+
+	/* a released row is there for its token; the attempts go on, too */
 	if (found->state == IDEM_STATE_RELEASED)
 		return expired ? 1 : next_attempt(found);
 	return 0;
@@ -99,6 +103,10 @@ idem_decide(const IdemFound *found, const IdemAsked *asked)
 	if (free_attempt > 0)
 		return claim(IDEM_CLAIM_FRESH, free_attempt, false);
 
+	/*
+	 * One's own open claim comes before the role and the request are looked at:
+	 * waiting for it would be waiting for oneself.
+	 */
 	if (found->own && found->state == IDEM_STATE_IN_PROGRESS)
 	{
 		if (asked->owner.data != NULL &&
@@ -106,13 +114,19 @@ idem_decide(const IdemFound *found, const IdemAsked *asked)
 			return answer(IDEM_OUTCOME_CLAIMED);
 		return answer(IDEM_OUTCOME_IN_PROGRESS);
 	}
+
+	/* whoever may not have the key learns nothing of it, not even its age */
 	if (!found->permitted)
 		return forbidden;
 	if (idem_lifetime_is_over(found->expires_at, asked->now))
 		return answer(IDEM_OUTCOME_EXPIRED);
+
+	/* a duplicate is one whatever its request; nothing is given away */
 	if (found->reject_repeat && (found->state == IDEM_STATE_COMPLETED ||
 								 found->state == IDEM_STATE_FAILED))
 		return answer(IDEM_OUTCOME_DUPLICATE);
+
+	/* another request neither gets the answer nor takes the key over */
 	if (!idem_bytes_equal(asked->fingerprint, found->fingerprint) ||
 		!idem_bytes_equal(asked->context, found->context))
 		return answer(IDEM_OUTCOME_MISMATCH);

@@ -102,6 +102,7 @@ read_keys(IdemDedupe *dedupe, ArrayType *array)
 		DedupeKey  *key = &dedupe->keys[i];
 
 		key->given = nulls[i] ? NULL : DatumGetTextPP(values[i]);
+		/* two spellings of one UUID are one key, and given back as they came */
 		key->key = idem_name_format_key(key->given, &dedupe->claim.policy);
 		key->ord = i;
 		key->first = false;
@@ -179,14 +180,6 @@ settle(IdemDedupe *dedupe, DedupeKey *key, const IdemRow *row)
 	}
 }
 
-static void
-raise_kept_changing(const IdemDedupe *dedupe, const DedupeKey *key)
-{
-	IdemKey		id = id_of(dedupe, key);
-
-	idem_claim_too_many_tries(&id);
-}
-
 /* The attempt that a key with a row would have; 0 when it is not free. */
 static int32
 free_attempt(IdemState state, int32 attempt, TimestampTz expires_at,
@@ -228,6 +221,7 @@ look(IdemDedupe *dedupe, const DedupeKey *keys, int nkeys)
 	IdemStoreBrief *found = palloc(sizeof(IdemStoreBrief) * Max(count, 1));
 	int			i;
 
+	/* one statement for all, whatever their number */
 	if (count > 0)
 		count = idem_store_read_many(dedupe->claim.id.scope, array, found);
 	for (i = 0; i < count; i++)
@@ -258,6 +252,8 @@ insert_new(IdemDedupe *dedupe, const DedupeKey *keys, int nkeys)
 
 	count = idem_store_insert_many(dedupe->claim.id.scope, array,
 								   &dedupe->claim.row, inserted);
+
+	/* they are counted by now, so that none may be on top of the cap */
 	if (count > 0)
 		idem_claim_check_cap(&dedupe->claim, 0);
 	for (i = 0; i < count; i++)
@@ -318,7 +314,7 @@ settle_late(IdemDedupe *dedupe, DedupeKey *key)
 			return;
 		}
 	}
-	raise_kept_changing(dedupe, key);
+	idem_claim_too_many_tries(&id);
 }
 
 /* Settle a run of new keys. */
@@ -362,7 +358,7 @@ settle_free(IdemDedupe *dedupe, DedupeKey *key)
 		if (key->state == DEDUPE_SETTLED)
 			return;
 	}
-	raise_kept_changing(dedupe, key);
+	idem_claim_too_many_tries(&id);
 }
 
 static void
@@ -398,6 +394,7 @@ make_row(IdemDedupe *dedupe)
 	claim->decision.verdict = IDEM_CLAIM_FRESH;
 	claim->decision.attempt = 1;
 	idem_claim_fill(claim);
+	/* written once and finished: nothing is to be bounded for a later finish */
 	claim->row.lease_until = claim->now;
 	claim->row.purge_at = claim->now;
 	idem_response_init(&answer, 200);
@@ -421,6 +418,7 @@ put_result(FunctionCallInfo fcinfo, IdemDedupe *dedupe)
 	int			i;
 
 	InitMaterializedSRF(fcinfo, 0);
+	/* the order of the call, by which the caller joins the answers */
 	qsort(dedupe->keys, dedupe->nkeys, sizeof(DedupeKey), compare_places);
 	for (i = 0; i < dedupe->nkeys; i++)
 	{

@@ -150,6 +150,8 @@ write_claim(IdemHeld *held, const char *action)
 {
 	idem_store_update(&held->store, &held->id, &held->row);
 	idem_store_close(&held->store);
+
+	/* one less for which COMMIT would have to be flushed */
 	if (held->own && held->row.state != IDEM_STATE_IN_PROGRESS)
 		idem_xact_closed();
 	if (action != NULL && held->policy.audit)
@@ -194,6 +196,8 @@ completed_state(const IdemHeld *held, int status)
 {
 	if (!idem_policy_releases(&held->policy, status))
 		return IDEM_STATE_COMPLETED;
+
+	/* in another transaction the work was outside, or is committed already */
 	if (held->own)
 		ereport(ERROR,
 				(errcode(ERRCODE_IDEM_WOULD_FREE),

@@ -50,6 +50,7 @@ idem_lifetime_lease(const IdemPolicy *policy, IdemRow *row, TimestampTz now,
 	TimestampTz end = idem_lifetime_add(now, lease);
 	TimestampTz bound;
 
+	/* counted from the end of the lease: until then the holder may be at work */
 	row->lease_until = end;
 	row->expires_at = expiry(policy, row, false, end);
 	bound = purge_time(policy, Max(row->expires_at,
@@ -67,6 +68,7 @@ idem_lifetime_finish(const IdemPolicy *policy, IdemRow *row, IdemState state,
 {
 	TimestampTz purge_at;
 
+	/* from the finish on, as the policy says for what it has become */
 	row->state = state;
 	row->finished_at = now;
 	row->expires_at = expiry(policy, row, state == IDEM_STATE_COMPLETED, now);

@@ -67,6 +67,7 @@ is_uuid(const text *key)
 
 	if (VARSIZE_ANY_EXHDR(key) != UUID_TEXT_LEN)
 		return false;
+	/* not the type's own input, which takes braces and other hyphens, too */
 	for (i = 0; i < UUID_TEXT_LEN; i++)
 	{
 		if (i == 8 || i == 13 || i == 18 || i == 23)
@@ -92,6 +93,7 @@ spell_key(text *key)
 	char	   *c;
 	int			i;
 
+	/* whatever else a key is, its letters may mean something */
 	if (!is_uuid(key))
 		return key;
 	spelled = cstring_to_text_with_len(VARDATA_ANY(key), UUID_TEXT_LEN);
@@ -162,7 +164,8 @@ idem_name_formatted_key(text *key, const IdemPolicy *policy)
 
 /*
  * idem_name_format_key
- *		The same for a key that must be right, NULL included; ID012.
+ *		The key as it is stored, which must be one that the policy takes; ID012,
+ *		for NULL, too.
  */
 text *
 idem_name_format_key(text *key, const IdemPolicy *policy)
@@ -208,6 +211,8 @@ has_control_character(const text *value)
 	{
 		if (c[i] < ' ' || c[i] == 0x7f)
 			return true;
+
+		/* in other encodings these bytes are parts of letters */
 		if (GetDatabaseEncoding() == PG_UTF8 && c[i] == 0xc2 &&
 			i + 1 < len && c[i + 1] >= 0x80 && c[i + 1] <= 0x9f)
 			return true;
@@ -237,6 +242,7 @@ idem_scope(PG_FUNCTION_ARGS)
 	{
 		text	   *component = DatumGetTextPP(components[i]);
 
+		/* an empty one, or a separator in one, would let two scopes be equal */
 		if (VARSIZE_ANY_EXHDR(component) == 0 ||
 			has_control_character(component))
 			ereport(ERROR,
@@ -338,6 +344,7 @@ idem_name_header_key(const char *c, int len)
 	while (c < end && (end[-1] == ' ' || end[-1] == '\t'))
 		end--;
 	initStringInfo(&value);
+	/* what begins with a quote must be a whole item, or the key is not clear */
 	if (c == end || *c != '"')
 		c = parse_bare(c, end, &value);
 	else if ((c = parse_string(c, end, &value)) != NULL)

@@ -120,6 +120,7 @@ idem_outcome_label(IdemOutcome outcome)
 	Oid			type;
 	int			i;
 
+	/* good until the extension is created anew, with another type */
 	if (generation == idem_catalog_generation())
 		return labels[outcome];
 	type = idem_catalog()->outcome_type;

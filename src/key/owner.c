@@ -73,10 +73,12 @@ idem_owner_name(const IdemPolicy *policy, const IdemKey *id)
 	const char *owner = NameStr(policy->owner_role);
 	bool		exists;
 
+	/* the name, not the OID: rows outlive roles, in a restore as well */
 	if (owner[0] == '\0')
 		return cstring_to_text(GetUserNameFromId(GetUserId(), false));
 	if (!has_privs_of_role(GetUserId(), get_role_oid(owner, true)))
 	{
+		/* a batch of idem_dedupe is refused as a whole, and has no one key */
 		if (id->key != NULL)
 			idem_refusals_note(IDEM_REFUSAL_FORBIDDEN, id, policy);
 		exists = OidIsValid(get_role_oid(owner, true));

@@ -70,6 +70,7 @@ idem_response_set_headers(IdemResponse *answer, Datum headers)
 {
 	text	   *value = DatumGetTextPP(headers);
 
+	/* before it is parsed, which takes memory in proportion */
 	if (VARSIZE_ANY_EXHDR(value) > IDEM_MAX_HEADERS_BYTES)
 		ereport(ERROR,
 				(errcode(ERRCODE_IDEM_TOO_LARGE),
@@ -104,6 +105,7 @@ is_json(const text *content_type)
 	int			len = 0;
 	int			max = VARSIZE_ANY_EXHDR(content_type);
 
+	/* parameters, such as a charset, do not change what it is */
 	while (len < max && c[len] != ';')
 		len++;
 	while (len > 0 && c[len - 1] == ' ')
@@ -127,11 +129,7 @@ is_text(const text *content_type)
 static void
 set_bytes(IdemResponse *answer, const char *data, int len)
 {
-	bytea	   *body = palloc(VARHDRSZ + len);
-
-	SET_VARSIZE(body, VARHDRSZ + len);
-	memcpy(VARDATA(body), data, len);
-	answer->body = body;
+	answer->body = cstring_to_text_with_len(data, len);
 	answer->body_size = len;
 	answer->body_sha256 = idem_digest_bytea(data, len);
 }
@@ -211,6 +209,7 @@ idem_response_set_body(IdemResponse *answer, Datum response, Oid type)
 	char	   *data = VARDATA_ANY(value);
 	int			len = VARSIZE_ANY_EXHDR(value);
 
+	/* for 202 and 204; the other types have no empty value but bytea's */
 	if (type == TEXTOID && len == 0)
 	{
 		set_empty(answer);
@@ -222,6 +221,8 @@ idem_response_set_body(IdemResponse *answer, Datum response, Oid type)
 		answer->content_type = cstring_to_text(type == BYTEAOID ?
 											   MEDIA_TYPE_BYTES :
 											   MEDIA_TYPE_JSON);
+
+	/* json and text go as they are, byte for byte; jsonb has no other text */
 	if (type == JSONBOID)
 	{
 		Datum		json = DirectFunctionCall1(jsonb_out, response);
@@ -282,6 +283,8 @@ idem_response_limit(IdemResponse *answer, const IdemKey *id,
 						   (long long) answer->body_size,
 						   NameStr(policy->name), policy->max_body_bytes),
 				 errhint("Raise \"max_body_bytes\" of the policy, or set its \"on_oversize\" to \"digest\".")));
+
+	/* size and digest stay, by which a repeated completion is recognized */
 	answer->body = NULL;
 }
 

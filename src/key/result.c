@@ -156,6 +156,8 @@ idem_result_form(IdemOutcome outcome, const IdemRow *row, int mismatch_status,
 		put(values, nulls, RESULT_ERROR_CODE,
 			CStringGetTextDatum(meaning->problem.code));
 	}
+
+	/* none where a rival's row cannot be seen, or idem_run has none yet */
 	if (row != NULL)
 		put_row(values, nulls, row);
 
@@ -180,6 +182,7 @@ idem_result_form(IdemOutcome outcome, const IdemRow *row, int mismatch_status,
 		case IDEM_OUTCOME_DUPLICATE:
 		case IDEM_OUTCOME_MISMATCH:
 		case IDEM_OUTCOME_EXPIRED:
+			/* whoever sent another request must not learn the answer */
 			break;
 	}
 	return form_tuple(values, nulls);

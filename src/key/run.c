@@ -103,6 +103,8 @@ prepare_handler(IdemRun *run)
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("permission denied for function %s", NameStr(proc->proname)),
 				 errhint("The caller of idem_run() needs EXECUTE on the handler.")));
+
+	/* what fmgr_security_definer and the executor's function calls do */
 	InvokeFunctionExecuteHook(oid);
 	if (proc->proisstrict && run->asked->request.isnull)
 		ereport(ERROR,
@@ -137,6 +139,7 @@ call_handler(IdemRun *run)
 	pgstat_end_function_usage(&usage, true);
 	PopActiveSnapshot();
 
+	/* a null is an answer, too: the work is done, and there is nothing to say */
 	idem_response_init(&run->answer, 200);
 	if (!call->isnull && run->result_type == idem_catalog()->response_type)
 		idem_response_set_response(&run->answer, result);
@@ -242,6 +245,8 @@ run_recording(IdemRun *run)
 	CurrentResourceOwner = owner;
 	if (error == NULL)
 		return;
+
+	/* of the server or of the transaction: recording it would hide it */
 	if (must_pass(error))
 		ReThrowError(error);
 	answer_error(run, error);
@@ -330,7 +335,7 @@ read_arguments(FunctionCallInfo fcinfo, IdemRunRequest *asked)
 	asked->record = read_on_error(fcinfo);
 	asked->scope = idem_name_scope(fcinfo, ARG_SCOPE);
 	asked->policy = idem_args_text(fcinfo, ARG_POLICY, "policy");
-	asked->key = idem_name_key(fcinfo, ARG_KEY);
+	asked->key = PG_ARGISNULL(ARG_KEY) ? NULL : PG_GETARG_TEXT_PP(ARG_KEY);
 	asked->request = fcinfo->args[ARG_REQUEST];
 	asked->context = idem_args_digest(fcinfo, ARG_CONTEXT, "context");
 	asked->wait = -1;

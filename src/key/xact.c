@@ -44,6 +44,7 @@ open_claims_here(void)
 {
 	int			level = GetCurrentTransactionNestLevel();
 
+	/* lives as long as the transaction, and is unlinked with its level */
 	if (open_claims == NULL || open_claims->level < level)
 	{
 		OpenClaims *inner = MemoryContextAlloc(TopTransactionContext,
@@ -80,11 +81,7 @@ forget_transaction(void)
 	running = NULL;
 }
 
-/*
- * A claim that commits in progress must survive a crash whatever
- * synchronous_commit says: its holder acts outside as soon as COMMIT returns.
- * PREPARE TRANSACTION and COMMIT PREPARED flush by themselves.
- */
+/* PREPARE TRANSACTION and COMMIT PREPARED flush by themselves. */
 static void
 at_transaction_event(XactEvent event, void *arg)
 {
@@ -96,6 +93,11 @@ at_transaction_event(XactEvent event, void *arg)
 		case XACT_EVENT_PRE_COMMIT:
 			for (level = open_claims; level != NULL; level = level->outer)
 				count += level->count;
+
+			/*
+			 * The holder of a claim acts outside as soon as COMMIT returns; a
+			 * crash must not make the server forget that.  t/001_crash.pl
+			 */
 			if (count > 0)
 				ForceSyncCommit();
 			break;
@@ -116,8 +118,11 @@ at_subtransaction_event(SubXactEvent event, SubTransactionId mine,
 	int			level = GetCurrentTransactionNestLevel();
 	OpenClaims *inner = open_claims;
 
+	/* nothing was claimed or finished at this level */
 	if (inner == NULL || inner->level < level)
 		return;
+
+	/* the rows of the level are gone with it; spec: finish-savepoint */
 	if (event == SUBXACT_EVENT_ABORT_SUB)
 		open_claims = inner->outer;
 	else if (event == SUBXACT_EVENT_COMMIT_SUB)
@@ -166,6 +171,7 @@ idem_xact_owns(const IdemRow *row)
 {
 	FullTransactionId mine = GetTopFullTransactionIdIfAny();
 
+	/* a transaction without an id has written nothing, and so claimed nothing */
 	return FullTransactionIdIsValid(mine) &&
 		U64FromFullTransactionId(mine) == row->claim_xid &&
 		row->token >= GetCurrentTransactionStartTimestamp() + UNIX_EPOCH_OFFSET;

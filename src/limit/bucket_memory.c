@@ -77,34 +77,31 @@ attach(const IdemBucketsHead *its_head, void *area)
 }
 
 static void
-init_partition(IdemBucketsMemory *memory, int number)
+init_buckets(const IdemBucketsHead *its_head, void *area)
 {
-	IdemBucketsPartition *partition = &memory->partitions[number].partition;
-	int			room = memory->head->room;
-	int			first = idem_buckets_first(partition);
+	IdemBucketsMemory *memory = &idem_buckets_memory;
+	int			room = its_head->room;
+	int			number;
 	int			i;
 
-	memset(partition, 0, sizeof(*partition));
-	LWLockInitialize(&partition->lock, memory->head->tranche);
-	partition->free = first;
-	idem_shares_init(idem_buckets_shares(partition), room);
-	for (i = first; i < first + room; i++)
+	attach(its_head, area);
+	for (number = 0; number < its_head->partitions; number++)
 	{
-		memset(&memory->entries[i], 0, sizeof(IdemBucketEntry));
-		memory->entries[i].next = i + 1 < first + room ? i + 1 :
-			IDEM_BUCKETS_NONE;
-		memory->chains[i] = IDEM_BUCKETS_NONE;
+		IdemBucketsPartition *partition = &memory->partitions[number].partition;
+		int			first = idem_buckets_first(partition);
+
+		memset(partition, 0, sizeof(*partition));
+		LWLockInitialize(&partition->lock, its_head->tranche);
+		partition->free = first;
+		idem_shares_init(idem_buckets_shares(partition), room);
+		for (i = first; i < first + room; i++)
+		{
+			memset(&memory->entries[i], 0, sizeof(IdemBucketEntry));
+			memory->entries[i].next = i + 1 < first + room ? i + 1 :
+				IDEM_BUCKETS_NONE;
+			memory->chains[i] = IDEM_BUCKETS_NONE;
+		}
 	}
-}
-
-static void
-init_buckets(const IdemBucketsHead *its_head, void *memory)
-{
-	int			i;
-
-	attach(its_head, memory);
-	for (i = 0; i < idem_buckets_memory.head->partitions; i++)
-		init_partition(&idem_buckets_memory, i);
 }
 
 static void

@@ -256,30 +256,26 @@ idem_buckets_peek(const IdemBucketKey *key, const IdemBucketRule *rule,
 	IdemBucketsPartition *partition = get_partition(hash);
 	const IdemBucketEntry *entry;
 	IdemBucketSeen seen;
-	bool		room = true;
+	bool		room;
 	int64		now;
 
 	LWLockAcquire(&partition->lock, LW_EXCLUSIVE);
 	now = GetCurrentTimestamp();
 	entry = find_entry(key, hash);
+	room = entry != NULL || make_room(partition, key, now);
 	if (entry != NULL)
-		seen = entry->seen;
-	else if (make_room(partition, key, now))
 	{
-		seen.rule = *rule;
-		idem_bucket_init(rule, &seen.bucket, now);
+		seen = entry->seen;
+		change_rule(&seen, rule, now);
 	}
 	else
-	{
-		refuse_without_room(partition, now, result);
-		room = false;
-	}
-	LWLockRelease(&partition->lock);
+		idem_bucket_init(rule, &seen.bucket, now);
 	if (!room)
-		return false;
-	change_rule(&seen, rule, now);
-	idem_bucket_peek(rule, &seen.bucket, now, 1, result);
-	return true;
+		refuse_without_room(partition, now, result);
+	LWLockRelease(&partition->lock);
+	if (room)
+		idem_bucket_peek(rule, &seen.bucket, now, 1, result);
+	return room;
 }
 
 /*

@@ -13,14 +13,11 @@
 
 #include "access/xact.h"
 #include "catalog/pg_type.h"
-#include "commands/trigger.h"
 #include "executor/spi.h"
-#include "fmgr.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
-#include "utils/timestamp.h"
 
 #include "base/args.h"
 #include "base/catalog.h"
@@ -101,46 +98,13 @@ check_time(const char *what, Datum interval)
 	return usec;
 }
 
-static void
-check_name(const char *name)
-{
-	if (name[0] == '\0' || strlen(name) >= NAMEDATALEN)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("limiter name must have 1 to %d bytes",
-						NAMEDATALEN - 1),
-				 errhint("Name what it limits, such as 'api-per-address'.")));
-}
-
-static void
-check_capacity(int32 capacity)
-{
-	if (capacity < 1 || capacity > IDEM_BUCKET_MAX_CAPACITY)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("capacity is out of range"),
-				 errhint("Give the number of tokens that a full bucket has, from 1 to %d.",
-						 IDEM_BUCKET_MAX_CAPACITY)));
-}
-
-static bool
-check_when_full(const char *given)
-{
-	if (strcmp(given, REFUSE) != 0 && strcmp(given, ALLOW) != 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("invalid value for argument \"%s\"", "when_full"),
-				 errhint("Available values: \"%s\", \"%s\".", REFUSE, ALLOW)));
-	return strcmp(given, ALLOW) == 0;
-}
-
 /* The pauses of a rule, from their columns; 22023. */
 static void
-set_backoff(IdemBucketRule *rule, const Datum *values, const bool *nulls)
+set_backoff(IdemBucketRule *rule, const IdemRuleRow *row)
 {
-	bool		has_max = !nulls[COLUMN_BACKOFF_MAX];
+	bool		has_max = !row->nulls[COLUMN_BACKOFF_MAX];
 
-	if (nulls[COLUMN_BACKOFF_BASE])
+	if (row->nulls[COLUMN_BACKOFF_BASE])
 	{
 		if (has_max)
 			ereport(ERROR,
@@ -150,9 +114,9 @@ set_backoff(IdemBucketRule *rule, const Datum *values, const bool *nulls)
 		return;
 	}
 	rule->backoff_base = check_time("backoff_base",
-									values[COLUMN_BACKOFF_BASE]);
+									row->values[COLUMN_BACKOFF_BASE]);
 	rule->backoff_max = has_max ?
-		check_time("backoff_max", values[COLUMN_BACKOFF_MAX]) :
+		check_time("backoff_max", row->values[COLUMN_BACKOFF_MAX]) :
 		Max(rule->backoff_base, DEFAULT_BACKOFF_MAX);
 	if (rule->backoff_max < rule->backoff_base)
 		ereport(ERROR,
@@ -163,20 +127,36 @@ set_backoff(IdemBucketRule *rule, const Datum *values, const bool *nulls)
 
 /* A limiter from its columns, which are checked; 22023. */
 static void
-form_limiter(IdemLimiter *limiter, const Datum *values, const bool *nulls)
+form_limiter(IdemLimiter *limiter, const IdemRuleRow *row)
 {
-	const char *name = TextDatumGetCString(values[COLUMN_NAME]);
+	const char *name = TextDatumGetCString(row->values[COLUMN_NAME]);
+	const char *when_full = TextDatumGetCString(row->values[COLUMN_WHEN_FULL]);
+	int32		capacity = DatumGetInt32(row->values[COLUMN_CAPACITY]);
 
 	memset(limiter, 0, sizeof(*limiter));
-	check_name(name);
+	if (name[0] == '\0' || strlen(name) >= NAMEDATALEN)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("limiter name must have 1 to %d bytes",
+						NAMEDATALEN - 1),
+				 errhint("Name what it limits, such as 'api-per-address'.")));
 	namestrcpy(&limiter->name, name);
 	limiter->id = idem_limiter_id(name);
-	limiter->rule.capacity = DatumGetInt32(values[COLUMN_CAPACITY]);
-	check_capacity(limiter->rule.capacity);
-	limiter->rule.per = check_time("per", values[COLUMN_PER]);
-	set_backoff(&limiter->rule, values, nulls);
-	limiter->allow_when_full =
-		check_when_full(TextDatumGetCString(values[COLUMN_WHEN_FULL]));
+	if (capacity < 1 || capacity > IDEM_BUCKET_MAX_CAPACITY)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("capacity is out of range"),
+				 errhint("Give the number of tokens that a full bucket has, from 1 to %d.",
+						 IDEM_BUCKET_MAX_CAPACITY)));
+	limiter->rule.capacity = capacity;
+	limiter->rule.per = check_time("per", row->values[COLUMN_PER]);
+	set_backoff(&limiter->rule, row);
+	limiter->allow_when_full = strcmp(when_full, ALLOW) == 0;
+	if (!limiter->allow_when_full && strcmp(when_full, REFUSE) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid value for argument \"%s\"", "when_full"),
+				 errhint("Available values: \"%s\", \"%s\".", REFUSE, ALLOW)));
 }
 
 static const char *
@@ -188,13 +168,13 @@ describe_column(int column, Oid *type)
 
 /* A limiter for use, from its row; where that is missing, there is none. */
 static bool
-form_rule(void *rule, const char *name, const Datum *values, const bool *nulls)
+form_rule(void *rule, const char *name, const IdemRuleRow *row)
 {
 	IdemLimiter *limiter = rule;
 
-	if (values == NULL)
+	if (row == NULL)
 		return false;
-	form_limiter(limiter, values, nulls);
+	form_limiter(limiter, row);
 	limiter->counters = idem_counters_find(IDEM_COUNTERS_NO_POLICY);
 	return true;
 }
@@ -238,10 +218,7 @@ IDEM_FUNCTION(idem_limiter);
 Datum
 idem_limiter(PG_FUNCTION_ARGS)
 {
-	Datum		values[IDEM_RULE_MAX_COLUMNS];
-	bool		nulls[IDEM_RULE_MAX_COLUMNS];
-	Datum		old_values[IDEM_RULE_MAX_COLUMNS];
-	bool		old_nulls[IDEM_RULE_MAX_COLUMNS];
+	IdemRuleRow row;
 	IdemLimiter limiter;
 	bool		exists;
 	int			i;
@@ -250,15 +227,15 @@ idem_limiter(PG_FUNCTION_ARGS)
 	{
 		if (columns[i].required)
 			idem_args_require(fcinfo, i, columns[i].name);
-		nulls[i] = PG_ARGISNULL(i);
-		values[i] = PG_GETARG_DATUM(i);
+		row.nulls[i] = PG_ARGISNULL(i);
+		row.values[i] = PG_GETARG_DATUM(i);
 	}
-	form_limiter(&limiter, values, nulls);
+	form_limiter(&limiter, &row);
 	idem_args_require_writable();
 	idem_rule_lock(&idem_limiter_table);
-	exists = idem_rule_read(&idem_limiter_table, NameStr(limiter.name),
-							old_values, old_nulls);
-	idem_rule_write(&idem_limiter_table, values, nulls, exists);
+	exists = idem_rule_read(&idem_limiter_table,
+							NameStr(limiter.name)) != NIL;
+	idem_rule_write(&idem_limiter_table, &row, exists);
 	if (!idem_buckets_exist())
 		ereport(NOTICE,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),

@@ -42,14 +42,6 @@ struct IdemShares
 	Share		shares[FLEXIBLE_ARRAY_MEMBER];
 };
 
-static int *
-get_chain(const IdemShares *shares, uint64 database, uint64 limiter)
-{
-	int		   *chains = (int *) &shares->shares[2 * shares->room];
-
-	return &chains[(limiter + database) % shares->room];
-}
-
 /*
  * idem_shares_size
  *		The memory that a partition of so many buckets needs.
@@ -83,7 +75,8 @@ idem_shares_init(IdemShares *shares, int room)
 static int *
 find_link(IdemShares *shares, uint64 database, uint64 limiter)
 {
-	int		   *link = get_chain(shares, database, limiter);
+	int		   *chains = (int *) &shares->shares[2 * shares->room];
+	int		   *link = &chains[(limiter + database) % shares->room];
 
 	while (*link != NONE &&
 		   (shares->shares[*link].database != database ||

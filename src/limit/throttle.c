@@ -12,8 +12,6 @@
  */
 #include "postgres.h"
 
-#include "access/htup_details.h"
-#include "fmgr.h"
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
@@ -25,30 +23,6 @@
 #include "base/digest.h"
 #include "limit/bucket_table.h"
 #include "limit/limiter.h"
-
-/* Columns of idem_throttle() and idem_throttle_peek(). */
-typedef enum ThrottleColumn
-{
-	COLUMN_ALLOWED,
-	COLUMN_REMAINING,
-	COLUMN_RETRY_AFTER
-} ThrottleColumn;
-
-#define THROTTLE_COLUMNS (COLUMN_RETRY_AFTER + 1)
-
-/* Columns of idem_throttle_activity_values(). */
-typedef enum ActivityColumn
-{
-	COLUMN_LIMITER,
-	COLUMN_SUBJECT_ID,
-	COLUMN_TOKENS,
-	COLUMN_PAUSE,
-	COLUMN_CALLS_ALLOWED,
-	COLUMN_CALLS_REFUSED,
-	COLUMN_LAST_CALL
-} ActivityColumn;
-
-#define ACTIVITY_COLUMNS (COLUMN_LAST_CALL + 1)
 
 /* The limiter and the subject, the first two arguments; 22004, 22023, 42704. */
 static void
@@ -69,15 +43,17 @@ static Datum
 put_result(FunctionCallInfo fcinfo, const IdemBucketResult *result)
 {
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
-	Datum		values[THROTTLE_COLUMNS];
-	bool		nulls[THROTTLE_COLUMNS] = {0};
+	Datum		values[] = {
+		BoolGetDatum(result->allowed),
+		Int32GetDatum(result->remaining),
+		idem_args_interval(result->retry_after)
+	};
+	bool		nulls[] = {
+		false, false,
+		result->allowed || result->retry_after == PG_INT64_MAX
+	};
 
 	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
-	values[COLUMN_ALLOWED] = BoolGetDatum(result->allowed);
-	values[COLUMN_REMAINING] = Int32GetDatum(result->remaining);
-	values[COLUMN_RETRY_AFTER] = idem_args_interval(result->retry_after);
-	nulls[COLUMN_RETRY_AFTER] = result->allowed ||
-		result->retry_after == PG_INT64_MAX;
 	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 	return (Datum) 0;
 }
@@ -171,40 +147,37 @@ typedef struct LimiterName
 static LimiterName *
 get_names(int *number)
 {
-	List	   *names = idem_rule_names(&idem_limiter_table);
-	LimiterName *found = palloc(Max(list_length(names), 1) *
-								sizeof(LimiterName));
+	List	   *rows = idem_rule_read(&idem_limiter_table, NULL);
+	LimiterName *names = palloc(list_length(rows) * sizeof(LimiterName));
 	ListCell   *cell;
 
 	*number = 0;
-	foreach(cell, names)
+	foreach(cell, rows)
 	{
-		found[*number].name = lfirst(cell);
-		found[*number].id = idem_limiter_id(lfirst(cell));
-		(*number)++;
+		const IdemRuleRow *row = lfirst(cell);
+		LimiterName *each = &names[(*number)++];
+
+		each->name = TextDatumGetCString(row->values[0]);
+		each->id = idem_limiter_id(each->name);
 	}
-	return found;
+	return names;
 }
 
 static void
-put_activity(ReturnSetInfo *rsinfo, const char *limiter, IdemBucketSeen *seen,
-			 TimestampTz now)
+put_activity(ReturnSetInfo *rsinfo, const char *limiter,
+			 const IdemBucketSeen *seen, const IdemBucketResult *now)
 {
-	Datum		values[ACTIVITY_COLUMNS];
-	bool		nulls[ACTIVITY_COLUMNS] = {0};
-	IdemBucketResult result;
+	Datum		values[] = {
+		limiter != NULL ? CStringGetTextDatum(limiter) : (Datum) 0,
+		CStringGetTextDatum(idem_digest_short(seen->key.subject)),
+		Int32GetDatum(now->remaining),
+		idem_args_interval(now->retry_after),
+		Int64GetDatum(seen->allowed),
+		Int64GetDatum(seen->refused),
+		TimestampTzGetDatum(seen->bucket.last)
+	};
+	bool		nulls[lengthof(values)] = {limiter == NULL};
 
-	idem_bucket_peek(&seen->rule, &seen->bucket, now, 0, &result);
-	nulls[COLUMN_LIMITER] = limiter == NULL;
-	if (limiter != NULL)
-		values[COLUMN_LIMITER] = CStringGetTextDatum(limiter);
-	values[COLUMN_SUBJECT_ID] =
-		CStringGetTextDatum(idem_digest_short(seen->key.subject));
-	values[COLUMN_TOKENS] = Int32GetDatum(result.remaining);
-	values[COLUMN_PAUSE] = idem_args_interval(result.retry_after);
-	values[COLUMN_CALLS_ALLOWED] = Int64GetDatum(seen->allowed);
-	values[COLUMN_CALLS_REFUSED] = Int64GetDatum(seen->refused);
-	values[COLUMN_LAST_CALL] = TimestampTzGetDatum(seen->bucket.last);
 	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 }
 
@@ -244,11 +217,15 @@ idem_throttle_activity_values(PG_FUNCTION_ARGS)
 		CHECK_FOR_INTERRUPTS();
 		for (j = 0; j < found; j++)
 		{
+			IdemBucketSeen *seen = &copies[j];
+			IdemBucketResult result;
+
 			for (k = 0; k < nnames; k++)
-				if (names[k].id == copies[j].key.limiter)
+				if (names[k].id == seen->key.limiter)
 					break;
-			put_activity(rsinfo, k < nnames ? names[k].name : NULL,
-						 &copies[j], now);
+			idem_bucket_peek(&seen->rule, &seen->bucket, now, 0, &result);
+			put_activity(rsinfo, k < nnames ? names[k].name : NULL, seen,
+						 &result);
 		}
 	}
 	return (Datum) 0;

@@ -227,10 +227,10 @@ measure_wait(const IdemBucketRule *rule, const IdemBucket *bucket, int32 cost)
 	return (int64) wait;
 }
 
-/* What a settled bucket says to a cost, the clock being behind it so much */
+/* What a settled bucket says to a cost; the clock may be behind it */
 static void
-judge(const IdemBucketRule *rule, const IdemBucket *bucket, int32 cost,
-	  uint64 behind, IdemBucketResult *result)
+judge(const IdemBucketRule *rule, const IdemBucket *bucket, int64 now,
+	  int32 cost, IdemBucketResult *result)
 {
 	int64		wait = PG_INT64_MAX;
 	int64		pause;
@@ -240,7 +240,8 @@ judge(const IdemBucketRule *rule, const IdemBucket *bucket, int32 cost,
 		wait = Max(measure_wait(rule, bucket, cost), pause);
 	result->allowed = wait == 0;
 	result->remaining = bucket->tokens;
-	result->retry_after = wait == 0 ? 0 : add_times(wait, behind);
+	result->retry_after = wait == 0 ? 0 :
+		add_times(wait, measure_behind(bucket, now));
 }
 
 /*
@@ -298,12 +299,10 @@ void
 idem_bucket_take(const IdemBucketRule *rule, IdemBucket *bucket, int64 now,
 				 int32 cost, IdemBucketResult *result)
 {
-	uint64		behind;
 	int64		pause;
 
 	idem_bucket_settle(rule, bucket, now);
-	behind = measure_behind(bucket, now);
-	judge(rule, bucket, cost, behind, result);
+	judge(rule, bucket, now, cost, result);
 	if (result->allowed)
 	{
 		bucket->tokens -= cost;
@@ -319,7 +318,7 @@ idem_bucket_take(const IdemBucketRule *rule, IdemBucket *bucket, int64 now,
 		bucket->strikes = add_strike(rule,
 									 count_strikes(rule, bucket, &pause));
 		bucket->away = 0;
-		judge(rule, bucket, cost, behind, result);
+		judge(rule, bucket, now, cost, result);
 	}
 }
 
@@ -337,7 +336,7 @@ idem_bucket_peek(const IdemBucketRule *rule, const IdemBucket *bucket,
 	IdemBucket	copy = *bucket;
 
 	idem_bucket_settle(rule, &copy, now);
-	judge(rule, &copy, cost, measure_behind(&copy, now), result);
+	judge(rule, &copy, now, cost, result);
 }
 
 /*

@@ -10,7 +10,6 @@
  */
 #include "postgres.h"
 
-#include "fmgr.h"
 #include "funcapi.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
@@ -62,33 +61,32 @@ IDEM_FUNCTION(idem_policy);
 Datum
 idem_policy(PG_FUNCTION_ARGS)
 {
-	text	   *name = idem_args_text(fcinfo, 0, "name");
-	char	   *cname = text_to_cstring(name);
-	Datum		values[IDEM_RULE_MAX_COLUMNS];
-	bool		nulls[IDEM_RULE_MAX_COLUMNS];
+	char	   *name = text_to_cstring(idem_args_text(fcinfo, 0, "name"));
+	IdemRuleRow row;
 	IdemPolicy	policy;
-	bool		exists;
+	List	   *rows;
 	int			i;
 
 	idem_args_require_writable();
-	if (cname[0] == '\0')
+	if (name[0] == '\0')
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("policy name must not be empty"),
 				 errhint("Name the policy, such as 'payments'; calls without one use 'default'.")));
 	idem_rule_lock(&idem_policy_table);
 	idem_policy_values_ship(&policy, "");
-	exists = idem_rule_read(&idem_policy_table, cname, values, nulls);
-	if (!exists)
-		memset(nulls, true, sizeof(nulls));
+	rows = idem_rule_read(&idem_policy_table, name);
+	memset(row.nulls, true, sizeof(row.nulls));
+	if (rows != NIL)
+		row = *(const IdemRuleRow *) linitial(rows);
 	for (i = 0; i < idem_policy_table.ncolumns; i++)
 	{
 		if (PG_ARGISNULL(i))
 			continue;
-		values[i] = PG_GETARG_DATUM(i);
-		nulls[i] = false;
+		row.values[i] = PG_GETARG_DATUM(i);
+		row.nulls[i] = false;
 	}
-	idem_policy_values_apply(&policy, values, nulls, true);
+	idem_policy_values_apply(&policy, &row, true);
 	if (NameStr(policy.owner_role)[0] != '\0' &&
 		!OidIsValid(get_role_oid(NameStr(policy.owner_role), true)))
 		ereport(ERROR,
@@ -96,7 +94,7 @@ idem_policy(PG_FUNCTION_ARGS)
 				 errmsg("role \"%s\" does not exist",
 						NameStr(policy.owner_role)),
 				 errhint("Create the role that is to own the keys, or leave \"owner_role\" empty.")));
-	idem_rule_write(&idem_policy_table, values, nulls, exists);
+	idem_rule_write(&idem_policy_table, &row, rows != NIL);
 	PG_RETURN_VOID();
 }
 
@@ -118,16 +116,6 @@ idem_policy_drop(PG_FUNCTION_ARGS)
 	PG_RETURN_BOOL(idem_rule_delete(&idem_policy_table, name));
 }
 
-static void
-put_policy(ReturnSetInfo *rsinfo, const IdemPolicy *policy)
-{
-	Datum		values[IDEM_RULE_MAX_COLUMNS];
-	bool		nulls[IDEM_RULE_MAX_COLUMNS] = {0};
-
-	idem_policy_values_form(policy, values);
-	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
-}
-
 IDEM_FUNCTION(idem_policy_values);
 
 /*
@@ -140,28 +128,24 @@ idem_policy_values(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	IdemPolicy	policy;
-	Datum		values[IDEM_RULE_MAX_COLUMNS];
-	bool		nulls[IDEM_RULE_MAX_COLUMNS];
 	bool		seen_default = false;
-	List	   *names = idem_rule_names(&idem_policy_table);
 	ListCell   *cell;
 
 	InitMaterializedSRF(fcinfo, 0);
-	foreach(cell, names)
+	foreach(cell, idem_rule_read(&idem_policy_table, NULL))
 	{
-		const char *name = lfirst(cell);
+		const IdemRuleRow *row = lfirst(cell);
+		const char *name = TextDatumGetCString(row->values[0]);
 
-		if (!idem_rule_read(&idem_policy_table, name, values, nulls))
-			continue;			/* dropped since its name was read */
 		idem_policy_values_ship(&policy, name);
-		idem_policy_values_apply(&policy, values, nulls, false);
-		put_policy(rsinfo, &policy);
+		idem_policy_values_apply(&policy, row, false);
+		idem_policy_values_put(rsinfo, &policy);
 		seen_default |= strcmp(name, IDEM_POLICY_DEFAULT) == 0;
 	}
 	if (!seen_default)
 	{
 		idem_policy_values_ship(&policy, IDEM_POLICY_DEFAULT);
-		put_policy(rsinfo, &policy);
+		idem_policy_values_put(rsinfo, &policy);
 	}
 	return (Datum) 0;
 }
@@ -178,14 +162,4 @@ idem_policy_changed(PG_FUNCTION_ARGS)
 {
 	(void) idem_rule_changed(&idem_policy_table, fcinfo);
 	return PointerGetDatum(NULL);
-}
-
-/*
- * idem_policy_init
- *		Have the cache of policies emptied when they change; once in a process.
- */
-void
-idem_policy_init(void)
-{
-	idem_rule_init(&idem_policy_table);
 }

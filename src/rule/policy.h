@@ -39,7 +39,7 @@ typedef struct IdemPolicy
 	int			key_format;		/* an IdemKeyFormat */
 	int			max_key_bytes;
 	int			mismatch_status;
-	uint8		releases[IDEM_MAX_STATUS / 8 + 1];	/* bit map of statuses */
+	bool		releases[IDEM_MAX_STATUS + 1];	/* by status */
 	int			max_body_bytes;
 	int			digest_oversize;	/* 0: error; 1: digest */
 	NameData	owner_role;		/* empty: the current user */
@@ -54,6 +54,5 @@ extern bool idem_policy_releases(const IdemPolicy *policy, int status);
 extern int64 idem_policy_lease_usec(const char *what, int64 usec);
 extern int64 idem_policy_ttl_usec(const char *what, int64 usec);
 extern int64 idem_policy_wait_usec(const char *what, int64 usec);
-extern void idem_policy_init(void);
 
 #endif							/* IDEM_RULE_POLICY_H */

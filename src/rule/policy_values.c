@@ -13,13 +13,11 @@
 #include "postgres.h"
 
 #include "catalog/pg_type.h"
-#include "fmgr.h"
 #include "lib/stringinfo.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/multirangetypes.h"
-#include "utils/timestamp.h"
 #include "utils/typcache.h"
 
 #include "base/args.h"
@@ -40,7 +38,7 @@ typedef enum ColumnKind
 	COLUMN_CHOICE,				/* text, an int: its place in the choices */
 	COLUMN_FLAG,				/* boolean, a bool */
 	COLUMN_NUMBER,				/* integer, an int */
-	COLUMN_STATUSES				/* int4multirange, a bit map */
+	COLUMN_STATUSES				/* int4multirange, a bool for each */
 } ColumnKind;
 
 static const Oid kind_types[] = {
@@ -149,18 +147,6 @@ idem_policy_wait_usec(const char *what, int64 usec)
 							   "idempotency.max_wait");
 }
 
-static void
-set_status(uint8 *map, int status)
-{
-	map[status / 8] |= 1 << (status % 8);
-}
-
-static bool
-has_status(const uint8 *map, int status)
-{
-	return (map[status / 8] & (1 << (status % 8))) != 0;
-}
-
 /*
  * idem_policy_releases
  *		Whether an answer with this status is not kept.
@@ -169,7 +155,7 @@ bool
 idem_policy_releases(const IdemPolicy *policy, int status)
 {
 	return status >= IDEM_MIN_STATUS && status <= IDEM_MAX_STATUS &&
-		has_status(policy->releases, status);
+		policy->releases[status];
 }
 
 /* A value of a kind, by the input function of its type. */
@@ -234,18 +220,17 @@ set_name(const PolicyColumn *column, Datum value, NameData *name)
 }
 
 static void
-set_statuses(Datum value, uint8 *map)
+set_statuses(Datum value, bool *statuses)
 {
 	TypeCacheEntry *type = lookup_type_cache(INT4MULTIRANGEOID,
 											 TYPECACHE_MULTIRANGE_INFO);
-	MultirangeType *statuses = DatumGetMultirangeTypeP(value);
+	MultirangeType *given = DatumGetMultirangeTypeP(value);
 	int			status;
 
-	memset(map, 0, sizeof(((IdemPolicy *) NULL)->releases));
 	for (status = IDEM_MIN_STATUS; status <= IDEM_MAX_STATUS; status++)
-		if (multirange_contains_elem_internal(type->rngtype, statuses,
-											  Int32GetDatum(status)))
-			set_status(map, status);
+		statuses[status] =
+			multirange_contains_elem_internal(type->rngtype, given,
+											  Int32GetDatum(status));
 }
 
 /* Set one parameter from its column; the value is checked, 22023. */
@@ -284,7 +269,7 @@ set_value(const PolicyColumn *column, void *field, Datum value, bool strict)
 }
 
 static Datum
-form_statuses(const uint8 *map)
+form_statuses(const bool *statuses)
 {
 	StringInfoData text;
 	int			status;
@@ -292,7 +277,7 @@ form_statuses(const uint8 *map)
 	initStringInfo(&text);
 	appendStringInfoChar(&text, '{');
 	for (status = IDEM_MIN_STATUS; status <= IDEM_MAX_STATUS; status++)
-		if (has_status(map, status))
+		if (statuses[status])
 			appendStringInfo(&text, "%s[%d,%d]", text.len > 1 ? "," : "",
 							 status, status);
 	appendStringInfoChar(&text, '}');
@@ -343,15 +328,15 @@ idem_policy_values_ship(IdemPolicy *policy, const char *name)
  *		22023.  Strict: against the settings, too.
  */
 void
-idem_policy_values_apply(IdemPolicy *policy, const Datum *values,
-						 const bool *nulls, bool strict)
+idem_policy_values_apply(IdemPolicy *policy, const IdemRuleRow *row,
+						 bool strict)
 {
 	int			i;
 
 	for (i = 0; i < lengthof(columns); i++)
-		if (!nulls[i])
+		if (!row->nulls[i])
 			set_value(&columns[i], (char *) policy + columns[i].offset,
-					  values[i], strict);
+					  row->values[i], strict);
 	if (policy->reject_expired && policy->tombstone == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -360,17 +345,20 @@ idem_policy_values_apply(IdemPolicy *policy, const Datum *values,
 }
 
 /*
- * idem_policy_values_form
- *		The columns of a policy in force; none is null.
+ * idem_policy_values_put
+ *		The columns of a policy in force, as a row of a result; none is null.
  */
 void
-idem_policy_values_form(const IdemPolicy *policy, Datum *values)
+idem_policy_values_put(ReturnSetInfo *rsinfo, const IdemPolicy *policy)
 {
+	Datum		values[lengthof(columns)];
+	bool		nulls[lengthof(columns)] = {0};
 	int			i;
 
 	for (i = 0; i < lengthof(columns); i++)
 		values[i] = form_value(&columns[i],
 							   (const char *) policy + columns[i].offset);
+	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 }
 
 static const char *
@@ -382,16 +370,15 @@ describe_column(int column, Oid *type)
 
 /* A policy for use: whoever uses it is counted under it. */
 static bool
-form_policy(void *rule, const char *name, const Datum *values,
-			const bool *nulls)
+form_policy(void *rule, const char *name, const IdemRuleRow *row)
 {
 	IdemPolicy *policy = rule;
 
-	if (values == NULL && strcmp(name, IDEM_POLICY_DEFAULT) != 0)
+	if (row == NULL && strcmp(name, IDEM_POLICY_DEFAULT) != 0)
 		return false;
 	idem_policy_values_ship(policy, name);
-	if (values != NULL)
-		idem_policy_values_apply(policy, values, nulls, false);
+	if (row != NULL)
+		idem_policy_values_apply(policy, row, false);
 	policy->counters = idem_counters_find(name);
 	idem_databases_know();
 	return true;
@@ -409,7 +396,8 @@ IdemRuleTable idem_policy_table = {
 
 /*
  * idem_policy_values_init
- *		Define the settings that bound policies; once in a process.
+ *		Define the settings that bound policies, and have the cache emptied
+ *		when policies change; once in a process.
  */
 void
 idem_policy_values_init(void)
@@ -435,4 +423,5 @@ idem_policy_values_init(void)
 							60 * 1000, 0, 60 * 60 * 1000,
 							PGC_SUSET, GUC_UNIT_MS,
 							NULL, NULL, NULL);
+	idem_rule_init(&idem_policy_table);
 }

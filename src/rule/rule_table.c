@@ -69,29 +69,16 @@ reset(IdemRuleTable *table)
 	 * An error below leaves "entries" NULL, and so the next call begins here
 	 * again.  What is invalidated meanwhile is newer than "as_of".
 	 */
+	if (table->entries != NULL)
+		hash_destroy(table->entries);
 	table->entries = NULL;
 	table->as_of = table->changes;
-	if (table->context == NULL)
-		table->context = AllocSetContextCreate(CacheMemoryContext,
-											   "idempotency rules",
-											   ALLOCSET_SMALL_SIZES);
-	MemoryContextReset(table->context);
 	table->current = get_relid(table);
 	ctl.keysize = NAMEDATALEN;
 	ctl.entrysize = RULE_OFFSET + table->rule_size;
-	ctl.hcxt = table->context;
+	ctl.hcxt = CacheMemoryContext;
 	table->entries = hash_create(table->relation, 16, &ctl,
 								 HASH_ELEM | HASH_STRINGS | HASH_CONTEXT);
-}
-
-static bool
-load(IdemRuleTable *table, const char *name, void *rule)
-{
-	Datum		values[IDEM_RULE_MAX_COLUMNS];
-	bool		nulls[IDEM_RULE_MAX_COLUMNS];
-	bool		found = idem_rule_read(table, name, values, nulls);
-
-	return table->form(rule, name, found ? values : NULL, nulls);
 }
 
 /*
@@ -106,6 +93,7 @@ idem_rule_find(IdemRuleTable *table, const char *name, void *rule,
 			   bool keep_missing)
 {
 	RuleEntry  *entry;
+	List	   *rows;
 	uint64		changes;
 	bool		known;
 
@@ -133,7 +121,8 @@ idem_rule_find(IdemRuleTable *table, const char *name, void *rule,
 	 * plan, is used, as a query would have used it, but not kept.
 	 */
 	changes = table->changes;
-	known = load(table, name, rule);
+	rows = idem_rule_read(table, name);
+	known = table->form(rule, name, rows != NIL ? linitial(rows) : NULL);
 	if ((known || keep_missing) && table->entries != NULL &&
 		table->as_of == changes && changes == table->changes &&
 		!IsInParallelMode())
@@ -147,7 +136,7 @@ idem_rule_find(IdemRuleTable *table, const char *name, void *rule,
 
 /*
  * The statements, once in a process.  Our schema is %1$s in them; each but
- * the list of names has the name as its first parameter.
+ * read_all has the name as its first parameter.
  */
 static void
 make_statements(IdemRuleTable *table)
@@ -174,8 +163,8 @@ make_statements(IdemRuleTable *table)
 	}
 	table->read.sql = psprintf("SELECT %s FROM %%1$s.%s WHERE name = $1",
 							   names.data, table->relation);
-	table->names.sql = psprintf("SELECT name FROM %%1$s.%s ORDER BY name",
-								table->relation);
+	table->read_all.sql = psprintf("SELECT %s FROM %%1$s.%s ORDER BY name",
+								   names.data, table->relation);
 	table->insert.sql = psprintf("INSERT INTO %%1$s.%s (%s) VALUES (%s)",
 								 table->relation, names.data, values.data);
 	table->update.sql = psprintf("UPDATE %%1$s.%s SET (%s) = (%s) WHERE name = $1",
@@ -188,22 +177,6 @@ make_statements(IdemRuleTable *table)
 	table->insert.argtypes = table->update.argtypes = types;
 	table->types = types;
 	MemoryContextSwitchTo(old);
-}
-
-/*
- * Rows are read with the latest snapshot, not with the transaction's: a
- * REPEATABLE READ transaction would fill the cache of its backend with what
- * nobody would correct later (specs/policy-change).
- */
-static uint64
-execute_read(IdemPlan *plan, Datum *values)
-{
-	uint64		rows;
-
-	PushActiveSnapshot(idem_spi_latest());
-	rows = idem_spi_execute(plan, values, NULL, true, 0);
-	PopActiveSnapshot();
-	return rows;
 }
 
 static uint64
@@ -231,62 +204,43 @@ idem_rule_lock(const IdemRuleTable *table)
 
 /*
  * idem_rule_read
- *		The columns of one row; false when it is not there.
- */
-bool
-idem_rule_read(IdemRuleTable *table, const char *name, Datum *values,
-			   bool *nulls)
-{
-	MemoryContext context = CurrentMemoryContext;
-	MemoryContext old;
-	Datum		arg = CStringGetTextDatum(name);
-	IdemSecctx	saved;
-	uint64		rows;
-
-	make_statements(table);
-	idem_spi_begin(&saved);
-	rows = execute_read(&table->read, &arg);
-	if (rows > 0)
-	{
-		idem_spi_require_types(table->types, table->ncolumns);
-		old = MemoryContextSwitchTo(context);
-		heap_deform_tuple(heap_copytuple(SPI_tuptable->vals[0]),
-						  SPI_tuptable->tupdesc, values, nulls);
-		MemoryContextSwitchTo(old);
-	}
-	idem_spi_end(&saved);
-	return rows > 0;
-}
-
-/*
- * idem_rule_names
- *		The names of all rows, as C strings, in their order.
+ *		The row of this name, or all in the order of their names where that is
+ *		NULL: a list of IdemRuleRow.
  */
 List *
-idem_rule_names(IdemRuleTable *table)
+idem_rule_read(IdemRuleTable *table, const char *name)
 {
 	MemoryContext context = CurrentMemoryContext;
-	MemoryContext old;
-	List	   *names = NIL;
+	Datum		arg = name != NULL ? CStringGetTextDatum(name) : 0;
+	List	   *rows = NIL;
 	IdemSecctx	saved;
-	uint64		rows;
 	uint64		i;
 
 	make_statements(table);
 	idem_spi_begin(&saved);
-	rows = execute_read(&table->names, NULL);
-	idem_spi_require_types(table->types, 1);
-	old = MemoryContextSwitchTo(context);
-	for (i = 0; i < rows; i++)
-	{
-		bool		isnull;
 
-		names = lappend(names,
-						TextDatumGetCString(idem_spi_value(i, 0, &isnull)));
+	/*
+	 * With the latest snapshot, not with the transaction's: a REPEATABLE READ
+	 * transaction would fill the cache of its backend with what nobody would
+	 * correct later (specs/policy-change).
+	 */
+	PushActiveSnapshot(idem_spi_latest());
+	idem_spi_execute(name != NULL ? &table->read : &table->read_all, &arg,
+					 NULL, true, 0);
+	PopActiveSnapshot();
+	if (SPI_processed > 0)
+		idem_spi_require_types(table->types, table->ncolumns);
+	MemoryContextSwitchTo(context);
+	for (i = 0; i < SPI_processed; i++)
+	{
+		IdemRuleRow *row = palloc(sizeof(IdemRuleRow));
+
+		heap_deform_tuple(heap_copytuple(SPI_tuptable->vals[i]),
+						  SPI_tuptable->tupdesc, row->values, row->nulls);
+		rows = lappend(rows, row);
 	}
-	MemoryContextSwitchTo(old);
 	idem_spi_end(&saved);
-	return names;
+	return rows;
 }
 
 /*
@@ -295,21 +249,20 @@ idem_rule_names(IdemRuleTable *table)
  *		snapshot of the transaction is older than the one that exists.
  */
 void
-idem_rule_write(IdemRuleTable *table, const Datum *values, const bool *nulls,
-				bool exists)
+idem_rule_write(IdemRuleTable *table, const IdemRuleRow *row, bool exists)
 {
 	char		sql_nulls[IDEM_RULE_MAX_COLUMNS];
 	int			i;
 
 	make_statements(table);
 	for (i = 0; i < table->ncolumns; i++)
-		sql_nulls[i] = nulls[i] ? 'n' : ' ';
+		sql_nulls[i] = row->nulls[i] ? 'n' : ' ';
 
 	/*
 	 * The latest snapshot, under the lock, had the row to be overwritten;
 	 * that of a REPEATABLE READ transaction need not (specs/policy-create).
 	 */
-	if (execute_change(exists ? &table->update : &table->insert, values,
+	if (execute_change(exists ? &table->update : &table->insert, row->values,
 					   sql_nulls) == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),

@@ -16,6 +16,13 @@
 
 #define IDEM_RULE_MAX_COLUMNS 32
 
+/* A row of such a table. */
+typedef struct IdemRuleRow
+{
+	Datum		values[IDEM_RULE_MAX_COLUMNS];
+	bool		nulls[IDEM_RULE_MAX_COLUMNS];
+} IdemRuleRow;
+
 /*
  * A table of rules.  The first column is the name, a text, on which it has its
  * primary key.  A rule is a struct of values, without pointers.
@@ -29,9 +36,8 @@ typedef struct IdemRuleTable
 	int			ncolumns;
 	const char *(*describe) (int column, Oid *type);	/* its name */
 
-	/* A rule from its row, or from none, where "values" is NULL: if it is one */
-	bool		(*form) (void *rule, const char *name, const Datum *values,
-						 const bool *nulls);
+	/* A rule from its row, or from none, where that is NULL: if it is one */
+	bool		(*form) (void *rule, const char *name, const IdemRuleRow *row);
 
 	/* The rest is our own, and begins as zeros. */
 	struct IdemRuleTable *next;
@@ -39,10 +45,9 @@ typedef struct IdemRuleTable
 	uint64		as_of;			/* before those that "entries" knows of */
 	Oid			current;		/* the table that the entries are from */
 	HTAB	   *entries;
-	MemoryContext context;
 	Oid		   *types;			/* NULL: the statements are yet to be made */
 	IdemPlan	read;
-	IdemPlan	names;
+	IdemPlan	read_all;
 	IdemPlan	insert;
 	IdemPlan	update;
 	IdemPlan	delete;
@@ -51,11 +56,9 @@ typedef struct IdemRuleTable
 extern bool idem_rule_find(IdemRuleTable *table, const char *name, void *rule,
 						   bool keep_missing);
 extern void idem_rule_lock(const IdemRuleTable *table);
-extern bool idem_rule_read(IdemRuleTable *table, const char *name,
-						   Datum *values, bool *nulls);
-extern List *idem_rule_names(IdemRuleTable *table);
-extern void idem_rule_write(IdemRuleTable *table, const Datum *values,
-							const bool *nulls, bool exists);
+extern List *idem_rule_read(IdemRuleTable *table, const char *name);
+extern void idem_rule_write(IdemRuleTable *table, const IdemRuleRow *row,
+							bool exists);
 extern bool idem_rule_delete(IdemRuleTable *table, const text *name);
 extern TriggerData *idem_rule_changed(const IdemRuleTable *table,
 									  FunctionCallInfo fcinfo);

@@ -21,11 +21,9 @@
 #include "access/tableam.h"
 #include "access/xact.h"
 #include "catalog/index.h"
-#include "catalog/pg_collation.h"
 #include "executor/executor.h"
 #include "miscadmin.h"
 #include "storage/lmgr.h"
-#include "utils/fmgroids.h"
 #include "utils/snapmgr.h"
 
 #include "base/compat.h"
@@ -43,13 +41,6 @@ typedef struct IdemProbe
 } IdemProbe;
 
 static void
-init_scan_key(ScanKey entry, AttrNumber column, const text *value)
-{
-	ScanKeyEntryInitialize(entry, 0, column, BTEqualStrategyNumber, InvalidOid,
-						   C_COLLATION_OID, F_TEXTEQ, PointerGetDatum(value));
-}
-
-static void
 begin_probe(IdemProbe *probe, const IdemStore *store, const IdemKey *id,
 			Snapshot snapshot)
 {
@@ -60,8 +51,7 @@ begin_probe(IdemProbe *probe, const IdemStore *store, const IdemKey *id,
 	probe->snapshot = snapshot;
 	probe->scan = idem_compat_index_beginscan(store->keys, probe->index,
 											  snapshot, lengthof(entries));
-	init_scan_key(&entries[0], 1, id->scope);
-	init_scan_key(&entries[1], 2, id->key);
+	idem_store_row_scan_keys(id, entries);
 	index_rescan(probe->scan, entries, lengthof(entries), NULL, 0);
 }
 

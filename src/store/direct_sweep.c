@@ -81,6 +81,7 @@ sweep_index(IdemStore *store, TimestampTz *low, TimestampTz now,
 	ScanKeyInit(&range[1], 1, BTLessEqualStrategyNumber, F_TIMESTAMPTZ_LE,
 				TimestampTzGetDatum(now));
 	index_rescan(scan, range, lengthof(range), NULL, 0);
+	/* from where the last batch ended: dead entries before it are not read */
 	while (rows < max_rows &&
 		   index_getnext_slot(scan, ForwardScanDirection, slot))
 	{
@@ -90,6 +91,7 @@ sweep_index(IdemStore *store, TimestampTz *low, TimestampTz now,
 		result = table_tuple_delete(store->keys, &slot->tts_tid, cid,
 									snapshot, InvalidSnapshot, false, &failure,
 									false);
+		/* a row that somebody has locked, or changed, is for another time */
 		if (result == TM_Ok)
 		{
 			*low = DatumGetTimestampTz(slot_getattr(slot, COLUMN_PURGE_AT + 1,

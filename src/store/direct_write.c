@@ -61,6 +61,7 @@ insert_index_entries(IdemStore *store, TupleTableSlot *slot,
 		Datum		values[INDEX_MAX_KEYS];
 		bool		isnull[INDEX_MAX_KEYS];
 
+		/* a HOT update needs entries only in what summarizes, such as BRIN */
 		if (!info->ii_ReadyForInserts ||
 			(indexes == IDEM_COMPAT_INDEXES_SUMMARIZING &&
 			 !idem_compat_is_summarizing(info)))
@@ -114,8 +115,8 @@ idem_direct_insert(IdemStore *store, const IdemKey *id,
 
 /*
  * idem_direct_insert_new
- *		The same where there must be none; 40001 when another transaction has
- *		the key.  Cheaper: the abort takes the row back.
+ *		Insert a row where there must be none; 40001 when another transaction
+ *		has the key.  Cheaper: the abort takes the row back.
  */
 void
 idem_direct_insert_new(IdemStore *store, const IdemKey *id,
@@ -124,6 +125,7 @@ idem_direct_insert_new(IdemStore *store, const IdemKey *id,
 	TupleTableSlot *slot = make_slot(store, id, row);
 
 	table_tuple_insert(store->keys, slot, GetCurrentCommandId(true), 0, NULL);
+	/* not speculatively: the error takes back the work and the row with it */
 	if (!insert_index_entries(store, slot, false,
 							  IDEM_COMPAT_INDEXES_ALL))
 		idem_store_row_raise_rival();
@@ -150,6 +152,7 @@ idem_direct_update(IdemStore *store, const IdemKey *id,
 
 	if (old != NULL)
 	{
+		/* as the executor: a published table without identity is refused */
 		CheckCmdReplicaIdentity(store->keys, CMD_UPDATE);
 		slot = make_slot(store, id, row);
 		result = idem_compat_update(store->keys, &old->t_self, slot,

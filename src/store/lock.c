@@ -34,7 +34,9 @@ hash_text(const text *value, uint64 seed)
 
 /*
  * 64 bits, seeded with a secret that all processes of a server know and no
- * client does, so that nobody can make keys that collide with another's.
+ * client does, so that nobody can make keys that collide with another's.  The
+ * server's nonce for mock authentication is one, and needs no preload; what it
+ * is for is not weakened, since no lock tag leaves the server but as a hash.
  */
 static void
 set_tag(const IdemKey *id, LOCKTAG *tag)

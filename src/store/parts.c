@@ -26,7 +26,6 @@
 #include "executor/tuptable.h"
 #include "storage/lmgr.h"
 #include "utils/array.h"
-#include "utils/fmgroids.h"
 #include "utils/snapmgr.h"
 
 #include "base/catalog.h"
@@ -47,14 +46,18 @@ lock_with_indexes(Oid relid)
 	table = try_table_open(relid, NoLock);
 	if (table == NULL)
 		return false;			/* dropped meanwhile */
+
+	/* RelationGetIndexList() locks none; the DELETE would wait for each */
 	indexes = RelationGetIndexList(table);
 	is_table = table->rd_rel->relkind != RELKIND_VIEW;
 	table_close(table, NoLock);
 	if (!is_table)
 		return false;			/* its tableoid and ctid may be anything */
 	foreach(cell, indexes)
+	{
 		if (!ConditionalLockRelationOid(lfirst_oid(cell), RowExclusiveLock))
-		return false;
+			return false;
+	}
 	return true;
 }
 
@@ -71,8 +74,10 @@ idem_store_parts_lock(void)
 	ListCell   *cell;
 
 	foreach(cell, parts)
+	{
 		if (!lock_with_indexes(lfirst_oid(cell)))
-		return false;
+			return false;
+	}
 	return true;
 }
 
@@ -112,13 +117,9 @@ finds(Relation table, Relation index, const IdemKey *id, Snapshot snapshot)
 													 lengthof(entries));
 	bool		found = false;
 
-	ScanKeyEntryInitialize(&entries[0], 0, 1, BTEqualStrategyNumber, InvalidOid,
-						   C_COLLATION_OID, F_TEXTEQ,
-						   PointerGetDatum(id->scope));
-	ScanKeyEntryInitialize(&entries[1], 0, 2, BTEqualStrategyNumber, InvalidOid,
-						   C_COLLATION_OID, F_TEXTEQ,
-						   PointerGetDatum(id->key));
+	idem_store_row_scan_keys(id, entries);
 	index_rescan(scan, entries, lengthof(entries), NULL, 0);
+	/* SnapshotAny takes no predicate lock on pages; rows are judged by ours */
 	while (!found && index_getnext_tid(scan, ForwardScanDirection) != NULL)
 		found = idem_compat_fetch_heap(scan, snapshot, slot);
 	index_endscan(scan);
@@ -126,7 +127,7 @@ finds(Relation table, Relation index, const IdemKey *id, Snapshot snapshot)
 	return found;
 }
 
-/* The same for a table; one without the index may hold anything. */
+/* Whether a table may show a row; one without the index may hold anything. */
 static bool
 may_hold(Oid relid, const IdemKey *id, Snapshot snapshot)
 {
@@ -167,8 +168,10 @@ idem_store_parts_may_show(const IdemKey *id, Snapshot snapshot)
 	ListCell   *cell;
 
 	foreach(cell, parts)
+	{
 		if (may_hold(lfirst_oid(cell), id, snapshot))
-		return true;
+			return true;
+	}
 	return false;
 }
 

@@ -10,8 +10,12 @@
  */
 #include "postgres.h"
 
+#include "access/stratnum.h"
+#include "catalog/pg_collation.h"
 #include "catalog/pg_type.h"
+#include "utils/fmgroids.h"
 
+#include "base/bytes.h"
 #include "base/digest.h"
 #include "store/row.h"
 
@@ -130,16 +134,6 @@ idem_store_row_values(const IdemKey *id, const IdemRow *row, Datum *values,
 	}
 }
 
-static bool
-is_text(Datum value, const text *wanted)
-{
-	const text *got = DatumGetTextPP(value);
-	size_t		len = VARSIZE_ANY_EXHDR(wanted);
-
-	return VARSIZE_ANY_EXHDR(got) == len &&
-		memcmp(VARDATA_ANY(got), VARDATA_ANY(wanted), len) == 0;
-}
-
 /*
  * idem_store_row_is
  *		Whether the values are those of this key.
@@ -147,8 +141,25 @@ is_text(Datum value, const text *wanted)
 bool
 idem_store_row_is(const IdemKey *id, const Datum *values)
 {
-	return is_text(values[COLUMN_SCOPE], id->scope) &&
-		is_text(values[COLUMN_KEY], id->key);
+	return idem_bytes_equal(idem_bytes_of(DatumGetTextPP(values[COLUMN_SCOPE])),
+							idem_bytes_of(id->scope)) &&
+		idem_bytes_equal(idem_bytes_of(DatumGetTextPP(values[COLUMN_KEY])),
+						 idem_bytes_of(id->key));
+}
+
+/*
+ * idem_store_row_scan_keys
+ *		To find a key in an index on (scope, key).
+ */
+void
+idem_store_row_scan_keys(const IdemKey *id, ScanKeyData entries[2])
+{
+	ScanKeyEntryInitialize(&entries[0], 0, 1, BTEqualStrategyNumber, InvalidOid,
+						   C_COLLATION_OID, F_TEXTEQ,
+						   PointerGetDatum(id->scope));
+	ScanKeyEntryInitialize(&entries[1], 0, 2, BTEqualStrategyNumber, InvalidOid,
+						   C_COLLATION_OID, F_TEXTEQ,
+						   PointerGetDatum(id->key));
 }
 
 /*

@@ -8,6 +8,8 @@
 #ifndef IDEM_STORE_ROW_H
 #define IDEM_STORE_ROW_H
 
+#include "access/skey.h"
+
 #include "base/compat.h"
 #include "idem.h"
 
@@ -68,6 +70,7 @@ extern const IdemColumnShape idem_store_columns[IDEM_NUM_COLUMNS];
 
 extern void idem_store_row_form(IdemRow *row, const Datum *values,
 								const bool *nulls);
+extern void idem_store_row_scan_keys(const IdemKey *id, ScanKeyData entries[2]);
 extern bool idem_store_row_is(const IdemKey *id, const Datum *values);
 extern void idem_store_row_values(const IdemKey *id, const IdemRow *row,
 								  Datum *values, bool *nulls);

@@ -101,25 +101,35 @@ form_row(IdemRow *row, MemoryContext context)
 	MemoryContextSwitchTo(old);
 }
 
+/* Execute a statement on a key, as the owner of the table; whether on a row. */
+static bool
+execute(IdemPlan *plan, const IdemKey *id, bool read_only)
+{
+	Datum		values[] = {
+		PointerGetDatum(id->scope), PointerGetDatum(id->key)
+	};
+	uint64		rows;
+
+	make_statements();
+	rows = idem_spi_execute(plan, values, NULL, read_only, 2);
+	if (rows > 1)
+		idem_store_row_raise_twins(id);
+	return rows == 1;
+}
+
 static bool
 read_row(IdemPlan *plan, const IdemKey *id, bool read_only, IdemRow *row)
 {
 	MemoryContext context = CurrentMemoryContext;
-	Datum		values[2];
 	IdemSecctx	saved;
-	uint64		rows;
+	bool		found;
 
-	values[0] = PointerGetDatum(id->scope);
-	values[1] = PointerGetDatum(id->key);
-	make_statements();
 	idem_spi_begin(&saved);
-	rows = idem_spi_execute(plan, values, NULL, read_only, 2);
-	if (rows > 1)
-		idem_store_row_raise_twins(id);
-	if (rows == 1)
+	found = execute(plan, id, read_only);
+	if (found)
 		form_row(row, context);
 	idem_spi_end(&saved);
-	return rows == 1;
+	return found;
 }
 
 static bool
@@ -323,18 +333,13 @@ update(IdemStore *store, const IdemKey *id, const IdemRow *row)
 static bool
 delete(IdemStore *store, const IdemKey *id)
 {
-	Datum		values[2];
 	IdemSecctx	saved;
-	uint64		rows;
+	bool		deleted;
 
-	values[0] = PointerGetDatum(id->scope);
-	values[1] = PointerGetDatum(id->key);
 	idem_spi_begin(&saved);
-	rows = idem_spi_execute(&delete_plan, values, NULL, false, 0);
+	deleted = execute(&delete_plan, id, false);
 	idem_spi_end(&saved);
-	if (rows > 1)
-		idem_store_row_raise_twins(id);
-	return rows == 1;
+	return deleted;
 }
 
 const IdemStoreWay idem_store_sql = {

@@ -75,6 +75,7 @@ lock_due(TimestampTz low, TimestampTz now, int64 max_rows, IdemPlace *places)
 				count++;
 		}
 		idem_store_parts_close(&part);
+		/* so many were passed over: look at more, or the oldest hide the rest */
 		limit *= 2;
 	} while (count < max_rows && (int64) rows * 2 == limit);
 	return count;
@@ -128,6 +129,7 @@ sweep_some(TimestampTz *low, TimestampTz now, int max_rows, IdemPlace *places,
 	{
 		if (i < locked && places[i].table == places[begin].table)
 			continue;
+		/* one statement for each table: a ctid means nothing without it */
 		rows += delete_places(&places[begin], i - begin, low, count);
 		begin = i;
 	}

@@ -45,12 +45,17 @@ idem_store_open(IdemStore *store, LOCKMODE lockmode)
 		store->lockmode = lockmode;
 	}
 
-	if (store->keys != NULL &&	/* else just dropped: a statement will say so */
+	/*
+	 * After the lock, whose taking has brought what others have changed.  A
+	 * table that was just dropped is none: a statement will say so.
+	 */
+	if (store->keys != NULL &&
 		!idem_whitelist_passes(store->keys, &store->pkey, &store->purge_index))
 	{
 		table_close(store->keys, NoLock);
 		store->keys = NULL;
 	}
+	/* statements lock for themselves: no step of the SQL way comes back here */
 	if (store->keys == NULL)
 		store->lockmode = MaxLockMode;
 	store->way = store->keys == NULL ? &idem_store_sql : &idem_store_direct;
@@ -71,19 +76,6 @@ idem_store_close(IdemStore *store)
 }
 
 /*
- * idem_store_drop
- *		Give the key lock back.  A row stays locked to the end of the
- *		transaction.
- */
-void
-idem_store_drop(IdemStore *store)
-{
-	if (store->locked)
-		idem_store_unlock_key(&store->tag);
-	store->locked = false;
-}
-
-/*
  * idem_store_is_new
  *		Whether a statement need not read a key before it inserts it, since the
  *		snapshot shows none.
@@ -98,6 +90,7 @@ idem_store_is_new(const IdemKey *id)
 {
 	if (!IsolationIsSerializable())
 		return false;
+	/* with what this transaction has written itself */
 	CommandCounterIncrement();
 	return !idem_store_parts_may_show(id, GetTransactionSnapshot());
 }
@@ -117,6 +110,7 @@ idem_store_require_current(IdemStore *store, const IdemKey *id,
 	PushActiveSnapshot(idem_spi_latest());
 	found = idem_store_peek(store, id, &now);
 	PopActiveSnapshot();
+	/* what a holder may change of a claim in progress, or anybody after it */
 	if (!found || now.state != row->state || now.token != row->token ||
 		now.claim_xid != row->claim_xid ||
 		now.lease_until != row->lease_until ||
@@ -159,6 +153,7 @@ idem_store_sweep(TimestampTz *low, TimestampTz now, int64 max_rows,
 	IdemStore	store = {0};
 	int64		rows;
 
+	/* ALTER TABLE and the like go first, and the sweep comes another time */
 	if (!ConditionalLockRelationOid(idem_catalog()->keys, RowExclusiveLock))
 		return 0;
 	rows = idem_store_way(&store, RowExclusiveLock)->sweep(&store, low, now,

@@ -94,6 +94,19 @@ extern const IdemStoreWay idem_store_sql;
 extern void idem_store_open(IdemStore *store, LOCKMODE lockmode);
 extern void idem_store_close(IdemStore *store);
 
+/* lock.c */
+extern bool idem_store_lock_key(const IdemKey *id, LOCKTAG *tag, bool wait);
+extern void idem_store_unlock_key(const LOCKTAG *tag);
+
+/* Give the key lock back.  A row stays locked to the end of the transaction. */
+static inline void
+idem_store_drop(IdemStore *store)
+{
+	if (store->locked)
+		idem_store_unlock_key(&store->tag);
+	store->locked = false;
+}
+
 /*
  * Have the table locked as the next step needs it, and the way chosen by what
  * the table is now.
@@ -201,16 +214,11 @@ idem_store_insert_new(IdemStore *store, const IdemKey *id, const IdemRow *row)
 extern void idem_store_update(IdemStore *store, const IdemKey *id,
 							  const IdemRow *row);
 extern void idem_store_delete(IdemStore *store, const IdemKey *id);
-extern void idem_store_drop(IdemStore *store);
 extern bool idem_store_is_new(const IdemKey *id);
 extern void idem_store_require_current(IdemStore *store, const IdemKey *id,
 									   const IdemRow *row);
 extern int64 idem_store_sweep(TimestampTz *low, TimestampTz now,
 							  int64 max_rows, IdemSweepCount count);
-
-/* lock.c */
-extern bool idem_store_lock_key(const IdemKey *id, LOCKTAG *tag, bool wait);
-extern void idem_store_unlock_key(const LOCKTAG *tag);
 
 /* many.c */
 extern int64 idem_store_count_live(const text *scope, TimestampTz now,

@@ -86,6 +86,7 @@ check_triggers(const TriggerDesc *triggers)
 
 	if (triggers == NULL)
 		return NULL;
+	/* a foreign key that refers to us fires triggers, too: internal ones */
 	for (i = 0; i < triggers->numtriggers; i++)
 		if (!triggers->triggers[i].tgisinternal)
 			return "it has a trigger";
@@ -265,6 +266,7 @@ judge(Relation keys)
 	List	   *indexes = RelationGetIndexList(keys);
 	MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
 
+	/* whose invalidations count from now on, even if the verdict is SQL */
 	list_free(verdict.indexes);
 	verdict.indexes = NIL;
 	verdict.indexes = list_copy(indexes);
@@ -313,6 +315,7 @@ find_obstacle(Relation keys)
 bool
 idem_whitelist_passes(Relation keys, Oid *pkey, Oid *purge_index)
 {
+	/* the setting first: with it nothing of the table need be read */
 	if (storage == STORAGE_SQL || find_obstacle(keys) != NULL)
 		return false;
 	*pkey = verdict.pkey;

@@ -6,11 +6,10 @@
  * cc -I`pg_config --includedir-server` -Isrc test/unit/decide.c \
  *	  src/key/decide.c
  *
- * Shown here: every combination of what a claim may find and ask gets what
- * the table of the design, section 3, says.  The table stands below as it
- * stands there, row by row: the first row that fits decides.  Rows that need
- * more than one session (a claim of a transaction that has not ended) are
- * not decided by the function and have no place here.
+ * Shown here: every combination of what a claim may find and ask gets what the
+ * contract says.  Its table stands below, row by row: the first row that fits
+ * decides.  Rows that need more than one session (a claim of a transaction that
+ * has not ended) are not decided by the function and have no place here.
  *
  * One test for each row, one for each property of all, then edge cases.
  *
