@@ -121,8 +121,10 @@ idem_partition_lock(LOCKMODE mode)
 	 * partitioned table does not always lock in one order.
 	 */
 	foreach(cell, relations)
+	{
 		if (!ConditionalLockRelationOid(lfirst_oid(cell), mode))
-		return false;
+			return false;
+	}
 	return true;
 }
 

@@ -104,8 +104,8 @@ idem_decide(const IdemFound *found, const IdemAsked *asked)
 		return claim(IDEM_CLAIM_FRESH, free_attempt, false);
 
 	/*
-	 * One's own open claim comes before the role and the request are looked at:
-	 * waiting for it would be waiting for oneself.
+	 * One's own open claim comes before the role and the request are looked
+	 * at: waiting for it would be waiting for oneself.
 	 */
 	if (found->own && found->state == IDEM_STATE_IN_PROGRESS)
 	{

@@ -87,8 +87,10 @@ is_wanted(const Form_pg_database database)
 	if (names == NIL)
 		return !database->datistemplate;
 	foreach(cell, names)
+	{
 		if (strcmp(lfirst(cell), NameStr(database->datname)) == 0)
-		return true;
+			return true;
+	}
 	return false;
 }
 
@@ -352,7 +354,7 @@ forget_launcher(int code, Datum arg)
 void
 idem_launcher_main(Datum arg)
 {
-	HASHCTL		ctl = {.keysize = sizeof(Oid), .entrysize = sizeof(Target)};
+	HASHCTL		ctl = {.keysize = sizeof(Oid),.entrysize = sizeof(Target)};
 
 	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);

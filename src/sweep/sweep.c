@@ -143,9 +143,11 @@ warn_if_locked(void)
 	{
 		table = table_open(keys, NoLock);
 		foreach(cell, RelationGetIndexList(table))
+		{
 			if (!ConditionalLockRelationOid(lfirst_oid(cell),
 											RowExclusiveLock))
-			locked = true;
+				locked = true;
+		}
 		table_close(table, NoLock);
 	}
 	if (locked)
