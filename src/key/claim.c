@@ -90,11 +90,9 @@ static void
 decide(IdemClaim *claim)
 {
 	const IdemRow *row = &claim->row;
-	IdemFound	found;
+	IdemFound	found = {.exists = claim->found};
 	IdemAsked	asked;
 
-	memset(&found, 0, sizeof(found));
-	found.exists = claim->found;
 	if (claim->found)
 	{
 		/* the policy that the row was claimed under, not the one of the call */
@@ -263,17 +261,6 @@ take(IdemClaim *claim, bool check_new)
 	return claim->decision.verdict == IDEM_WAIT ? IDEM_STORE_CHANGED : taken;
 }
 
-static void
-require_current(IdemClaim *claim)
-{
-	/*
-	 * The snapshot of a transaction shows the same row for ever: whoever
-	 * waits for it to change is told so by 40001.  Spec: claim-same-wait.
-	 */
-	if (claim->wait > 0 && claim->found && IsolationUsesXactSnapshot())
-		idem_store_require_current(&claim->store, &claim->id, &claim->row);
-}
-
 /*
  * idem_claim_decide
  *		Find out what the caller gets, waiting as long as it wants to.
@@ -308,7 +295,14 @@ idem_claim_decide(IdemClaim *claim, bool check_new)
 		decide(claim);
 		if (claim->decision.verdict == IDEM_WAIT)
 		{
-			require_current(claim);
+			/*
+			 * The snapshot of a transaction shows the same row for ever:
+			 * whoever waits for it to change is told so by 40001.  Spec:
+			 * claim-same-wait.
+			 */
+			if (claim->wait > 0 && claim->found && IsolationUsesXactSnapshot())
+				idem_store_require_current(&claim->store, &claim->id,
+										   &claim->row);
 			if (wait_a_little(claim, &delay))
 				continue;
 			break;
