@@ -36,7 +36,8 @@ idem_store_open(IdemStore *store, LOCKMODE lockmode)
 {
 	if (store->keys == NULL)
 	{
-		store->keys = try_table_open(idem_catalog()->keys, lockmode);
+		if (idem_whitelist_is_asked())
+			store->keys = try_table_open(idem_catalog()->keys, lockmode);
 		store->lockmode = lockmode;
 	}
 	else if (store->lockmode < lockmode)

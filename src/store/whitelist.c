@@ -307,6 +307,17 @@ find_obstacle(Relation keys)
 }
 
 /*
+ * idem_whitelist_is_asked
+ *		Whether the direct way is wanted at all: with idempotency.storage = sql
+ *		the table need not be looked at.
+ */
+bool
+idem_whitelist_is_asked(void)
+{
+	return storage != STORAGE_SQL;
+}
+
+/*
  * idem_whitelist_passes
  *		Whether the direct way may be taken to a table that the caller has
  *		locked.  Names its primary key and the index on purge_at, if somebody
@@ -315,8 +326,7 @@ find_obstacle(Relation keys)
 bool
 idem_whitelist_passes(Relation keys, Oid *pkey, Oid *purge_index)
 {
-	/* the setting first: with it nothing of the table need be read */
-	if (storage == STORAGE_SQL || find_obstacle(keys) != NULL)
+	if (find_obstacle(keys) != NULL)
 		return false;
 	*pkey = verdict.pkey;
 	*purge_index = verdict.purge_index;
