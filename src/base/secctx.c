@@ -53,7 +53,7 @@ idem_secctx_enter(IdemSecctx *saved, Oid owner)
 	if (strcmp(namespace_search_path, PINNED_SEARCH_PATH) != 0)
 		idem_secctx_set("search_path", PINNED_SEARCH_PATH);
 
-	/* a plan for each call would be made without what idem_store_spi pins */
+	/* a plan for each call would be made without what spi.c pins */
 	if (plan_cache_mode == PLAN_CACHE_MODE_FORCE_CUSTOM_PLAN)
 		idem_secctx_set("plan_cache_mode", "auto");
 }
