@@ -70,6 +70,7 @@ parse_exponent(const char *p, const char *end, int64 *exponent)
 	digits = p;
 	for (; p < end && *p >= '0' && *p <= '9'; p++)
 	{
+		/* stopped here, no number of digits can overflow it or a later sum */
 		value = value * 10 + (*p - '0');
 		if (value > MAX_EXPONENT)
 			return NULL;
@@ -93,6 +94,7 @@ strip_zeros(const char *p, const char *int_end, const char *end,
 	while (end > p && (end[-1] == '0' || end[-1] == '.'))
 		end--;
 
+	/* the digits stay where they are in the text: nothing is copied yet */
 	number->digits = p;
 	number->ndigits = end - p;
 	if (p == end)
@@ -148,6 +150,10 @@ idem_canonical_parse_number(const char *text, Size len,
 	if (p != end)
 		return false;
 
+	/*
+	 * 1.0, 1e0 and 10e-1 are one number, and get one text.  So are 0 and -0,
+	 * which have no digits left.
+	 */
 	strip_zeros(mantissa, int_end, mantissa_end, number);
 	number->negative = negative && number->ndigits > 0;
 	if (number->ndigits > 0)
@@ -176,6 +182,7 @@ idem_canonical_measure_number(const IdemCanonicalNumber *number)
 	if (ndigits == 0)
 		return 1;				/* "0" */
 
+	/* the layouts of Number::toString, in the order of its definition */
 	if (needs_exponent(number))
 	{
 		size += ndigits + (ndigits > 1 ? 1 : 0) + 3;	/* "d.ddde+N" */
@@ -254,6 +261,7 @@ idem_canonical_write_number(const IdemCanonicalNumber *number, char *out)
 	if (number->negative)
 		*out++ = '-';
 
+	/* each branch writes what idem_canonical_measure_number() has counted */
 	if (ndigits == 0)
 		*out++ = '0';
 	else if (needs_exponent(number))
@@ -354,6 +362,7 @@ idem_canonical_write_string(const char *text, Size len, char *out)
 		unsigned char c = (unsigned char) text[i];
 		char		escape = classify_byte(c);
 
+		/* also each byte of a longer character: UTF-8 is not escaped */
 		if (escape == 0)
 		{
 			*out++ = (char) c;
@@ -407,6 +416,7 @@ idem_canonical_compare_keys(const char *a, Size alen,
 
 	for (i = 0; i < common; i++)
 	{
+		/* the first that differs decides, as in UTF-16 */
 		if (a[i] != b[i])
 			return rank_byte((unsigned char) a[i]) -
 				rank_byte((unsigned char) b[i]);

@@ -156,6 +156,7 @@ write_numeric(Numeric value, StringInfo out)
 	IdemCanonicalNumber number;
 	char	   *room;
 
+	/* jsonb has neither NaN nor infinity */
 	if (!idem_canonical_parse_number(text, strlen(text), &number))
 		elog(ERROR, "unexpected number in jsonb");
 	room = reserve_room(out, idem_canonical_measure_number(&number));
@@ -181,6 +182,7 @@ write_value(const JsonbValue *value, StringInfo out)
 			write_numeric(value->val.numeric, out);
 			break;
 		case jbvString:
+			/* it may be most of a large document, so it is freed at once */
 			utf8 = convert_to_utf8(value->val.string.val,
 								   value->val.string.len, &len);
 			write_string(utf8, len, out);
@@ -206,6 +208,7 @@ write_array(JsonbContainer *container, StringInfo out)
 	appendStringInfoCharMacro(out, '[');
 	while (JsonbIteratorNext(&it, &value, true) == WJB_ELEM)
 	{
+		/* a hundred megabytes of elements must be open to cancel */
 		CHECK_FOR_INTERRUPTS();
 		if (!first)
 			appendStringInfoCharMacro(out, ',');
@@ -241,6 +244,7 @@ read_sorted_keys(JsonbContainer *container, uint32 count)
 	while ((token = JsonbIteratorNext(&it, &value, true)) != WJB_END_OBJECT)
 	{
 		CHECK_FOR_INTERRUPTS();
+		/* values are skipped: they come again in our order */
 		if (token != WJB_KEY)
 			continue;
 		if (n >= count)

@@ -75,6 +75,7 @@ is_field_value(const char *c, int len)
 {
 	int			i;
 
+	/* a line end here would be a header of the application's choice */
 	for (i = 0; i < len; i++)
 		if (((unsigned char) c[i] < ' ' && c[i] != '\t') || c[i] == 0x7f)
 			return false;
@@ -128,6 +129,7 @@ idem_headers_check(text *headers)
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("headers have a name that HTTP cannot have"),
 					 errhint("Make a name of letters, digits and hyphens.")));
+		/* an object, a null or a list in a list has no value */
 		if (pair->value == NULL ||
 			!is_field_value(pair->value, strlen(pair->value)))
 			ereport(ERROR,
@@ -151,6 +153,7 @@ read_connection(List *names, const char *value)
 	{
 		int			len = token_length(value, strlen(value));
 
+		/* what is between tokens, commas for the most part, separates them */
 		if (len > 0)
 			names = lappend(names, pnstrdup(value, len));
 		value += Max(len, 1);
@@ -176,6 +179,11 @@ names_not_sent(const List *pairs, int *count)
 		if (pair->value != NULL && pg_strcasecmp(pair->name, CONNECTION) == 0)
 			names = read_connection(names, pair->value);
 	}
+
+	/*
+	 * Sorted, since Connection can name as many fields as fit into 64 kB, and
+	 * each header is looked for among them.
+	 */
 	array = palloc(sizeof(char *) * list_length(names));
 	*count = 0;
 	foreach(cell, names)
@@ -205,6 +213,7 @@ idem_headers_to_send(text *headers)
 	{
 		IdemPair   *pair = lfirst(cell);
 
+		/* what idem_headers_check() would refuse was stored by other means */
 		if (!is_token(pair->name) || pair->value == NULL ||
 			!is_field_value(pair->value, strlen(pair->value)) ||
 			bsearch(&pair->name, names, count, sizeof(char *),
@@ -229,6 +238,7 @@ idem_headers_is_media_type(const text *value)
 	int			type = token_length(c, len);
 	int			end;
 
+	/* it is sent as a header, so a line end must not get in by this door */
 	if (type == 0 || type == len || c[type] != '/')
 		return false;
 	end = type + 1 + token_length(c + type + 1, len - type - 1);

@@ -173,6 +173,7 @@ idem_name_format_key(text *key, const IdemPolicy *policy)
 	char		version = required_version(policy->key_format);
 	text	   *stored;
 
+	/* two tests for one thing: this one says by how much the key is too long */
 	check_key(key, policy->max_key_bytes);
 	stored = idem_name_formatted_key(key, policy);
 	if (stored == NULL)
@@ -322,6 +323,7 @@ parse_bare(const char *c, const char *end, StringInfo value)
 {
 	for (; c < end; c++)
 	{
+		/* a comma or semicolon may mean a list, or parameters: not clear */
 		if (*c <= ' ' || *c > '~' || strchr("\"\\,;", *c) != NULL)
 			return NULL;
 		appendStringInfoChar(value, *c);
@@ -339,6 +341,7 @@ idem_name_header_key(const char *c, int len)
 	const char *end = c + len;
 	StringInfoData value;
 
+	/* RFC 9110, 5.5: spaces around a field value are no part of it */
 	while (c < end && (*c == ' ' || *c == '\t'))
 		c++;
 	while (c < end && (end[-1] == ' ' || end[-1] == '\t'))
@@ -369,6 +372,7 @@ idem_key(PG_FUNCTION_ARGS)
 {
 	text	   *key = NULL;
 
+	/* not strict: a request without the header is to be told so, ID012 */
 	if (!PG_ARGISNULL(0))
 	{
 		text	   *header = PG_GETARG_TEXT_PP(0);

@@ -31,6 +31,7 @@ idem_owner_permits(const text *claimed_by)
 	Oid			role = get_role_oid(name, true);
 
 	pfree(name);
+	/* InvalidOid, a name that is gone, is nobody's role but a superuser's */
 	return has_privs_of_role(GetUserId(), role);
 }
 

@@ -50,6 +50,7 @@ typedef enum ResponseColumn
 void
 idem_response_init(IdemResponse *answer, int status)
 {
+	/* what no HTTP server could send is no answer */
 	if (status < IDEM_MIN_STATUS || status > IDEM_MAX_STATUS)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -164,6 +165,7 @@ is_hex_bytes(const char *data, int len)
 static void
 check_text(const text *content_type, char *data, int len)
 {
+	/* text without a content type becomes JSON, so it must be */
 	if (content_type == NULL || is_json(content_type))
 	{
 		if (!idem_compat_json_is_valid(data, len, GetDatabaseEncoding()))
@@ -317,6 +319,7 @@ same_bytes(const void *a, const void *b)
 bool
 idem_response_is_stored(const IdemResponse *answer, const IdemRow *row)
 {
+	/* the digest also speaks for a body that was too large to be kept */
 	return answer->status == row->status_code &&
 		answer->body_size == row->body_size &&
 		same_bytes(answer->body_sha256, row->body_sha256) &&
@@ -347,6 +350,7 @@ idem_respond(PG_FUNCTION_ARGS)
 	if (!PG_ARGISNULL(1))
 		idem_response_set_body(&answer, PG_GETARG_DATUM(1), JSONOID);
 
+	/* checked and converted already, and so it is once more by idem_run */
 	values[RESPONSE_STATUS_CODE] = Int32GetDatum(answer.status);
 	nulls[RESPONSE_STATUS_CODE] = false;
 	values[RESPONSE_HEADERS] = PointerGetDatum(answer.headers);

@@ -123,6 +123,7 @@ form_tuple(Datum *values, bool *nulls)
 	TupleDesc	desc = lookup_rowtype_tupdesc(idem_catalog()->result_type, -1);
 	Datum		result;
 
+	/* the library was updated, and the extension in this database was not */
 	if (desc->natts != RESULT_COLUMNS)
 		ereport(ERROR,
 				(errcode(ERRCODE_DATATYPE_MISMATCH),
@@ -148,6 +149,7 @@ idem_result_form(IdemOutcome outcome, const IdemRow *row, int mismatch_status,
 	memset(nulls, true, sizeof(nulls));
 	put(values, nulls, RESULT_OUTCOME,
 		ObjectIdGetDatum(idem_outcome_label(outcome)));
+	/* a refusal is the same for every key, but for the policy's own status */
 	if (meaning->problem.code != NULL)
 	{
 		put(values, nulls, RESULT_HTTP_STATUS,
@@ -263,6 +265,7 @@ json_to_server(const char *json, int len)
 		unsigned char *c = (unsigned char *) json + i;
 		unsigned char converted[MAX_CONVERSION_GROWTH * MAX_MULTIBYTE_CHAR_LEN + 1];
 
+		/* verified as UTF-8 by the caller: a character never ends beyond it */
 		size = pg_utf_mblen(c);
 		if (size == 1)
 			appendStringInfoCharMacro(&out, *c);
@@ -289,6 +292,7 @@ idem_result_json(bytea *body)
 	char	   *text = VARDATA_ANY(body);
 	int			len = VARSIZE_ANY_EXHDR(body);
 
+	/* bytea can be anything, and so can rows of a restore */
 	if (!pg_verify_mbstr(PG_UTF8, text, len, true) ||
 		!idem_compat_json_is_valid(text, len, PG_UTF8))
 		return NULL;

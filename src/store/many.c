@@ -86,6 +86,7 @@ idem_store_count_live(const text *scope, TimestampTz now, int64 limit)
 	values[0] = PointerGetDatum(scope);
 	values[1] = TimestampTzGetDatum(now);
 	values[2] = Int64GetDatum(limit);
+	/* with a fresh snapshot: what this transaction has claimed counts, too */
 	idem_spi_begin(&saved);
 	(void) idem_spi_execute(&count_plan, values, NULL, false, 0);
 	count = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0],
@@ -124,6 +125,7 @@ idem_store_insert_many(const text *scope, ArrayType *keys, const IdemRow *row,
 	int			rows;
 	int			i;
 
+	/* without the primary key ON CONFLICT would find no conflict */
 	idem_store_require_primary_key();
 	values[0] = PointerGetDatum(scope);
 	values[1] = PointerGetDatum(keys);
@@ -184,6 +186,7 @@ idem_store_read_many(const text *scope, ArrayType *keys, IdemStoreBrief *found)
 	idem_spi_begin(&saved);
 	rows = (int) idem_spi_execute(&read_many_plan, values, NULL,
 								  false, 0);
+	/* one probe for each key: more rows than keys are twins of somebody's */
 	if (rows > max)
 		ereport(ERROR,
 				(errcode(ERRCODE_DATA_CORRUPTED),

@@ -136,6 +136,7 @@ may_hold(Oid relid, const IdemKey *id, Snapshot snapshot)
 	List	   *indexes = NIL;
 	ListCell   *cell;
 
+	/* a foreign table, or another access method, cannot be looked into */
 	if (table->rd_rel->relkind == RELKIND_PARTITIONED_TABLE)
 		found = false;			/* has no rows of its own */
 	else if (table->rd_rel->relam == HEAP_TABLE_AM_OID)

@@ -59,6 +59,7 @@ idem_store_row_form(IdemRow *row, const Datum *values, const bool *nulls)
 {
 	int			i;
 
+	/* scope and key, which come first, are the caller's already */
 	for (i = COLUMN_STATE; i < IDEM_NUM_COLUMNS; i++)
 	{
 		const IdemColumnShape *column = &idem_store_columns[i];

@@ -121,6 +121,7 @@ sweep_some(TimestampTz *low, TimestampTz now, int max_rows, IdemPlace *places,
 	int64		rows = 0;
 
 	idem_spi_begin(&saved);
+	/* keeps places from being used anew until their rows are locked */
 	PushActiveSnapshot(GetTransactionSnapshot());
 	locked = lock_due(*low, now, max_rows, places);
 	PopActiveSnapshot();

@@ -99,6 +99,7 @@ check_columns(TupleDesc desc)
 {
 	int			i;
 
+	/* each by its place: rows are formed from an array of values */
 	if (desc->natts < IDEM_NUM_COLUMNS)
 		return "its columns are not those of this library";
 	for (i = 0; i < desc->natts; i++)
@@ -106,6 +107,7 @@ check_columns(TupleDesc desc)
 		Form_pg_attribute column = TupleDescAttr(desc, i);
 		const IdemColumnShape *shape;
 
+		/* a dropped one is null, which make_slot() writes behind ours */
 		if (i >= IDEM_NUM_COLUMNS)
 		{
 			if (!column->attisdropped)
@@ -222,11 +224,13 @@ check_index(HeapTuple tuple)
 {
 	Form_pg_index index = (Form_pg_index) GETSTRUCT(tuple);
 
+	/* one that is being built has rules of its own for who must insert what */
 	if (!index->indisvalid || !index->indisready || !index->indislive)
 		return "it has an index that is not valid";
 	if (!heap_attisnull(tuple, Anum_pg_index_indexprs, NULL) ||
 		!heap_attisnull(tuple, Anum_pg_index_indpred, NULL))
 		return "it has an index on an expression, or a partial one";
+	/* the sweep needs it; without it that alone goes the SQL way */
 	if (is_purge_index(tuple))
 		verdict.purge_index = index->indexrelid;
 	if (is_our_key(tuple))
@@ -249,6 +253,7 @@ check_indexes(const List *indexes)
 		HeapTuple	tuple = SearchSysCache1(INDEXRELID,
 											ObjectIdGetDatum(lfirst_oid(cell)));
 
+		/* DROP INDEX CONCURRENTLY takes no lock that ours would keep away */
 		if (!HeapTupleIsValid(tuple))
 			return "it has an index that is being dropped";
 		if (obstacle == NULL)
