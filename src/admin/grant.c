@@ -115,11 +115,20 @@ grant_function(const char *name, const char *role)
 	{
 		Form_pg_proc proc = (Form_pg_proc) GETSTRUCT(&list->members[i]->tuple);
 
+		/*
+		 * Others may have functions of this name in schemas of their own.
+		 * ROUTINE, since idem_sweep_all() is a procedure.
+		 */
 		if (proc->pronamespace == schema)
 			idem_spi_command(psprintf("GRANT EXECUTE ON ROUTINE %s TO %s",
 									  format_procedure_qualified(proc->oid),
 									  role));
 	}
+
+	/*
+	 * Each GRANT has invalidated the list, which stays as it is until we let
+	 * go of it.
+	 */
 	ReleaseSysCacheList(list);
 }
 
@@ -155,9 +164,15 @@ idem_grant(PG_FUNCTION_ARGS)
 
 	idem_args_require(fcinfo, 0, "role");
 	idem_args_require_writable();
+
+	/* A regrole may be any number.  PUBLIC, which is 0, is no role: 42704. */
 	role = quote_identifier(GetUserNameFromId(PG_GETARG_OID(0), false));
 	level = find_level(text_to_cstring(idem_args_text(fcinfo, 1, "level")));
 
+	/*
+	 * Without idem_spi_begin(): the rights are the caller's to give, and so
+	 * the search_path is his, too.  Hence every name is qualified.
+	 */
 	SPI_connect();
 	idem_spi_command(psprintf("GRANT USAGE ON SCHEMA %s TO %s",
 							  idem_catalog()->schema, role));

@@ -49,6 +49,10 @@ idem_health_say(IdemHealthAnswer *answer, bool ok, const char *detail)
 	MemoryContext old = MemoryContextSwitchTo(answer->context);
 	int			len = strlen(detail);
 
+	/*
+	 * The answer outlives what it is made of: the memory of a query goes at
+	 * SPI_finish().
+	 */
 	answer->found = true;
 	answer->ok = ok;
 	answer->detail = len <= MAX_DETAIL ? pstrdup(detail) :
@@ -90,7 +94,11 @@ find_relations(Datum *all, Datum *append_only)
 	Oid			origin = get_relname_relid("idempotency_audit_origin",
 										   catalog->namespace);
 
-	/* which somebody may have detached */
+	/*
+	 * Without locks: these are looked up in the catalogs, where one that is
+	 * dropped meanwhile has no row.  The default partition is named since
+	 * somebody may have detached it.
+	 */
 	log = list_append_unique_oid(log, catalog->audit_default);
 	log = lappend_oid(log, catalog->audit_seals);
 	relations = lappend_oid(relations, catalog->policies);
@@ -161,6 +169,11 @@ idem_health_ask(IdemHealthUser user, const char *sql, TimestampTz at,
 	values[9] = idem_rule_columns(&idem_limiter_table);
 	if (strstr(sql, "%1$s") != NULL)
 		sql = psprintf(sql, idem_catalog()->schema);
+
+	/*
+	 * Read only, and so with the snapshot of the calling statement, the same
+	 * one for all queries.
+	 */
 	code = SPI_execute_with_args(sql, lengthof(types), types,
 								 values, NULL, true, 1);
 	if (code != SPI_OK_SELECT || SPI_processed != 1)
@@ -176,6 +189,7 @@ static void
 check_version(IdemHealthAnswer *answer)
 {
 	idem_catalog_require_version();
+	/* raises where a table or a type is missing */
 	(void) idem_catalog();
 	idem_health_say(answer, true,
 					"objects and library are of version " IDEM_VERSION);
@@ -209,6 +223,11 @@ check_buckets(IdemHealthAnswer *answer)
 		return;
 	}
 	idem_buckets_use(&use);
+
+	/*
+	 * What is counted is never taken back: a flood is a fault for an hour,
+	 * not until the next restart (doc/operations.md).
+	 */
 	quiet = GetCurrentTimestamp() - use.no_room_at > USECS_PER_HOUR;
 	idem_health_say(answer, use.no_room == 0 || quiet,
 					psprintf("room for " INT64_FORMAT ", " INT64_FORMAT " taken; "
@@ -309,6 +328,10 @@ pin_settings(void)
 	int			level = NewGUCNestLevel();
 	int			i;
 
+	/*
+	 * As a superuser would: lc_messages is his to set.  The nest level takes
+	 * all of them back.
+	 */
 	for (i = 0; i < lengthof(pinned); i++)
 		(void) set_config_option(pinned[i][0], pinned[i][1], PGC_SUSET,
 								 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0,

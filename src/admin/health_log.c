@@ -20,6 +20,10 @@
 static void
 check_seals(IdemHealthAnswer *answer)
 {
+	/*
+	 * A query has to give one row, in an empty log, too: hence the right
+	 * join.
+	 */
 	idem_health_ask(IDEM_HEALTH_SEALER,
 					"SELECT coalesce(lag < 3600, true), coalesce('oldest row that is not sealed waits for ' || lag::bigint || ' s',"
 					" 'all rows are sealed') FROM (SELECT extract(epoch FROM clock_timestamp() - at) AS lag"

@@ -37,6 +37,7 @@ idem_health_add_error(IdemHealthAnswer *answer, IdemTask task)
 {
 	IdemSweepState state;
 
+	/* Each task has a check of its own, which alone tells its error. */
 	if (!idem_databases_get(MyDatabaseId, &state) ||
 		state.last_error[0] == '\0' || state.failed_task != task)
 		return;
@@ -94,12 +95,16 @@ static const char cron_runs[] =
 " AND d.jobid IN (SELECT jobid FROM cron.job) AND d.status IN ('succeeded', 'failed')"
 " ORDER BY d.jobid, d.runid DESC) r WHERE r.status = 'failed'";
 
-/* A plain table of pg_cron's own, in which nothing of anybody's can run. */
+/* Whether the caller may read a table of pg_cron. */
 static bool
 may_read(Oid schema, const char *table)
 {
 	Oid			relid = get_relname_relid(table, schema);
 
+	/*
+	 * A plain table, and pg_cron's own: the query runs as the caller, who may
+	 * be a superuser, and a view of somebody else's would run what he wrote.
+	 */
 	return OidIsValid(relid) &&
 		get_rel_relkind(relid) == RELKIND_RELATION &&
 		getExtensionOfObject(RelationRelationId, relid) ==
@@ -118,8 +123,7 @@ has_cron(void)
 
 /*
  * Where pg_cron is: whether a job sweeps here, and what is wrong with the
- * jobs.  A role sees only its own, and only if it may look there at all; a job
- * may be missing as long as no key is due ("late").
+ * jobs.
  */
 static bool
 has_job(bool late, IdemHealthAnswer *answer)
@@ -132,11 +136,21 @@ has_job(bool late, IdemHealthAnswer *answer)
 	if (!has_cron())
 		return false;
 	schema = get_namespace_oid("cron", false);
+
+	/*
+	 * A role sees only its own jobs, and those only if it may look there at
+	 * all.  A job may be missing as long as no key is due (t/022_cron.pl).
+	 */
 	if (!may_read(schema, "job"))
 	{
 		idem_health_say(answer, !late, "this role cannot see cron.job");
 		return false;
 	}
+
+	/*
+	 * As the caller, whose jobs they are: pg_cron's row security would show
+	 * the owner of the keys others, or none.
+	 */
 	idem_health_ask(IDEM_HEALTH_CALLER, cron_jobs, 0, &jobs);
 	idem_health_ask(IDEM_HEALTH_CALLER, cron_active, 0, &active);
 	sweeps = jobs.ok && active.ok;
@@ -189,6 +203,8 @@ check_running_worker(IdemHealthAnswer *answer, const char *worker)
 	if (idem_databases_get(MyDatabaseId, &state))
 		last = Max(last, Max(state.known_at, state.last_worker));
 	pause = GetCurrentTimestamp() - last;
+
+	/* While no key is due, nothing is missed. */
 	if (pause > MAX_PAUSE_USEC + 2 * idem_launcher_interval() &&
 		idem_stats_lag() > 0)
 		idem_health_say(answer, false,
@@ -212,6 +228,11 @@ check_worker(IdemHealthAnswer *answer)
 		check_running_worker(answer, worker);
 		return;
 	}
+
+	/*
+	 * A worker that leaves this database out will not come when a key is due:
+	 * somebody else has to call, even before (t/028_health.pl).
+	 */
 	missed = (is_late() ||
 			  (state == IDEM_LAUNCHER_ELSEWHERE && !is_swept())) &&
 		!has_job(true, &unused);

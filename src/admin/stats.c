@@ -60,6 +60,8 @@ convert_name(const char *name, Oid database)
 		return NULL;
 	from = ((Form_pg_database) GETSTRUCT(tuple))->encoding;
 	ReleaseSysCache(tuple);
+
+	/* SQL_ASCII says nothing of what its bytes are. */
 	if (from == PG_SQL_ASCII || to == PG_SQL_ASCII)
 		return NULL;
 	if (from == to)
@@ -67,7 +69,13 @@ convert_name(const char *name, Oid database)
 	function = FindDefaultConversionProc(from, to);
 	if (!OidIsValid(function))
 		return NULL;
+
 	converted = palloc(len * MAX_CONVERSION_GROWTH + 1);
+
+	/*
+	 * What is returned is how much was read: less than all where a character
+	 * is not valid, or not in our encoding.
+	 */
 	return pg_do_encoding_conversion_buf(function, from, to,
 										 (unsigned char *) name, len,
 										 (unsigned char *) converted,
@@ -88,6 +96,8 @@ show_policy(const IdemCounters *counters)
 	converted = convert_name(name, counters->database);
 	if (converted != NULL)
 		return converted;
+
+	/* bytes of another encoding would make a text that is not valid here */
 	for (c = name; *c != '\0'; c++)
 		if (IS_HIGHBIT_SET(*c))
 			*c = '?';
@@ -101,6 +111,7 @@ put_counters(ReturnSetInfo *rsinfo, const IdemCounters *counters)
 	bool		nulls[STATS_COLUMNS] = {0};
 	int			i;
 
+	/* Those of no database are what found no room for counters of its own. */
 	values[0] = ObjectIdGetDatum(counters->database);
 	nulls[0] = !OidIsValid(counters->database);
 	values[1] = CStringGetTextDatum(show_policy(counters));
@@ -176,11 +187,7 @@ idem_stats_reset(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
-/*
- * Run a query whose $1 is the time; it reads what the calling statement sees.
- * For people and for monitoring, now and then: no plan is kept, and the planner
- * has its will.
- */
+/* Run a query whose $1 is the time. */
 static void
 execute(const char *sql, TimestampTz now)
 {
@@ -189,6 +196,12 @@ execute(const char *sql, TimestampTz now)
 	int			code;
 
 	values[0] = TimestampTzGetDatum(now);
+
+	/*
+	 * Read only, and so what the calling statement sees.  People and
+	 * monitoring ask now and then: no plan is kept, and the planner has its
+	 * will.
+	 */
 	code = SPI_execute_with_args(psprintf(sql, idem_catalog()->schema),
 								 lengthof(types), types, values, NULL, true, 0);
 	if (code != SPI_OK_SELECT)
@@ -222,6 +235,11 @@ idem_activity_values(PG_FUNCTION_ARGS)
 			" lease_until - $1, recovery_point"
 			" FROM %1$s.idempotency_keys WHERE state = 'p'",
 			GetCurrentTimestamp());
+
+	/*
+	 * Who owns the table may have given a column another type, and its value
+	 * would be taken for an address (t/035_trust.pl).
+	 */
 	idem_spi_require_types(types, lengthof(types));
 	for (i = 0; i < SPI_processed; i++)
 	{
@@ -283,6 +301,8 @@ idem_sweep_status_values(PG_FUNCTION_ARGS)
 
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
+
+	/* where nothing is known, the state is one of a database never swept */
 	(void) idem_databases_get(MyDatabaseId, &state);
 	values[0] = TimestampTzGetDatum(state.last_run);
 	values[1] = idem_args_interval(state.last_duration);

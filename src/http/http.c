@@ -142,10 +142,7 @@ find_problem(const char *code, int status)
 	return other;
 }
 
-/*
- * A time as RFC 3339 in UTC, ending in Z; NULL where that has no
- * form for it: infinity, and years of other than four digits.
- */
+/* A time as RFC 3339 in UTC; NULL where that has no form for it. */
 static char *
 format_time(TimestampTz time)
 {
@@ -153,7 +150,9 @@ format_time(TimestampTz time)
 
 	/* A timestamptz counts in UTC, and a timestamp is shown as it counts. */
 	JsonEncodeDateTime(text, TimestampTzGetDatum(time), TIMESTAMPOID, NULL);
-	if (text[4] != '-' || text[strlen(text) - 1] == 'C')	/* or BC */
+
+	/* infinity, and years of other than four digits, or BC */
+	if (text[4] != '-' || text[strlen(text) - 1] == 'C')
 		return NULL;
 	return psprintf("%sZ", text);
 }
@@ -176,6 +175,10 @@ idem_http_write_problem(const char *code, int status)
 	StringInfoData json;
 	IdemProblem problem;
 
+	/*
+	 * With a status of success a client would take the problem for the
+	 * answer.
+	 */
 	if (status < 400 || status > IDEM_MAX_STATUS)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -240,6 +243,10 @@ idem_http_add_result(IdemHttpHeaders *headers, const IdemResultHttp *result)
 	int64		usec;
 	int64		seconds;
 
+	/*
+	 * What is not for a repeat is left out of the first answer, too: the two
+	 * are the same but for one header (sql/http_run).
+	 */
 	if (result->headers != NULL)
 	{
 		foreach(cell, idem_headers_to_send(result->headers))

@@ -54,12 +54,13 @@ typedef struct HttpRequest
 	List	   *headers;		/* of IdemPair */
 } HttpRequest;
 
-/* A setting, or NULL: once set in a session it is empty, no more missing. */
+/* A setting, or NULL. */
 static char *
 get_setting(const char *name)
 {
 	const char *value = GetConfigOption(name, true, false);
 
+	/* once set in a session it is empty, no more missing */
 	return value == NULL || *value == '\0' ? NULL : pstrdup(value);
 }
 
@@ -67,6 +68,10 @@ get_setting(const char *name)
 static void
 set_setting(const char *name, const char *value)
 {
+	/*
+	 * Local: PostgREST pools its connections, and the next request is another
+	 * client's (sql/http_run).
+	 */
 	(void) set_config_option(name, value, PGC_USERSET, PGC_S_SESSION,
 							 GUC_ACTION_LOCAL, true, 0, false);
 }
@@ -90,16 +95,14 @@ read_request(HttpRequest *request)
 	request->path = cstring_to_text(path);
 }
 
-/*
- * 22023 for a handler whose answers are no JSON.  All that is wrong with it
- * beyond that idem_run says.
- */
+/* 22023 for a handler whose answers are no JSON. */
 static void
 check_handler(Oid handler)
 {
 	HeapTuple	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(handler));
 	Oid			result = InvalidOid;
 
+	/* all else that is wrong with it idem_run says */
 	if (HeapTupleIsValid(tuple))
 	{
 		result = ((Form_pg_proc) GETSTRUCT(tuple))->prorettype;
@@ -126,9 +129,12 @@ find_principal(FunctionCallInfo fcinfo)
 		List	   *pairs;
 		ListCell   *cell;
 
+		/* The same reader takes arrays, for headers; claims are an object. */
 		if (claims == NULL || *claims != '{' ||
 			!idem_json_pairs_read(claims, strlen(claims), &pairs))
 			return NULL;
+
+		/* Of a claim that comes twice the last one counts (RFC 7519, 4). */
 		foreach(cell, pairs)
 		{
 			IdemPair   *pair = lfirst(cell);
@@ -143,10 +149,7 @@ find_principal(FunctionCallInfo fcinfo)
 		principal;
 }
 
-/*
- * The key as the policy wants it; returns what is wrong with it, or NULL.  Two
- * keys are not one key.
- */
+/* The key as the policy wants it; returns what is wrong with it, or NULL. */
 static const char *
 find_key(const HttpRequest *request, const IdemPolicy *policy, text **key)
 {
@@ -160,6 +163,8 @@ find_key(const HttpRequest *request, const IdemPolicy *policy, text **key)
 
 		if (pg_strcasecmp(pair->name, KEY_HEADER) != 0)
 			continue;
+
+		/* Two keys are not one key, whichever of them would be taken. */
 		if (!pair->is_string || pair->in_list || header != NULL)
 			return invalid;
 		header = pair->value;
@@ -179,6 +184,10 @@ make_scope(text *principal, const HttpRequest *request)
 	Datum		components[3];
 	ArrayType  *array;
 
+	/*
+	 * By idem_scope(): whoever looks for the key later, such as an operator,
+	 * has that function to name its scope.
+	 */
 	components[0] = PointerGetDatum(principal);
 	components[1] = PointerGetDatum(request->method);
 	components[2] = PointerGetDatum(request->path);
@@ -211,6 +220,8 @@ answer_bad_request(const char *code, int status)
 	IdemHttpHeaders headers;
 
 	idem_http_begin_headers(&headers);
+
+	/* RFC 9110, 15.5.2: a 401 says how to authenticate */
 	if (status == 401)
 		idem_http_add_header(&headers, "WWW-Authenticate", "Bearer");
 	return answer_problem(code, status, &headers);
@@ -250,6 +261,7 @@ answer_result(const IdemResultHttp *result)
 	{
 		char	   *type = text_to_cstring(result->content_type);
 
+		/* PostgREST says that one itself (sql/http_run) */
 		if (strcmp(type, MEDIA_TYPE_JSON) != 0)
 			idem_http_add_header(&headers, IDEM_HTTP_CONTENT_TYPE, type);
 	}
@@ -281,6 +293,12 @@ idem_http_run(PG_FUNCTION_ARGS)
 	const char *fault;
 	text	   *answer;
 
+	/*
+	 * What is wrong with the API function is raised before anything of the
+	 * request is judged, so that each request shows it.  A GET comes in a
+	 * read-only transaction, in which no key could be kept
+	 * (sql/http_refused).
+	 */
 	idem_args_require_writable();
 	idem_args_require(fcinfo, ARG_HANDLER, "handler");
 	idem_args_require(fcinfo, ARG_REQUEST, "request");	/* else no fingerprint */

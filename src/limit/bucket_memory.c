@@ -39,7 +39,6 @@ IdemBucketsMemory idem_buckets_memory;
 static int	max_buckets = 65536;
 static uint64 new_seed;
 
-/* With the standard deviation of what falls on a partition, six of them. */
 static void
 plan_memory(IdemBucketsHead *plan)
 {
@@ -48,6 +47,11 @@ plan_memory(IdemBucketsHead *plan)
 	plan->partitions = Min(Max(max_buckets / PARTITION_BUCKETS, 1),
 						   MAX_PARTITIONS);
 	share = (max_buckets + plan->partitions - 1) / plan->partitions;
+
+	/*
+	 * What falls by chance on one of several has a standard deviation of the
+	 * root of its share: there is room for six of them more.
+	 */
 	plan->room = plan->partitions == 1 ? share :
 		share + (int) ceil(6 * sqrt(share));
 }
@@ -57,6 +61,7 @@ measure_memory(const IdemBucketsHead *plan)
 {
 	Size		buckets = (Size) plan->partitions * plan->room;
 
+	/* in the order of attach() */
 	return plan->partitions * sizeof(IdemBucketsPadded) +
 		buckets * sizeof(IdemBucketEntry) + MAXALIGN(buckets * sizeof(int)) +
 		plan->partitions * idem_shares_size(plan->room);
@@ -154,6 +159,7 @@ static const IdemBucketsHead *segment_head;
 static void
 init_buckets_segment(void *memory)
 {
+	/* A variable, since the callback is given no argument of ours. */
 	init_buckets(segment_head, memory);
 }
 
@@ -178,6 +184,11 @@ attach_segments(void)
 	memory = idem_compat_named_segment(SEGMENT_BUCKETS,
 									   measure_memory(segment_head),
 									   init_buckets_segment);
+
+	/*
+	 * After an error above there is no head yet, and the next call begins
+	 * again, with the segments that there are.
+	 */
 	attach(segment_head, memory);
 }
 
@@ -204,6 +215,7 @@ idem_buckets_init(void)
 	static IdemShmemArea area = {TRANCHE, 0, start, NULL};
 	IdemBucketsHead plan;
 
+	/* PGC_POSTMASTER would be FATAL to a session that loads the library. */
 	DefineCustomIntVariable("idempotency.max_buckets",
 							"Subjects that the rate limiters can remember.",
 							"Memory for them is taken once, about 200 bytes each.",

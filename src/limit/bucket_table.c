@@ -45,6 +45,7 @@ get_partition(uint64 hash)
 static int
 get_chain(uint64 hash)
 {
+	/* other bits than those that chose the partition */
 	return idem_buckets_first(get_partition(hash)) +
 		(int) ((hash >> 32) % memory->head->room);
 }
@@ -52,6 +53,7 @@ get_chain(uint64 hash)
 static uint64
 hash_key(const IdemBucketKey *key)
 {
+	/* without the seed nobody can choose subjects that share a partition */
 	return hash_bytes_extended((const unsigned char *) key, sizeof(*key),
 							   memory->head->seed);
 }
@@ -95,6 +97,8 @@ note_change(IdemBucketsPartition *partition, IdemBucketEntry *entry)
 {
 	entry->full_at = idem_bucket_full_at(&entry->seen.rule,
 										 &entry->seen.bucket);
+
+	/* the invariant: no full_at of the partition is less */
 	partition->quiet_until = Min(partition->quiet_until, entry->full_at);
 }
 
@@ -169,6 +173,8 @@ add_entry(IdemBucketsPartition *partition, const IdemBucketKey *key,
 	entry->seen.rule = *rule;
 	entry->seen.allowed = 0;
 	entry->seen.refused = 0;
+
+	/* full_at is for note_change() to set, after the take */
 	idem_bucket_init(rule, &entry->seen.bucket, now);
 	entry->head = get_chain(hash);
 	entry->next = memory->chains[entry->head];
@@ -179,6 +185,7 @@ add_entry(IdemBucketsPartition *partition, const IdemBucketKey *key,
 static void
 change_rule(IdemBucketSeen *seen, const IdemBucketRule *rule, int64 now)
 {
+	/* as bytes: no rule has any that is not set (form_limiter()) */
 	if (memcmp(&seen->rule, rule, sizeof(*rule)) == 0)
 		return;
 
@@ -259,12 +266,14 @@ idem_buckets_peek(const IdemBucketKey *key, const IdemBucketRule *rule,
 	bool		room;
 	int64		now;
 
+	/* exclusively, since making room forgets buckets */
 	LWLockAcquire(&partition->lock, LW_EXCLUSIVE);
 	now = GetCurrentTimestamp();
 	entry = find_entry(key, hash);
 	room = entry != NULL || make_room(partition, key, now);
 	if (entry != NULL)
 	{
+		/* The change is one of the copy: a look leaves the bucket as it is. */
 		seen = entry->seen;
 		change_rule(&seen, rule, now);
 	}
@@ -288,6 +297,10 @@ idem_buckets_forget(Oid database, const uint64 *limiter)
 	int			number;
 	int			i;
 
+	/*
+	 * This is called at commit, where nothing may fail, and so does not
+	 * attach: idem_limiter_changed() has.
+	 */
 	if (memory->head == NULL)
 		return;
 	for (number = 0; number < memory->head->partitions; number++)
@@ -327,6 +340,7 @@ idem_buckets_copy(int number, Oid database, IdemBucketSeen *copies)
 	int			found = 0;
 	int			i;
 
+	/* the caller has memory for all of it: none is allocated under the lock */
 	LWLockAcquire(&partition->lock, LW_SHARED);
 	for (i = first; i < first + memory->head->room && partition->used > 0; i++)
 		if (memory->entries[i].seen.key.database == database)

@@ -133,6 +133,7 @@ form_limiter(IdemLimiter *limiter, const IdemRuleRow *row)
 	const char *when_full = TextDatumGetCString(row->values[COLUMN_WHEN_FULL]);
 	int32		capacity = DatumGetInt32(row->values[COLUMN_CAPACITY]);
 
+	/* padding, too: rules are compared as bytes (bucket_table.c) */
 	memset(limiter, 0, sizeof(*limiter));
 	if (name[0] == '\0' || strlen(name) >= NAMEDATALEN)
 		ereport(ERROR,
@@ -230,6 +231,8 @@ idem_limiter(PG_FUNCTION_ARGS)
 		row.nulls[i] = PG_ARGISNULL(i);
 		row.values[i] = PG_GETARG_DATUM(i);
 	}
+
+	/* what is wrong is told before anybody waits for the lock */
 	form_limiter(&limiter, &row);
 	idem_args_require_writable();
 	idem_rule_lock(&idem_limiter_table);
@@ -314,6 +317,11 @@ at_transaction_event(XactEvent event, void *arg)
 	if (event == XACT_EVENT_COMMIT)
 		for (; dropped != NULL; dropped = dropped->next)
 			idem_buckets_forget(MyDatabaseId, &dropped->id);
+
+	/*
+	 * COMMIT PREPARED may come in another session, which has no list: after
+	 * PREPARE the buckets stay until they are full.
+	 */
 	if (event == XACT_EVENT_ABORT || event == XACT_EVENT_PREPARE)
 		dropped = NULL;
 }
@@ -359,6 +367,12 @@ idem_limiter_changed(PG_FUNCTION_ARGS)
 
 	/* at commit it would be too late: attaching to the memory may fail */
 	(void) idem_buckets_exist();
+
+	/*
+	 * TRUNCATE fires once and shows no row: buckets of what it removes stay
+	 * until they are full, or a limiter of that name is defined
+	 * (t/050_throttle.pl).
+	 */
 	if (TRIGGER_FIRED_BY_DELETE(trigdata->tg_event) ||
 		TRIGGER_FIRED_BY_UPDATE(trigdata->tg_event))
 		note_dropped(get_id(trigdata->tg_trigtuple, desc));

@@ -102,6 +102,7 @@ add_one(IdemShares *shares, uint64 database, uint64 limiter)
 
 	if (*link == NONE)
 	{
+		/* There is a free one: a bucket needs no more than two of its own. */
 		*link = shares->free;
 		share = &shares->shares[*link];
 		shares->free = share->next;

@@ -33,6 +33,8 @@ get_asked(FunctionCallInfo fcinfo, IdemLimiter *limiter, IdemBucketKey *key)
 	text	   *subject = idem_args_label(fcinfo, 1, "subject");
 
 	idem_limiter_get(text_to_cstring(name), limiter);
+
+	/* nothing else of the subject goes into shared memory */
 	idem_digest(VARDATA_ANY(subject), VARSIZE_ANY_EXHDR(subject), digest);
 	key->database = MyDatabaseId;
 	key->limiter = limiter->id;
@@ -65,6 +67,10 @@ allow_without_room(const IdemLimiter *limiter, int32 cost,
 {
 	IdemBucket	bucket;
 
+	/*
+	 * Full at every call and kept by nobody, so that any time will do for now
+	 * (t/051_throttle_flood.pl).
+	 */
 	idem_bucket_init(&limiter->rule, &bucket, 0);
 	idem_bucket_take(&limiter->rule, &bucket, 0, cost, result);
 }
@@ -99,11 +105,18 @@ idem_throttle(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("cost must not be negative"),
 				 errhint("Give the number of tokens to take; none can be given back.")));
+
+	/* an unknown limiter is 42704, with buckets or without */
 	get_asked(fcinfo, &limiter, &key);
 	idem_buckets_require();
 	room = idem_buckets_take(&key, &limiter.rule, cost, &result);
 	if (!room && limiter.allow_when_full)
 		allow_without_room(&limiter, cost, &result);
+
+	/*
+	 * Counted at once and for good, as tokens are taken: an abort takes
+	 * nothing back (t/050_throttle.pl).
+	 */
 	if (!room || !result.allowed)
 		idem_counters_add(limiter.counters, IDEM_COUNT_THROTTLED, 1);
 	if (!result.allowed)

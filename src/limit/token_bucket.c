@@ -27,9 +27,7 @@
  * a * b / divisor, and what remains, for a <= divisor.
  *
  * By long multiplication and division together, from the highest digit of b
- * down: a times the digits so far is quotient * divisor + rest.  The divisor
- * and b are below 2^49, so that neither rest nor a times a digit has more
- * than 64 bits; the quotient is at most b.
+ * down: a times the digits so far is quotient * divisor + rest.
  */
 static uint64
 multiply_divide(uint64 a, uint64 b, uint64 divisor, uint64 *remainder)
@@ -42,6 +40,10 @@ multiply_divide(uint64 a, uint64 b, uint64 divisor, uint64 *remainder)
 		shift += DIGIT_BITS;
 	for (; shift >= 0; shift -= DIGIT_BITS)
 	{
+		/*
+		 * The divisor, and so a and the rest, are below 2^49: neither of
+		 * these has more than 64 bits.  The quotient is at most b.
+		 */
 		uint64		carried = rest << DIGIT_BITS;
 		uint64		added = a * ((b >> shift) & DIGIT_MASK);
 
@@ -126,6 +128,7 @@ measure_pause(const IdemBucketRule *rule, int32 strikes)
 {
 	int64		most = Max(rule->backoff_base, rule->backoff_max);
 
+	/* shifted the other way: the pause may not fit into an int64 */
 	if (strikes > 63 || rule->backoff_base > most >> (strikes - 1))
 		return most;
 	return rule->backoff_base << (strikes - 1);
@@ -183,7 +186,7 @@ count_strikes(const IdemBucketRule *rule, const IdemBucket *bucket,
 	return strikes;
 }
 
-/* How long until all strikes are forgiven: the pause, and a step for each */
+/* How long until all strikes are forgiven */
 static int64
 measure_healing(const IdemBucketRule *rule, const IdemBucket *bucket)
 {
@@ -192,6 +195,7 @@ measure_healing(const IdemBucketRule *rule, const IdemBucket *bucket)
 	int64		away = bucket->away;
 	int64		healing = 0;
 
+	/* First the pause, then a step for each strike, as long as its pause. */
 	for (; step > 0; step--)
 	{
 		int64		length = measure_pause(rule, Min(step, strikes));
@@ -236,6 +240,8 @@ judge(const IdemBucketRule *rule, const IdemBucket *bucket, int64 now,
 	int64		pause;
 
 	count_strikes(rule, bucket, &pause);
+
+	/* else there is no use in waiting */
 	if (cost <= rule->capacity)
 		wait = Max(measure_wait(rule, bucket, cost), pause);
 	result->allowed = wait == 0;

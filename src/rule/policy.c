@@ -34,13 +34,13 @@ idem_policy_get(const char *name, IdemPolicy *policy)
 /*
  * idem_policy_get_stored
  *		The policy a row was claimed under: "default" if that one is gone.
- *		The names in rows are few, so one that is unknown is kept, too.
  */
 void
 idem_policy_get_stored(const text *name, IdemPolicy *policy)
 {
 	char	   *cstring = text_to_cstring(name);
 
+	/* The names in rows are few: that one is unknown may be kept, too. */
 	if (!idem_rule_find(&idem_policy_table, cstring, policy, true) &&
 		!idem_rule_find(&idem_policy_table, IDEM_POLICY_DEFAULT, policy, true))
 		elog(ERROR, "no idempotency policy \"%s\"", IDEM_POLICY_DEFAULT);
@@ -55,8 +55,7 @@ IDEM_FUNCTION(idem_policy);
  *		one left out, or null, keeps its value.
  *
  * Raises 22004, 22023, 25006, 40001, 42704 (no such owner_role).  Holds SHARE
- * ROW EXCLUSIVE on the policies table to the end of the transaction, so that
- * two changes which are right each for itself cannot make a wrong policy.
+ * ROW EXCLUSIVE on the policies table to the end of the transaction.
  */
 Datum
 idem_policy(PG_FUNCTION_ARGS)
@@ -73,6 +72,11 @@ idem_policy(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("policy name must not be empty"),
 				 errhint("Name the policy, such as 'payments'; calls without one use 'default'.")));
+
+	/*
+	 * Before the row is read: otherwise two changes that are right each for
+	 * itself could make a wrong policy.
+	 */
 	idem_rule_lock(&idem_policy_table);
 	idem_policy_values_ship(&policy, "");
 	rows = idem_rule_read(&idem_policy_table, name);
@@ -87,6 +91,11 @@ idem_policy(PG_FUNCTION_ARGS)
 		row.nulls[i] = false;
 	}
 	idem_policy_values_apply(&policy, &row, true);
+
+	/*
+	 * Only here: a role may be dropped or renamed later, of which check
+	 * "roles" of idem_health() tells.
+	 */
 	if (NameStr(policy.owner_role)[0] != '\0' &&
 		!OidIsValid(get_role_oid(NameStr(policy.owner_role), true)))
 		ereport(ERROR,

@@ -227,6 +227,7 @@ set_statuses(Datum value, bool *statuses)
 	MultirangeType *given = DatumGetMultirangeTypeP(value);
 	int			status;
 
+	/* a multirange may reach further, or have no bounds (sql/policy) */
 	for (status = IDEM_MIN_STATUS; status <= IDEM_MAX_STATUS; status++)
 		statuses[status] =
 			multirange_contains_elem_internal(type->rngtype, given,
@@ -276,6 +277,8 @@ form_statuses(const bool *statuses)
 
 	initStringInfo(&text);
 	appendStringInfoChar(&text, '{');
+
+	/* the input function joins those that adjoin */
 	for (status = IDEM_MIN_STATUS; status <= IDEM_MAX_STATUS; status++)
 		if (statuses[status])
 			appendStringInfo(&text, "%s[%d,%d]", text.len > 1 ? "," : "",
@@ -337,6 +340,12 @@ idem_policy_values_apply(IdemPolicy *policy, const IdemRuleRow *row,
 		if (!row->nulls[i])
 			set_value(&columns[i], (char *) policy + columns[i].offset,
 					  row->values[i], strict);
+
+	/*
+	 * Judged with the values that stay (sql/policy).  It is the row that an
+	 * expired key is refused by, and without a tombstone it can be swept as
+	 * soon as it expires.
+	 */
 	if (policy->reject_expired && policy->tombstone == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -379,6 +388,8 @@ form_policy(void *rule, const char *name, const IdemRuleRow *row)
 	idem_policy_values_ship(policy, name);
 	if (row != NULL)
 		idem_policy_values_apply(policy, row, false);
+
+	/* both take a lock: once for each entry of the cache, not in each call */
 	policy->counters = idem_counters_find(name);
 	idem_databases_know();
 	return true;

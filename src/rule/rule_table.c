@@ -54,6 +54,10 @@ relation_changed(Oid relid)
 {
 	IdemRuleTable *table;
 
+	/*
+	 * This comes at any moment, in the middle of a look-up, too: it only
+	 * counts, and asks no catalog which table is ours.
+	 */
 	for (table = tables; table != NULL; table = table->next)
 		if (relid == InvalidOid || relid == table->current)
 			table->changes++;
@@ -97,6 +101,7 @@ idem_rule_find(IdemRuleTable *table, const char *name, void *rule,
 	uint64		changes;
 	bool		known;
 
+	/* the hash would cut it off, and find the rule of another name */
 	if (strlen(name) >= NAMEDATALEN)
 		return false;
 
@@ -175,6 +180,8 @@ make_statements(IdemRuleTable *table)
 	table->insert.nargs = table->update.nargs = table->ncolumns;
 	table->read.argtypes = table->delete.argtypes = types;
 	table->insert.argtypes = table->update.argtypes = types;
+
+	/* the last, so that after an error all is made again */
 	table->types = types;
 	MemoryContextSwitchTo(old);
 }
@@ -199,6 +206,10 @@ execute_change(IdemPlan *plan, const Datum *values, const char *nulls)
 void
 idem_rule_lock(const IdemRuleTable *table)
 {
+	/*
+	 * Against itself, and against ROW EXCLUSIVE, which a drop and plain SQL
+	 * take; look-ups go on.
+	 */
 	LockRelationOid(get_relid(table), ShareRowExclusiveLock);
 }
 
@@ -235,6 +246,7 @@ idem_rule_read(IdemRuleTable *table, const char *name)
 	{
 		IdemRuleRow *row = palloc(sizeof(IdemRuleRow));
 
+		/* what is not by value points into the copy, which outlives SPI */
 		heap_deform_tuple(heap_copytuple(SPI_tuptable->vals[i]),
 						  SPI_tuptable->tupdesc, row->values, row->nulls);
 		rows = lappend(rows, row);
@@ -286,9 +298,8 @@ idem_rule_delete(IdemRuleTable *table, const text *name)
 
 /*
  * idem_rule_changed
- *		For the triggers on a table, which is what CALLED_AS_TRIGGER() makes
- *		sure of (39P01): every backend, this one with its next command and the
- *		others at commit, forgets what it has cached.
+ *		For the triggers on a table (39P01 elsewhere): every backend forgets
+ *		what it has cached.
  */
 TriggerData *
 idem_rule_changed(const IdemRuleTable *table, FunctionCallInfo fcinfo)
@@ -302,6 +313,12 @@ idem_rule_changed(const IdemRuleTable *table, FunctionCallInfo fcinfo)
 						get_func_name(fcinfo->flinfo->fn_oid)),
 				 errhint("It is for the triggers of \"%s\" only.",
 						 table->relation)));
+
+	/*
+	 * To this backend with its next command, to the others at commit.  A
+	 * rollback, be it to a savepoint, sends it to this one once more, which
+	 * may have cached what is undone (specs/policy-change).
+	 */
 	CacheInvalidateRelcache(trigdata->tg_relation);
 	return trigdata;
 }
