@@ -62,9 +62,6 @@ is_ascii_alphanumeric(pg_wchar c)
 /*
  * idem_alike_is_ours
  *		Whether an entity could be taken for one of the extension's own.
- *
- * letters[n] is how many of the first n letters were there themselves, in the
- * best of all ways to read what has been seen of the name; -1: in none.
  */
 bool
 idem_alike_is_ours(const text *name)
@@ -73,14 +70,22 @@ idem_alike_is_ours(const text *name)
 	const pg_wchar *c;
 	int			n;
 
+	/*
+	 * In letters[n] is how many of the first n letters were there themselves,
+	 * in the best of all ways to read what has been seen of the name; -1: in
+	 * none.
+	 */
 	memset(letters, -1, sizeof(letters));
 	letters[0] = 0;
 	for (c = get_characters(name); *c != 0; c++)
 	{
 		if (*c < 0x80 && !is_ascii_alphanumeric(*c))
 			continue;
+
+		/* downwards, so that letters[n - 1] is yet of before this character */
 		for (n = OURS_LENGTH; n > 0; n--)
 		{
+			/* beyond ASCII it stands for no letter, or for the n-th one */
 			if (*c >= 0x80)
 				letters[n] = Max(letters[n], letters[n - 1]);
 			else if (letters[n - 1] >= 0 &&
@@ -89,6 +94,8 @@ idem_alike_is_ours(const text *name)
 			else
 				letters[n] = -1;
 		}
+
+		/* our letters cannot begin behind a letter or a digit */
 		if (*c < 0x80)
 			letters[0] = -1;
 		if (letters[OURS_LENGTH] >= MIN_LETTERS)

@@ -129,9 +129,8 @@ idem_chain_end(const IdemSecctx *saved)
  * idem_chain_lock
  *		Be the only one who adds to the chain, to the end of the transaction;
  *		false when somebody else is and we do not wait.  To be called before
- *		idem_chain_begin(): the snapshot must see what was added.  Readers
- *		and writers of the log go on.  55000 when log and seals have not one
- *		owner.
+ *		idem_chain_begin(): the snapshot must see what was added.  55000 when
+ *		log and seals have not one owner.
  */
 bool
 idem_chain_lock(bool wait)
@@ -148,6 +147,11 @@ idem_chain_lock(bool wait)
 				 errmsg("\"%s\" and \"%s\" have different owners",
 						"idempotency_audit_log", "idempotency_audit_seals"),
 				 errhint("Give both to the superuser that owned them.")));
+
+	/*
+	 * The mode is in conflict with itself: there is one sealer at a time.
+	 * Readers and writers of the log go on.
+	 */
 	if (!wait)
 		return ConditionalLockRelationOid(seals, ShareRowExclusiveLock);
 	LockRelationOid(seals, ShareRowExclusiveLock);
@@ -201,6 +205,11 @@ idem_chain_head(IdemSealHead *head)
 		head->old_xid = get_xid(1);
 		head->old_origin = idem_spi_number(2);
 	}
+
+	/*
+	 * A seal of restored rows has no xid_to: it does not say how far the
+	 * transactions of this cluster are sealed.
+	 */
 	if (idem_spi_execute(&last_plan, &origin, NULL, true, 1) > 0)
 	{
 		bool		isnull;
@@ -222,6 +231,7 @@ idem_chain_low_id(const IdemSealHead *head, uint64 xid)
 	Datum		values[] = {idem_chain_xid_datum(xid),
 	Int64GetDatum(head->origin)};
 
+	/* where no seal is that old: from the first id of this cluster on */
 	return Max(idem_spi_fetch_number(&low_plan, values), head->origin - 1);
 }
 
@@ -304,6 +314,8 @@ idem_chain_is(const IdemSeal *seal, IdemSealColumn column,
 
 	if (seal->nulls[column])
 		return false;
+
+	/* whoever changed a seal may have made it shorter */
 	value = DatumGetByteaPP(seal->values[column]);
 	return VARSIZE_ANY_EXHDR(value) == IDEM_DIGEST_BYTES &&
 		memcmp(VARDATA_ANY(value), digest, IDEM_DIGEST_BYTES) == 0;
@@ -353,9 +365,13 @@ idem_chain_each(IdemSealSink sink, void *arg)
 		for (i = 0; i < count; i++)
 			copy_seal(i, &seals[i]);
 		SPI_freetuptable(SPI_tuptable);
+
+		/* in the caller's context: what a sink keeps outlives the chunk */
 		MemoryContextSwitchTo(old);
 		for (i = 0; i < count; i++)
 			sink(arg, &seals[i]);
+
+		/* the chunk has all seals of its last number (t/032_audit_seals.pl) */
 		if (count > 0)
 			after = DatumGetInt64(seals[count - 1].values[SEAL_SEGMENT]);
 		MemoryContextReset(context);

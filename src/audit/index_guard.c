@@ -33,10 +33,7 @@
 
 static object_access_hook_type prev_hook = NULL;
 
-/*
- * The table of an index that is being made, which only SnapshotSelf sees yet;
- * InvalidOid if it is none.
- */
+/* The table of an index that is being made; InvalidOid if it is none. */
 static Oid
 find_table(Oid index)
 {
@@ -46,6 +43,7 @@ find_table(Oid index)
 	SysScanDesc scan;
 	HeapTuple	tuple;
 
+	/* the row of pg_index is of this command: only SnapshotSelf sees it */
 	ScanKeyInit(&key, Anum_pg_index_indexrelid, BTEqualStrategyNumber,
 				F_OIDEQ, ObjectIdGetDatum(index));
 	scan = systable_beginscan(catalog, IndexRelidIndexId, true, SnapshotSelf,

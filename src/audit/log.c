@@ -162,6 +162,8 @@ idem_audit_adopt(void)
 	if (idem_audit_origin() == 0)
 	{
 		begin_origin(take_id());
+
+		/* sealing, in the same statement, is to see it */
 		CommandCounterIncrement();
 	}
 }
@@ -233,6 +235,7 @@ idem_audit_write(const IdemAuditRow *row)
 	}
 	PG_FINALLY();
 	{
+		/* by an error, too: the row is on the stack of our caller */
 		row_pass = NULL;
 	}
 	PG_END_TRY();
@@ -265,6 +268,7 @@ idem_audit_change(IdemPlan *plan, Datum *values, const char *nulls)
 	}
 	PG_FINALLY();
 	{
+		/* by an error, too: whoever catches it must not have the pass */
 		change_pass = false;
 	}
 	PG_END_TRY();

@@ -141,6 +141,11 @@ idem_partition_cells(int *number)
 	IdemCell   *cells = palloc(sizeof(IdemCell) * (bounds->ndatums + 1));
 	int			i;
 
+	/*
+	 * A bound is where one cell ends and the next one begins, so there is one
+	 * cell more.  One without an index is a gap, whose rows are in the
+	 * default partition.
+	 */
 	for (i = 0; i <= bounds->ndatums; i++)
 	{
 		int			index = bounds->ndatums > 0 ? bounds->indexes[i] : -1;
@@ -201,6 +206,7 @@ fill_hole(TimestampTz from, TimestampTz to)
 		TimestampTz begin = Max(from, cells[i].from);
 		TimestampTz end = Min(to, cells[i].to);
 
+		/* one of another "audit_partition" may have some of it */
 		if (begin < end && cells[i].partition == idem_catalog()->audit_default)
 			create_partition(begin, end);
 	}
@@ -302,6 +308,7 @@ idem_partition_try(void)
 void
 idem_partition_ensure(void)
 {
+	/* the locks of idem_seal_batch(), and nothing while a restore may go on */
 	if (idem_audit_begun() && idem_partition_lock(AccessShareLock) &&
 		idem_chain_lock(false))
 		make_as_owner(NULL);

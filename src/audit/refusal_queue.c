@@ -325,6 +325,8 @@ void
 idem_refusals_end(void)
 {
 	LWLockAcquire(lock, LW_EXCLUSIVE);
+
+	/* it may be another worker, to which this one has left the queue */
 	if (queue->writer == MyProcPid)
 		queue->writer = 0;
 	LWLockRelease(lock);
@@ -349,6 +351,11 @@ idem_refusals_begin(int *number)
 	*number = 0;
 	if (queue == NULL)
 		return NULL;
+
+	/*
+	 * However this worker ends: the next one must find the place free.  After
+	 * a crash the queue is made anew.
+	 */
 	before_shmem_exit(end_at_exit, (Datum) 0);
 	RegisterXactCallback(at_transaction_event, NULL);
 	copies = palloc(MAX_REFUSALS * sizeof(IdemRefused));
@@ -426,6 +433,10 @@ idem_refusals_write(const IdemRefused *refused, int number)
 {
 	int			i;
 
+	/*
+	 * No wait for who has locked the log: the refusals stay in the queue, and
+	 * a later run writes them (t/031_refusals.pl).
+	 */
 	if (!idem_partition_lock(RowExclusiveLock))
 		ereport(ERROR,
 				(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
@@ -453,6 +464,8 @@ idem_refusals_databases(void)
 
 	if (queue == NULL)
 		return NIL;
+
+	/* before the lock, under which nothing may throw */
 	copies = palloc(MAX_REFUSALS * sizeof(IdemRefused));
 	LWLockAcquire(lock, LW_SHARED);
 	number = copy_queue(copies, InvalidOid);

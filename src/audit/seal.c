@@ -188,6 +188,8 @@ seal_range(SealStep *step, IdemSealRange range, SealBound bound)
 
 		cell.at_from = cells[i].from;
 		cell.at_to = cells[i].to;
+
+		/* an earlier batch may have ended in the middle of these cells */
 		reached = idem_chain_reached(&step->head, &cell, &before);
 		cell.id_from = Max(cell.id_from, reached);
 		if (bound == BOUND_UP_TO_BEFORE)
@@ -244,7 +246,10 @@ seal_ended(SealStep *step, uint64 from, uint64 to)
 	range.at_from = DT_NOBEGIN;
 	range.at_to = DT_NOEND;
 
-	/* a batch of fewer transactions, so that each of them is whole */
+	/*
+	 * A batch of fewer transactions, so that each of them is whole.  Half of
+	 * the budget, since the bound takes in later rows of theirs, too.
+	 */
 	if (to != step->head.xid_to && step->budget < PG_INT64_MAX)
 		range.xid_to = idem_sealed_bound(&range, step->budget / 2);
 	complete = seal_range(step, range, BOUND_NONE);
@@ -412,6 +417,7 @@ prune_cell(Pruning *pruning, const IdemCell *cell)
 	int64		rows = 0;
 	ListCell   *lc;
 
+	/* never the one that is written to now, whatever "before" is */
 	if (cell->to > pruning->before || cell->to > GetCurrentTimestamp())
 		return;
 	foreach(lc, pruning->segments)

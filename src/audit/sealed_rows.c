@@ -307,6 +307,8 @@ execute_due(IdemPlan *plan, const IdemSealHead *head)
 	values[0] = Int64GetDatum(head->origin != 0 ? head->origin : PG_INT64_MAX);
 	values[1] = Int64GetDatum(head->old_id);
 	values[2] = idem_chain_xid_datum(head->old_xid);
+
+	/* rows may be left of the transactions that a batch ended in */
 	values[3] = idem_chain_xid_datum(head->closed ? head->xid_to :
 									 head->xid_from);
 

@@ -68,6 +68,8 @@ check_link(Verification *v, const IdemSeal *seal, int64 segment)
 		report(v, v->segment + 1, "seal_missing",
 			   psprintf("seals " INT64_FORMAT " to " INT64_FORMAT " are not there",
 						v->segment + 1, segment - 1));
+
+	/* either will do: a seal that was changed is told of itself only */
 	else if (!idem_chain_is(seal, SEAL_PREVIOUS, v->stored) &&
 			 !idem_chain_is(seal, SEAL_PREVIOUS, v->computed))
 		report(v, segment, "chain_broken",
@@ -90,9 +92,12 @@ check_signature(Verification *v, const IdemSeal *seal, int64 segment)
 	}
 	v->is_signed = true;
 	key_id = DatumGetInt32(seal->values[SEAL_KEY_ID]);
+
+	/* 0 would stand for the newest secret */
 	secret = key_id > 0 ? idem_secret_get(IDEM_PURPOSE_AUDIT, &key_id) : NULL;
 	if (secret == NULL)
 	{
+		/* a forged seal may have a negative one, which no Bitmapset takes */
 		if (key_id < 0 || !bms_is_member(key_id, v->unknown))
 			report(v, segment, "key_missing",
 				   psprintf("there is no audit secret with key id %d", key_id));
@@ -172,6 +177,11 @@ check_whole(Verification *v)
 		report(v, v->kept->last.segment, "digest_missing",
 			   psprintf("the chain ends with seal " INT64_FORMAT ": its tail was cut off",
 						v->segment));
+
+	/*
+	 * A secret gets a seal of its own at once (idem_seal_key()), which nobody
+	 * can make without it.
+	 */
 	if (idem_secret_get(IDEM_PURPOSE_AUDIT, &key_id) != NULL &&
 		!bms_is_member(key_id, v->introduced))
 		report(v, segment, "key_unused",
@@ -198,6 +208,10 @@ parse_digest(text *digest)
 	long long	segment;
 	int			end = 0;
 
+	/*
+	 * More digits than a digest has are read, to be refused.  "%lld" takes
+	 * blanks and a sign, so its first character is looked at.
+	 */
 	if (sscanf(string, "idem1:%19lld:%65[0-9a-f]%n", &segment, hex, &end) != 2 ||
 		string[end] != '\0' || strlen(hex) != 2 * IDEM_DIGEST_BYTES ||
 		string[strlen("idem1:")] < '0' || string[strlen("idem1:")] > '9')

@@ -25,13 +25,15 @@
 
 /*
  * idem_args_require_writable
- *		Raise 25006 in a read-only transaction and during recovery, always
- *		and not only when the call would have written: a caller must not
- *		learn it from the first request that is new.
+ *		Raise 25006 in a read-only transaction and during recovery.
  */
 void
 idem_args_require_writable(void)
 {
+	/*
+	 * Always, and not only when the call would have written: a caller must
+	 * not learn it from the first request that is new.
+	 */
 	if (XactReadOnly || RecoveryInProgress())
 		ereport(ERROR,
 				(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION),
@@ -124,6 +126,7 @@ shown_digits(Numeric value)
 	int			weight;
 	int			scale;
 
+	/* what numeric.c keeps is known to it alone; what it sends is a format */
 	wire.data = VARDATA_ANY(sent);
 	wire.len = wire.maxlen = VARSIZE_ANY_EXHDR(sent);
 	wire.cursor = 2;			/* behind the number of groups */
@@ -134,7 +137,7 @@ shown_digits(Numeric value)
 	return (int64) Max(weight + 1, 0) * 4 + scale;
 }
 
-/* A number of few bytes, such as 1e131071, can be long when it is shown. */
+/* Whether the numbers of a jsonb take more than its bound when shown. */
 static bool
 shows_too_long(struct varlena *value)
 {
@@ -143,6 +146,7 @@ shows_too_long(struct varlena *value)
 	JsonbValue	element;
 	int64		digits = 0;
 
+	/* a number of few bytes, such as 1e131071, can be long when it is shown */
 	while ((token = JsonbIteratorNext(&it, &element, false)) != WJB_DONE)
 		if ((token == WJB_ELEM || token == WJB_VALUE) &&
 			element.type == jbvNumeric)
@@ -187,6 +191,8 @@ idem_args_usec(const char *what, Datum interval)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("%s must be given in days or smaller units", what),
 				 errhint("Months and years have no fixed length: write '30 days' for '1 month'.")));
+
+	/* days and time may differ in sign: only the sum must not be negative */
 	if (pg_mul_s64_overflow(span->day, USECS_PER_DAY, &usec) ||
 		pg_add_s64_overflow(usec, span->time, &usec) || usec < 0)
 		ereport(ERROR,

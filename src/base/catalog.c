@@ -50,6 +50,8 @@ relation_changed(Datum arg, Oid relid)
 	changes++;
 	for (i = 0; i < nwatchers; i++)
 		watchers[i] (relid);
+
+	/* InvalidOid stands for all relations */
 	if (relid == InvalidOid || relid == cached.keys ||
 		relid == cached.policies || relid == cached.limiters ||
 		relid == cached.audit_log || relid == cached.audit_seals ||
@@ -60,6 +62,7 @@ relation_changed(Datum arg, Oid relid)
 static void
 namespace_changed(Datum arg, int cacheid, uint32 hashvalue)
 {
+	/* any schema: a rename is too rare to ask of which */
 	changes++;
 	cached_valid = false;
 }
@@ -225,6 +228,8 @@ idem_catalog(void)
 		IdemCatalog found;
 
 		look_up(&found);
+
+		/* most changes are none of this: plans that were made stay good */
 		if (memcmp(&found, &cached, sizeof(found)) != 0)
 		{
 			cached = found;

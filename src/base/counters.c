@@ -86,6 +86,8 @@ idem_counters_find(const char *policy)
 
 	if (policies == NULL)
 		return NO_ROOM;
+
+	/* held from the search on: two at once make one entry */
 	LWLockAcquire(lock, LW_EXCLUSIVE);
 	found = find_entry(MyDatabaseId, policy);
 	if (found == NO_ROOM &&
@@ -136,6 +138,7 @@ idem_counters_copy(int *number)
 			continue;
 		copy->database = entry->database;
 		copy->policy = entry->policy;
+
 		/* each number is right; that all are of one moment nobody promises */
 		copy->stats_reset =
 			(TimestampTz) pg_atomic_read_u64(&entry->stats_reset);
@@ -159,6 +162,8 @@ idem_counters_reset(void)
 
 	if (policies == NULL)
 		return;
+
+	/* NO_ROOM is of no database, and goes on */
 	LWLockAcquire(lock, LW_EXCLUSIVE);
 	for (i = 0; i < MAX_POLICIES; i++)
 		if (policies[i].database == MyDatabaseId)
@@ -194,13 +199,14 @@ idem_counters_forget(Oid database)
 	LWLockRelease(lock);
 }
 
-/* What a clean restart keeps: the entries in use, NO_ROOM the first. */
+/* What a clean restart keeps: the entries in use. */
 static Size
 keep(void *data)
 {
 	PolicyEntry *kept = data;
 	int			i;
 
+	/* NO_ROOM is always the first, which resume() relies on */
 	for (i = 0; i < MAX_POLICIES; i++)
 		if (i == NO_ROOM || OidIsValid(policies[i].database))
 			memcpy(kept++, &policies[i], sizeof(PolicyEntry));
@@ -210,6 +216,7 @@ keep(void *data)
 static void
 resume(const void *data, Size size)
 {
+	/* what is behind those that were in use is free, as start() left it */
 	memcpy(policies, data, size);
 }
 

@@ -113,6 +113,11 @@ idem_databases_put(const IdemSweepState *state)
 		return;
 	LWLockAcquire(lock, LW_EXCLUSIVE);
 	entry = enter_state(state->database);
+
+	/*
+	 * What idem_databases_note_sweep() wrote while the worker ran is
+	 * overwritten: it is the older news.
+	 */
 	if (entry != NULL)
 		*entry = *state;
 	LWLockRelease(lock);
@@ -134,6 +139,7 @@ idem_databases_note_sweep(TimestampTz start, int64 rows)
 	state = enter_state(MyDatabaseId);
 	if (state != NULL)
 	{
+		/* where the worker goes on, and its error, are none of this */
 		state->last_run = start;
 		state->last_duration = duration;
 		state->last_rows = rows;

@@ -32,6 +32,7 @@ idem_digest_begin(void)
 {
 	IdemDigest *digest = pg_cryptohash_create(PG_SHA256);
 
+	/* an error before the end frees it with its resource owner or context */
 	check_result(digest, pg_cryptohash_init(digest));
 	return digest;
 }

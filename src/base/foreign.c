@@ -7,10 +7,7 @@
  * a member proves nothing; and who owns a function may put another body in its
  * place, or settings around it.  What does prove something is the library and
  * the symbol: only a superuser can make a function in C.  So a member is taken
- * only if it has both, and what is called is the symbol of that library: the
- * entry in pg_proc is not read a second time, in which somebody might have
- * changed it in between, and its SET, SECURITY DEFINER and the like, are
- * nobody's.
+ * only if it has both, and what is called is the symbol of that library.
  *
  * A library name without a folder stands for dynamic_library_path, which only
  * a superuser can set.
@@ -79,6 +76,7 @@ idem_foreign_look_up(const IdemForeign *foreign)
 		HeapTuple	tuple = &list->members[i]->tuple;
 		Oid			proc = ((Form_pg_proc) GETSTRUCT(tuple))->oid;
 
+		/* membership last: it takes a scan of pg_depend */
 		if (is_wanted(tuple, foreign) &&
 			getExtensionOfObject(ProcedureRelationId, proc) == extension)
 			found = proc;
@@ -103,6 +101,12 @@ idem_foreign_load(IdemForeign *foreign, FmgrInfo *flinfo)
 		foreign->address = (PGFunction)
 			load_external_function(foreign->library, foreign->symbol, true,
 								   NULL);
+
+	/*
+	 * Not by fmgr_info(), which would read pg_proc a second time: somebody
+	 * might have changed the entry in between, or have put SET or SECURITY
+	 * DEFINER around the function (t/035_trust.pl).
+	 */
 	memset(flinfo, 0, sizeof(*flinfo));
 	flinfo->fn_addr = foreign->address;
 	flinfo->fn_oid = oid;

@@ -3,10 +3,8 @@
  * hmac.c
  *	  HMACs with keys that are derived from the secrets, and their table.
  *
- * A secret is never used itself: each use has a key derived from it, so that
- * what is made for one purpose says nothing in another.  HMAC is that of
- * pgcrypto's own library (foreign.c), which a superuser and the worker
- * call, too; nothing of it passes through SQL.
+ * HMAC is that of pgcrypto's own library (foreign.c), which a superuser and
+ * the worker call, too; nothing of it passes through SQL.
  *
  * Neither does a secret: a parameter of a statement may be logged, and
  * auto_explain logs those of nested statements.  So idempotency_secrets is
@@ -84,6 +82,10 @@ compute_hmac(const void *data, int len, bytea *key)
 bytea *
 idem_hmac(const void *data, int len, bytea *secret, const char *use)
 {
+	/*
+	 * A secret is never used itself: each use has a key derived from it, so
+	 * that what is made for one says nothing in another.
+	 */
 	return compute_hmac(data, len, compute_hmac(use, strlen(use), secret));
 }
 
@@ -103,7 +105,11 @@ find_secret(Relation table, const char *purpose, int32 *key_id)
 													 0);
 	bytea	   *found = NULL;
 
-	/* the key id is the order of creation, whatever the purpose */
+	/*
+	 * The key id is the order of creation, whatever the purpose.  With the
+	 * latest snapshot: at REPEATABLE READ an older one would not see a secret
+	 * that was committed before we had the lock of idem_secret_add().
+	 */
 	index_rescan(scan, NULL, 0, NULL, 0);
 	while (found == NULL &&
 		   index_getnext_slot(scan, BackwardScanDirection, slot))

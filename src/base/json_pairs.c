@@ -48,6 +48,7 @@ add_pair(PairsState *state, ValueKind kind, char *word)
 	bool		plain = kind == VALUE_STRING || kind == VALUE_NUMBER;
 	IdemPair   *pair;
 
+	/* a name that is no string was noted as malformed */
 	if (state->name == NULL)
 		return;
 	pair = palloc(sizeof(IdemPair));
@@ -90,7 +91,6 @@ note_element(PairsState *state, ValueKind kind)
 	state->name = NULL;
 }
 
-/* What lies deeper belongs to a value that is no text, and was noted. */
 static void
 note_value(PairsState *state, ValueKind kind, char *word)
 {
@@ -105,6 +105,7 @@ note_value(PairsState *state, ValueKind kind, char *word)
 		note_element(state, kind);
 	else if (state->whole == VALUE_ARRAY && state->element == VALUE_ARRAY)
 	{
+		/* what lies deeper is of a value that is no text, and was noted */
 		if (depth == 2)
 			note_item(state, kind, word);
 	}
@@ -145,6 +146,8 @@ end_container(void *arg)
 	PairsState *state = arg;
 
 	state->depth--;
+
+	/* an element has ended: a name and a value, or one member */
 	if (state->depth == 1 && state->whole == VALUE_ARRAY)
 		state->malformed |= state->nvalues !=
 			(state->element == VALUE_ARRAY ? 2 : 1);

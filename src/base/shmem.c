@@ -98,11 +98,7 @@ read_file(FILE *file, uint32 magic, void *data, Size room, Size *size)
 	return EQ_CRC32C(head.crc, compute_crc(data, head.size));
 }
 
-/*
- * Whether the server is about to start in recovery.  No process can be asked
- * yet: that is decided later, by the startup process, from these files, which
- * it removes only then, and from how the last server that had the data ended.
- */
+/* Whether the server is about to start in recovery. */
 static bool
 starts_in_recovery(void)
 {
@@ -110,6 +106,11 @@ starts_in_recovery(void)
 	ControlFileData *control;
 	bool		shut_down;
 
+	/*
+	 * No process can be asked yet: that is decided later, by the startup
+	 * process, from these files, which it removes only then, and from how the
+	 * last server that had the data ended.
+	 */
 	if (access(STANDBY_SIGNAL_FILE, F_OK) == 0 ||
 		access(RECOVERY_SIGNAL_FILE, F_OK) == 0 ||
 		access(BACKUP_LABEL_FILE, F_OK) == 0)
@@ -173,6 +174,10 @@ keep_areas(int code, Datum arg)
 {
 	int			i;
 
+	/*
+	 * After a crash of a process the code is not 0: no area can be trusted,
+	 * and none is kept (t/021_stats.pl).
+	 */
 	for (i = 0; i < nareas && code == 0; i++)
 	{
 		void	   *data;
@@ -222,6 +227,12 @@ startup(void)
 			resume(area);
 	}
 	LWLockRelease(AddinShmemInitLock);
+
+	/*
+	 * Not in the children of EXEC_BACKEND, which come here, too.  In the
+	 * postmaster once more after a crash: its callbacks have been called
+	 * then, and are gone.
+	 */
 	if (!IsUnderPostmaster)
 		on_shmem_exit(keep_areas, (Datum) 0);
 }

@@ -30,8 +30,7 @@
 
 /*
  * Statements of ours that are being executed, one in another (a trigger that
- * a user put on our table may call us).  A plan is freed at the outermost
- * level only, where nobody can be in the middle of it.
+ * a user put on our table may call us).
  */
 static int	executing = 0;
 
@@ -75,8 +74,7 @@ idem_spi_end(const IdemSecctx *saved)
 }
 
 /*
- * The owner of the tables needs the schema, too.  Whoever calls could not tell
- * from the server's own error whom it is about.  Asked only where a statement
+ * The owner of the tables needs the schema, too.  Asked only where a statement
  * is about to be parsed.
  */
 static void
@@ -86,6 +84,8 @@ require_schema(void)
 
 	if (idem_compat_may_use_schema(idem_catalog()->namespace, GetUserId()))
 		return;
+
+	/* the server's own error does not say whom it is about */
 	owner = GetUserNameFromId(GetUserId(), false);
 	ereport(ERROR,
 			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
@@ -104,6 +104,8 @@ prepare(IdemPlan *plan)
 
 	if (plan->plan != NULL && plan->generation == generation)
 		return;
+
+	/* at the outermost level only, where nobody can be in the middle of it */
 	if (plan->plan != NULL && executing == 0)
 		SPI_freeplan(plan->plan);
 	plan->plan = NULL;
@@ -149,10 +151,8 @@ speaks_of_no_row(int sqlstate)
  * What may be wrong with a table of ours is not foreseen: a constraint, an
  * index, a trigger, a rule, a partition.  Their errors quote the row, key, scope
  * and body, in message, detail, or the context of a statement that a trigger
- * made of it.  So no detail and no context passes, and a message only of the
- * classes that never quote, or where there was no row yet.  Nothing is decided
- * here; the SQLSTATE stays as it is.  (A deferred constraint cannot speak up at
- * COMMIT: within a security-restricted operation none can be deferred, 42501.)
+ * made of it.  So no detail and no context passes.  Nothing is decided here;
+ * the SQLSTATE stays as it is.
  */
 static void
 rethrow(MemoryContext context, bool prepared)
@@ -164,8 +164,18 @@ rethrow(MemoryContext context, bool prepared)
 	error = CopyErrorData();
 	FlushErrorState();
 	sqlstate = error->sqlerrcode;
+
+	/*
+	 * A deferred constraint cannot speak up at COMMIT: within a
+	 * security-restricted operation none can be deferred, 42501.
+	 */
 	if (sqlstate == ERRCODE_INSUFFICIENT_PRIVILEGE && error->hint == NULL)
 		error->hint = "The owner of the tables must have rights on them, and no deferrable constraint or trigger may be there; see idem_health().";
+
+	/*
+	 * A message passes of the classes that never quote, or where there was no
+	 * row yet.  The detail of a deadlock is of processes and locks.
+	 */
 	if (!prepared || speaks_of_no_row(sqlstate))
 		ereport(ERROR,
 				(errcode(sqlstate),
@@ -183,21 +193,23 @@ rethrow(MemoryContext context, bool prepared)
 			 errhint("Drop constraints, indexes, triggers, rules and columns that are not the extension's; see idem_health().")));
 }
 
-/*
- * Scans other than by index are off while a plan is made: one made while the
- * table was a page small would otherwise go on reading all of it, and take
- * SIREAD locks on all of it, until the next ANALYZE.  So is the JIT, for which
- * a scan that must be made in spite of that would seem costly enough.
- */
+/* What holds while a plan is made; returns the level to leave. */
 static int
 pin_planner(void)
 {
 	int			guc_level = NewGUCNestLevel();
 
+	/*
+	 * No scan but by index: a plan made while the table was a page small
+	 * would otherwise go on reading all of it, and take SIREAD locks on all
+	 * of it, until the next ANALYZE.
+	 */
 	idem_secctx_set("enable_seqscan", "off");
 	idem_secctx_set("enable_bitmapscan", "off");
 	idem_secctx_set("enable_indexscan", "on");
 	idem_secctx_set("enable_tidscan", "on");
+
+	/* a scan that must be made in spite of that seems costly enough for it */
 	idem_secctx_set("jit", "off");
 	return guc_level;
 }
@@ -283,6 +295,7 @@ idem_spi_value(int row, int column, bool *isnull)
 static bool
 reads_as(Oid type, Oid expected)
 {
+	/* by value, a wrong type is a wrong number, and no address */
 	return type == expected || IsBinaryCoercible(type, expected) ||
 		(get_typbyval(type) && get_typbyval(expected));
 }
@@ -291,10 +304,6 @@ reads_as(Oid type, Oid expected)
  * idem_spi_require_types
  *		Refuse what the last statement returned if a column is read as another
  *		type than it is; 42804.  A number may be one of another size.
- *
- * Who owns a table can give a column another type at any time, and a value
- * that is taken for what it is not would be an address of his choice.  So it
- * is the result that is looked at, and not the table.
  */
 void
 idem_spi_require_types(const Oid *types, int number)
@@ -302,6 +311,11 @@ idem_spi_require_types(const Oid *types, int number)
 	TupleDesc	desc = SPI_tuptable->tupdesc;
 	int			i;
 
+	/*
+	 * Who owns a table can give a column another type at any time, and a
+	 * value that is taken for what it is not would be an address of his
+	 * choice.  So it is the result that is looked at, and not the table.
+	 */
 	for (i = 0; i < number; i++)
 	{
 		Oid			type = SPI_gettypeid(desc, i + 1);

@@ -19,8 +19,7 @@
 
 /*
  * idem_try
- *		Do the work; NULL, or the error that it ended with.  What it allocates
- *		is the caller's.
+ *		Do the work; NULL, or the error that it ended with.
  */
 ErrorData *
 idem_try(IdemTryWork work, void *arg)
@@ -30,6 +29,8 @@ idem_try(IdemTryWork work, void *arg)
 	ErrorData  *volatile error = NULL;
 
 	BeginInternalSubTransaction(NULL);
+
+	/* what the work allocates is the caller's, and not undone by an error */
 	MemoryContextSwitchTo(context);
 	PG_TRY();
 	{

@@ -14,10 +14,7 @@
 
 /*
  * idem_utf8
- *		A text in UTF-8; as it is, and no copy, where it has none: anything can
- *		be in a database of encoding SQL_ASCII, and a byte without a character
- *		in some others, and one such row must not hold up the sealing of all
- *		that follow.
+ *		A text in UTF-8; as it is, and no copy, where it has none.
  */
 const char *
 idem_utf8(const char *text, int *len)
@@ -28,9 +25,16 @@ idem_utf8(const char *text, int *len)
 	char	   *utf8;
 
 	*len = strlen(text);
+
+	/* anything can be in a database of encoding SQL_ASCII */
 	if (encoding == PG_UTF8 || encoding == PG_SQL_ASCII)
 		return text;
 
+	/*
+	 * A byte may be no character of the encoding.  That is no error: one such
+	 * row of the log must not hold up the sealing of all that follow
+	 * (t/034_audit_sealing.pl).
+	 */
 	conversion = FindDefaultConversionProc(encoding, PG_UTF8);
 	room = (Size) *len * MAX_CONVERSION_GROWTH + 1;
 	utf8 = MemoryContextAllocHuge(CurrentMemoryContext, room);

@@ -80,9 +80,12 @@ is_wanted(const Form_pg_database database)
 	List	   *names;
 	ListCell   *cell;
 
+	/* also one whose DROP DATABASE was interrupted: nobody can connect */
 	if (!database->datallowconn ||
 		database->datconnlimit == DATCONNLIMIT_INVALID_DB)
 		return false;
+
+	/* it writes into what it splits */
 	(void) SplitIdentifierString(pstrdup(databases), ',', &names);
 	if (names == NIL)
 		return !database->datistemplate;
@@ -170,6 +173,7 @@ refresh_targets(TimestampTz now)
 	PopActiveSnapshot();
 	CommitTransactionCommand();
 
+	/* the entry that the scan has just returned may be removed */
 	hash_seq_init(&status, targets);
 	while ((target = hash_seq_search(&status)) != NULL)
 		if (!target->exists)
@@ -311,6 +315,8 @@ reschedule(Target *target, const IdemSweepState *before, TimestampTz start)
 		grow_pause(target, MIN_PAUSE_USEC, MAX_PAUSE_USEC);
 		return;
 	}
+
+	/* others that are due come before one that has more to do (next_target) */
 	target->pause = 0;
 	target->due = after.more ? GetCurrentTimestamp() :
 		start + idem_launcher_interval();
@@ -325,6 +331,7 @@ sweep_target(Target *target)
 
 	if (idem_task_is_wanted(target->database))
 	{
+		/* nothing has failed: the pause does not grow */
 		target->due = start + MIN_PAUSE_USEC;
 		return;
 	}

@@ -50,7 +50,6 @@
 #define PG_CRON(name, symbol, nargs, ...) \
 	{"pg_cron", "$libdir/pg_cron", name, symbol, nargs, {__VA_ARGS__}}
 
-/* Up to 1.3 the name of a job is a name. */
 static IdemForeign cron_schedule =
 PG_CRON("schedule", "cron_schedule_named", 3, TEXTOID, TEXTOID, TEXTOID);
 static IdemForeign cron_schedule_name =
@@ -268,6 +267,7 @@ idem_schedule(PG_FUNCTION_ARGS)
 	command = psprintf("CALL %s.idem_sweep_all()", idem_catalog()->schema);
 	if (!load_cron(&cron_schedule, &function))
 	{
+		/* up to 1.3 the name of a job is a name */
 		if (!load_cron(&cron_schedule_name, &function))
 			raise_missing("cron.schedule");
 		name = DirectFunctionCall1(namein, CStringGetDatum(JOB_NAME));

@@ -25,10 +25,6 @@
  * idem_task_override_settings
  *		Whatever is set for the server or the database, but for its being
  *		read-only.
- *
- * A transaction that is SERIALIZABLE, read-only and DEFERRABLE would wait for
- * others to end; a time-out would end the process.  transaction_timeout is new
- * in 17.
  */
 void
 idem_task_override_settings(void)
@@ -44,6 +40,11 @@ idem_task_override_settings(void)
 	};
 	int			i;
 
+	/*
+	 * A transaction that is SERIALIZABLE, read-only and DEFERRABLE would wait
+	 * for others to end; a time-out would end the process
+	 * (t/029_operators.pl). transaction_timeout is new in 17.
+	 */
 	for (i = 0; i < lengthof(settings); i++)
 		if (GetConfigOption(settings[i][0], true, false) != NULL)
 			SetConfigOption(settings[i][0], settings[i][1], PGC_SUSET,

@@ -198,6 +198,8 @@ clean_up(IdemWorkerRun *run, MemoryContext context)
 	BatchEnd	end = BATCH_FAILED;
 
 	HOLD_INTERRUPTS();
+
+	/* a cancel that came late is not for the next batch */
 	disable_timeout(batch_timeout, false);
 	QueryCancelPending = false;
 	MemoryContextSwitchTo(context);
@@ -327,7 +329,8 @@ sweep(IdemWorkerRun *run, TimestampTz start)
 	 * snapshot may see them, and a scan from the beginning passes them all
 	 * (t/026_sweep_snapshot.pl).  It is made nevertheless, for rows that were
 	 * locked the last time or whose transaction committed late, as often as
-	 * it takes no more than one part in FULL_PASS_SHARE of the time.
+	 * it takes no more than one part in FULL_PASS_SHARE of the time.  When it
+	 * is due later than that allows, the clock has stepped back.
 	 */
 	run->full = start >= state->full_due ||
 		state->full_due - start > FULL_PASS_USEC;
@@ -417,6 +420,8 @@ seal(IdemWorkerRun *run)
 		run->unsealed = true;
 	} while ((end == BATCH_DONE || end == BATCH_TOO_LONG) &&
 			 run->unsealed && rest(start));
+
+	/* cut off, and time to end: another run goes on with it */
 	return end == BATCH_TOO_LONG ? BATCH_DONE : end;
 }
 
@@ -451,6 +456,8 @@ report(IdemWorkerRun *run, TimestampTz start, BatchEnd end)
 		idem_buckets_forget(MyDatabaseId, NULL);
 		return;
 	}
+
+	/* nothing was done: the launcher sees it by the number of runs */
 	if (run->ends[IDEM_TASK_SWEEP] == BATCH_UNWANTED && state->last_rows == 0)
 		return;
 
@@ -489,6 +496,7 @@ do_tasks(IdemWorkerRun *run, TimestampTz start)
 {
 	BatchEnd	end = BATCH_DONE;
 
+	/* a task that is not come to has not succeeded, for report() */
 	for (run->task = 0; run->task < IDEM_NUM_TASKS; run->task++)
 		run->ends[run->task] = BATCH_UNWANTED;
 	for (run->task = 0; run->task < IDEM_NUM_TASKS; run->task++)
