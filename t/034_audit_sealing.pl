@@ -231,8 +231,9 @@ is(sqlstate($node, "BEGIN; UPDATE old SET action = 'x'; SELECT idem_audit_prune(
 	$reader->quit;
 	check_well('prune: beside a reader', digest => $head);
 	add_older();
+	psql('CREATE SCHEMA elsewhere; ALTER TABLE older SET SCHEMA elsewhere');
 	is(psql("SELECT idem_audit_prune('2019-06-01')"), 3, 'prune: alone');
-	is(psql("SELECT to_regclass('older') IS NULL"), 't', 'prune: the partition is dropped');
+	is(psql("SELECT to_regclass('elsewhere.older') IS NULL"), 't', 'prune: the partition is dropped, wherever it is');
 	check_well('prune: alone', digest => $head);
 	is(psql("SELECT idem_audit_prune('2019-06-01')"), 0, 'prune: once');
 	check_all_sealed('prune');
@@ -407,6 +408,21 @@ SELECT idem_audit('a', 'b', E'\\x81'), idem_audit('a', 'b', E'\\xe4');
 SELECT idem_audit_seal();
 SELECT * FROM idem_audit_verify()}), "1|2\n2", "$encoding: sealed, and verified");
 }
+
+#
+# Without any partition: the default one detached, and no other there.
+#
+$node->safe_psql('postgres', 'CREATE DATABASE bare');
+install($node, 'bare');
+is( $node->safe_psql('bare', q{
+ALTER TABLE idempotency_audit_log DETACH PARTITION idempotency_audit_log_default;
+SELECT idem_audit_seal(), idem_audit_prune('infinity')}), '0|0', 'no partition: nothing to do');
+is(sqlstate($node, "SELECT idem_audit('a', 'b', 'c')", database => 'bare'), '23514', 'no partition: no row');
+is( $node->safe_psql('bare', q{
+ALTER TABLE idempotency_audit_log ATTACH PARTITION idempotency_audit_log_default DEFAULT;
+SELECT idem_audit('a', 'b', 'c') IS NOT NULL;
+ALTER TABLE idempotency_audit_log DETACH PARTITION idempotency_audit_log_default;
+SELECT idem_audit_seal()}), "t\n0", 'no partition: the row is out of reach');
 
 my $target = new_node('target', extension => 0);
 # another cluster's transaction ids are greater

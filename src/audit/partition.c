@@ -138,24 +138,28 @@ idem_partition_cells(int *number)
 	Relation	log = table_open(idem_catalog()->audit_log, AccessShareLock);
 	PartitionDesc desc = RelationGetPartitionDesc(log, true);
 	PartitionBoundInfo bounds = desc->boundinfo;
-	IdemCell   *cells = palloc(sizeof(IdemCell) * (bounds->ndatums + 1));
+	int			nbounds;
+	IdemCell   *cells;
 	int			i;
 
 	/*
 	 * A bound is where one cell ends and the next one begins, so there is one
 	 * cell more.  One without an index is a gap, whose rows are in the
-	 * default partition.
+	 * default partition.  If that is detached and there is no other, there
+	 * are no bounds at all (t/034_audit_sealing.pl).
 	 */
-	for (i = 0; i <= bounds->ndatums; i++)
+	nbounds = bounds != NULL ? bounds->ndatums : 0;
+	cells = palloc(sizeof(IdemCell) * (nbounds + 1));
+	for (i = 0; i <= nbounds; i++)
 	{
-		int			index = bounds->ndatums > 0 ? bounds->indexes[i] : -1;
+		int			index = nbounds > 0 ? bounds->indexes[i] : -1;
 
 		cells[i].from = i == 0 ? DT_NOBEGIN : get_bound(bounds, i - 1);
-		cells[i].to = i == bounds->ndatums ? DT_NOEND : get_bound(bounds, i);
+		cells[i].to = i == nbounds ? DT_NOEND : get_bound(bounds, i);
 		cells[i].partition = index >= 0 ? desc->oids[index] :
 			idem_catalog()->audit_default;
 	}
-	*number = bounds->ndatums + 1;
+	*number = nbounds + 1;
 	table_close(log, NoLock);
 	return cells;
 }
@@ -335,7 +339,7 @@ idem_partition_rows(const IdemCell *cell)
 void
 idem_partition_drop(const IdemCell *cell)
 {
-	char	   *name;
+	Oid			schema = get_rel_namespace(cell->partition);
 
 	/*
 	 * Had at once or not at all: nobody queues up behind us before we have
@@ -348,9 +352,11 @@ idem_partition_drop(const IdemCell *cell)
 									AccessExclusiveLock) ||
 		!ConditionalLockRelationOid(cell->partition, AccessExclusiveLock))
 		return;
-	name = get_rel_name(cell->partition);
-	idem_spi_command(psprintf("DROP TABLE %s.%s", idem_catalog()->schema,
-							  quote_identifier(name)));
+
+	/* whoever made it may have put it anywhere, and called it anything */
+	idem_spi_command(psprintf("DROP TABLE %s",
+							  quote_qualified_identifier(get_namespace_name(schema),
+														 get_rel_name(cell->partition))));
 }
 
 /*

@@ -389,12 +389,15 @@ static void
 collect_segment(void *arg, const IdemSeal *seal)
 {
 	Pruning    *pruning = arg;
-	PrunedSegment *segment = palloc0(sizeof(PrunedSegment));
+	PrunedSegment *segment;
+	IdemSealRange range;
 	IdemSealRows rows;
 
-	if (seal->was_pruned || !idem_sealed_range(seal, &segment->range) ||
+	if (seal->was_pruned || !idem_sealed_range(seal, &range) ||
 		DatumGetTimestampTz(seal->values[SEAL_LAST_AT]) >= pruning->before)
 		return;
+	segment = palloc0(sizeof(PrunedSegment));
+	segment->range = range;
 	segment->segment = DatumGetInt64(seal->values[SEAL_SEGMENT]);
 
 	/* what was tampered with is evidence, and stays */

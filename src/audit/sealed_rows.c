@@ -141,6 +141,7 @@ idem_sealed_digest(const IdemSeal *seal, uint8 *result)
 	}
 	idem_digest_add(digest, bytes.data, bytes.len);
 	idem_digest_end(digest, result);
+	pfree(bytes.data);
 }
 
 static uint64
