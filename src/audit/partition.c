@@ -339,7 +339,7 @@ idem_partition_rows(const IdemCell *cell)
 void
 idem_partition_drop(const IdemCell *cell)
 {
-	Oid			schema = get_rel_namespace(cell->partition);
+	const char *schema;
 
 	/*
 	 * Had at once or not at all: nobody queues up behind us before we have
@@ -353,9 +353,13 @@ idem_partition_drop(const IdemCell *cell)
 		!ConditionalLockRelationOid(cell->partition, AccessExclusiveLock))
 		return;
 
-	/* whoever made it may have put it anywhere, and called it anything */
+	/*
+	 * Whoever made it may have put it anywhere, and called it anything; with
+	 * the lock it stays there.
+	 */
+	schema = get_namespace_name(get_rel_namespace(cell->partition));
 	idem_spi_command(psprintf("DROP TABLE %s",
-							  quote_qualified_identifier(get_namespace_name(schema),
+							  quote_qualified_identifier(schema,
 														 get_rel_name(cell->partition))));
 }
 
