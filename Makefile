@@ -210,6 +210,9 @@ PG_CONFIG ?= pg_config
 PGXS := $(shell $(PG_CONFIG) --pgxs)
 include $(PGXS)
 
+# For src/base/digest.c, where the server has its digests from OpenSSL.
+SHLIB_LINK += $(filter -lcrypto, $(LIBS))
+
 HEADERS = $(wildcard $(srcdir)/src/*.h $(srcdir)/src/*/*.h)
 
 $(OBJS): $(HEADERS)

@@ -69,33 +69,36 @@ COMMENT ON TYPE @extschema@.idem_result IS
 --
 
 CREATE TABLE @extschema@.idempotency_keys (
-	scope text COLLATE pg_catalog."C" NOT NULL,
-	key text COLLATE pg_catalog."C" NOT NULL,
-	state "char" NOT NULL,
-	attempt integer NOT NULL,
-	token bigint NOT NULL,
-	claim_xid xid8 NOT NULL,
 	created_at timestamptz NOT NULL,
-	finished_at timestamptz,
-	lease_until timestamptz NOT NULL,
 	expires_at timestamptz NOT NULL,
 	purge_at timestamptz NOT NULL,
+	claim_xid xid8 NOT NULL,
+	finished_at timestamptz,
+	lease_until timestamptz,
+	token bigint,
 	ttl bigint,
+	body_size bigint,
+	attempt integer,
 	status_code integer,
-	owner uuid,
-	policy text NOT NULL,
+	state "char" NOT NULL,
+	scope text COLLATE pg_catalog."C" NOT NULL,
+	key text COLLATE pg_catalog."C" NOT NULL,
+	policy text,
 	claimed_by text NOT NULL,
+	owner uuid,
 	fingerprint bytea,
 	context bytea,
 	headers json,
 	content_type text,
-	body_size bigint,
 	body_sha256 bytea,
 	body bytea,
 	recovery_point text,
 	checkpoint jsonb,
 	CONSTRAINT idempotency_keys_pkey PRIMARY KEY (scope, key)
 ) WITH (fillfactor = 80);
+
+-- A null costs nothing, and alignment costs what the order of the columns makes
+-- it: so what most rows have in common is null, and wide columns come first.
 
 -- purge_at is set at the claim and moves only when the finish exceeds it, so
 -- that a completion can be a HOT update.
@@ -109,7 +112,23 @@ COMMENT ON COLUMN @extschema@.idempotency_keys.state IS
 COMMENT ON COLUMN @extschema@.idempotency_keys.claim_xid IS
 'top-level transaction that made the claim; means nothing after a restore';
 COMMENT ON COLUMN @extschema@.idempotency_keys.purge_at IS
-'not before this time may the sweep remove the row: at least expiry plus tombstone';
+'not before this time may the sweep remove the row: at least expiry plus tombstone, rounded up';
+COMMENT ON COLUMN @extschema@.idempotency_keys.lease_until IS
+'null in a row that was written finished';
+COMMENT ON COLUMN @extschema@.idempotency_keys.token IS
+'fencing token; null when nobody was given one';
+COMMENT ON COLUMN @extschema@.idempotency_keys.body_size IS
+'null when the body is kept, or there is none';
+COMMENT ON COLUMN @extschema@.idempotency_keys.body_sha256 IS
+'null when the body is kept, or there is none';
+COMMENT ON COLUMN @extschema@.idempotency_keys.attempt IS
+'null: 1';
+COMMENT ON COLUMN @extschema@.idempotency_keys.status_code IS
+'null: 200, or not finished';
+COMMENT ON COLUMN @extschema@.idempotency_keys.policy IS
+'null: default';
+COMMENT ON COLUMN @extschema@.idempotency_keys.content_type IS
+'null: application/json, or none where there is no body or an empty one; empty: application/octet-stream';
 COMMENT ON COLUMN @extschema@.idempotency_keys.ttl IS
 'retention given with the claim, in microseconds; 0 for ever, null for the policy''s';
 COMMENT ON COLUMN @extschema@.idempotency_keys.claimed_by IS

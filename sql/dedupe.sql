@@ -40,9 +40,9 @@ SELECT key, first FROM idem_dedupe('dedupe', ARRAY['running', 'lease over', 'aba
 -- again: only now they are marked
 SELECT count(*) FILTER (WHERE first) AS first FROM idem_dedupe('dedupe', ARRAY['abandoned', 'released', 'long gone', 'm5', 'new']);
 -- nothing old is left in a row that was first again, and the token is greater
-SELECT k.key, state, k.token > t.token AS greater, fingerprint, context, headers, body, status_code, policy
+SELECT k.key, state, k.token > coalesce(t.token, 0) AS greater, fingerprint, context, headers, body, status_code, policy
 FROM idempotency_keys k JOIN tokens t USING (key)
-WHERE scope = 'dedupe' AND k.token <> t.token ORDER BY k.key COLLATE "C";
+WHERE scope = 'dedupe' AND k.token IS DISTINCT FROM t.token ORDER BY k.key COLLATE "C";
 
 -- Its own claim in the same transaction.
 BEGIN;

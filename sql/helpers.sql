@@ -139,7 +139,8 @@ ROLLBACK;
 BEGIN;
 ALTER TABLE idempotency_keys RENAME TO idempotency_keys_before;
 CREATE TABLE idempotency_keys (scope text COLLATE "C", key text, state "char", purge_at text, PRIMARY KEY (scope, key));
-SELECT check_name, split_part(detail, ', created_at', 1) FROM idem_health() WHERE NOT ok AND check_name LIKE 'key%';
+SELECT check_name, detail ~ ' key, ' AS collation, detail ~ 'purge_at' AS type, detail ~ 'created_at' AS missing, detail ~ 'scope|state' AS others
+FROM idem_health() WHERE NOT ok AND check_name LIKE 'key%';
 ROLLBACK;
 
 -- Two secrets set by one statement have two key ids.

@@ -54,6 +54,10 @@
 
 #define IDEM_MIN_STATUS			100
 #define IDEM_MAX_STATUS			599
+#define IDEM_STATUS_OK			200
+
+/* In place of a token, which is above zero. */
+#define IDEM_NO_TOKEN			0
 
 /* The labels of idem_outcome, in the order of the type. */
 typedef enum IdemOutcome
@@ -95,25 +99,25 @@ typedef struct IdemKey
 typedef struct IdemRow
 {
 	IdemState	state;
-	int32		attempt;
-	int64		token;
+	int32		attempt;		/* null: 1 */
+	int64		token;			/* IDEM_NO_TOKEN: nobody was given one */
 	uint64		claim_xid;		/* top-level transaction of the claim */
 	TimestampTz created_at;
 	TimestampTz finished_at;	/* DT_NOBEGIN: not finished */
-	TimestampTz lease_until;
+	TimestampTz lease_until;	/* DT_NOBEGIN: written finished */
 	TimestampTz expires_at;
 	TimestampTz purge_at;
 	int64		ttl;			/* -1: the policy's; 0: for ever */
-	int32		status_code;	/* 0: none */
+	int32		status_code;	/* null: IDEM_STATUS_OK, or not finished */
 	pg_uuid_t  *owner;
-	text	   *policy;
+	text	   *policy;			/* NULL: "default" */
 	text	   *claimed_by;
 	bytea	   *fingerprint;
 	bytea	   *context;
 	text	   *headers;		/* json */
-	text	   *content_type;
-	int64		body_size;		/* -1: no body */
-	bytea	   *body_sha256;
+	text	   *content_type;	/* NULL: what key/response.c says */
+	int64		body_size;		/* -1: that of the body */
+	bytea	   *body_sha256;	/* NULL: that of the body */
 	bytea	   *body;
 	text	   *recovery_point;
 	struct varlena *checkpoint; /* jsonb */

@@ -262,10 +262,10 @@ sub expect_all
 	my $status = 'SELECT * FROM idem_sweep_status';
 	my $size = q{SELECT 'idempotency_keys'::regclass AS keys};
 	my $tuples = q{SELECT * FROM pg_stat_user_tables WHERE relname = 'idempotency_keys'};
-	my $claims = q{SELECT policy, count(*) AS n, count(*) FILTER (WHERE lease_until < now()) AS ended,
+	my $claims = q{SELECT coalesce(policy, 'default') AS policy, count(*) AS n, count(*) FILTER (WHERE lease_until < now()) AS ended,
 extract(epoch FROM now() - min(created_at)) AS age,
 greatest(0, extract(epoch FROM now() - min(lease_until))) AS overdue
-FROM idempotency_keys WHERE state = 'p' GROUP BY policy};
+FROM idempotency_keys WHERE state = 'p' GROUP BY 1};
 
 	return (
 		sql_idempotency_calls_total => {

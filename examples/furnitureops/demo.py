@@ -600,8 +600,8 @@ class Reckoning:
             self.sales[reference].append((sale, sku, quantity))
         self.rows = {
             (scope, key): (state, answer) for scope, key, state, *answer in admin.execute(
-                "SELECT scope, key, state::text, status_code, headers::text,"
-                " content_type, body FROM idempotency.idempotency_keys")}
+                "SELECT scope, key, state::text, coalesce(status_code, 200), headers::text,"
+                " coalesce(content_type, 'application/json'), body FROM idempotency.idempotency_keys")}
         self.audit = admin.execute(
             "SELECT action, entity_id, (detail ->> 'sale')::bigint,"
             " (detail ->> 'quantity')::integer"

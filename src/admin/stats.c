@@ -28,6 +28,7 @@
 #include "utils/timestamp.h"
 
 #include "admin/stats.h"
+#include "rule/policy.h"
 #include "base/args.h"
 #include "base/catalog.h"
 #include "base/digest.h"
@@ -231,7 +232,8 @@ idem_activity_values(PG_FUNCTION_ARGS)
 
 	InitMaterializedSRF(fcinfo, 0);
 	idem_spi_begin(&saved);
-	execute("SELECT scope, key, policy, attempt, claimed_by, $1 - created_at,"
+	execute("SELECT scope, key, coalesce(policy, '" IDEM_POLICY_DEFAULT "'), coalesce(attempt, 1),"
+			" claimed_by, $1 - created_at,"
 			" lease_until - $1, recovery_point"
 			" FROM %1$s.idempotency_keys WHERE state = 'p'",
 			GetCurrentTimestamp());

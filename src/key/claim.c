@@ -381,7 +381,7 @@ idem_claim_fill(IdemClaim *claim)
 	{
 		/* nothing of an older incarnation is left but the token, below */
 		claim->row_policy = claim->policy;
-		row->policy = cstring_to_text(NameStr(claim->policy.name));
+		row->policy = idem_policy_stored_name(&claim->policy);
 		row->claimed_by = idem_owner_name(&claim->policy, &claim->id);
 		row->fingerprint = claim->fingerprint;
 		row->context = claim->context;
@@ -404,7 +404,8 @@ idem_claim_fill(IdemClaim *claim)
 	row->attempt = claim->decision.attempt;
 
 	/* whatever the clock does, and whoever had the key before, it grows */
-	row->token = idem_xact_token(claim->now, claim->found ? last.token : 0);
+	row->token = idem_xact_token(claim->now,
+								 claim->found ? last.token : IDEM_NO_TOKEN);
 
 	/* taking an id now is what makes the transaction one that writes */
 	row->claim_xid = U64FromFullTransactionId(GetTopFullTransactionId());
@@ -412,6 +413,7 @@ idem_claim_fill(IdemClaim *claim)
 	idem_lifetime_lease(policy, row, claim->now,
 						claim->lease >= 0 ? claim->lease : policy->lease);
 	row->owner = claim->owner;
+	row->status_code = IDEM_STATUS_OK;
 	row->body_size = -1;
 }
 

@@ -394,10 +394,11 @@ make_row(IdemDedupe *dedupe)
 	claim->decision.verdict = IDEM_CLAIM_FRESH;
 	claim->decision.attempt = 1;
 	idem_claim_fill(claim);
-	/* written once and finished: nothing is to be bounded for a later finish */
-	claim->row.lease_until = claim->now;
-	claim->row.purge_at = claim->now;
-	idem_response_init(&answer, 200);
+	/* written finished: there is no lease, and purge_at no bound for a finish */
+	claim->row.lease_until = DT_NOBEGIN;
+	claim->row.purge_at = DT_NOBEGIN;
+	claim->row.token = IDEM_NO_TOKEN;
+	idem_response_init(&answer, IDEM_STATUS_OK);
 	idem_response_store(&answer, &claim->row);
 	idem_lifetime_finish(&claim->row_policy, &claim->row, IDEM_STATE_COMPLETED,
 						 claim->now);

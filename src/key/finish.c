@@ -31,7 +31,8 @@
 #include "key/xact.h"
 #include "store/store.h"
 
-#define NO_TOKEN (-1)
+/* In place of the argument. */
+#define NOT_GIVEN (-1)
 
 /* Arguments of idem_complete and idem_fail. */
 typedef enum FinishArg
@@ -108,18 +109,20 @@ raise_no_claim(const IdemHeld *held)
 			 errhint("Claim the key first; a rolled-back transaction or savepoint takes its claim with it.")));
 }
 
-/* The token of the call, or NO_TOKEN; no token of ours is below zero. */
+/* The token of the call, or NOT_GIVEN; one that cannot be ours is none. */
 static int64
 read_token(FunctionCallInfo fcinfo, int argno)
 {
-	return PG_ARGISNULL(argno) ? NO_TOKEN : Max(PG_GETARG_INT64(argno), 0);
+	return PG_ARGISNULL(argno) ? NOT_GIVEN :
+		Max(PG_GETARG_INT64(argno), IDEM_NO_TOKEN);
 }
 
 /* The caller must be the holder; ID002. */
 static void
 require_token(const IdemHeld *held, int64 token)
 {
-	if (token == NO_TOKEN ? held->own : token == held->row.token)
+	if (token == NOT_GIVEN ? held->own :
+		token != IDEM_NO_TOKEN && token == held->row.token)
 		return;
 	idem_counters_add(held->policy.counters, IDEM_COUNT_LOST, 1);
 	idem_refusals_note(IDEM_REFUSAL_LOST, &held->id, &held->policy);
@@ -127,7 +130,7 @@ require_token(const IdemHeld *held, int64 token)
 			(errcode(ERRCODE_IDEM_CLAIM_LOST),
 			 errmsg("the claim on %s is not the caller's",
 					idem_digest_key(&held->id)),
-			 token == NO_TOKEN ?
+			 token == NOT_GIVEN ?
 			 errhint("Give the token of the claim, or finish in the transaction that made it: with autocommit, each statement is a transaction of its own.") :
 			 errhint("The token is stale: the lease ended and another caller has taken the key over.")));
 }

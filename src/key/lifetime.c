@@ -12,6 +12,9 @@
 
 #include "key/lifetime.h"
 
+/* In how many steps the retention of a row is measured for purge_at. */
+#define PURGE_STEPS 1000
+
 /*
  * When a row expires whose retention begins at "since": after the time given
  * with its claim, else after the policy's for completed or failed.
@@ -36,6 +39,26 @@ purge_time(const IdemPolicy *policy, TimestampTz expires_at)
 }
 
 /*
+ * Have a row, kept from "since" on, stay until "end"; purge_at never moves back.
+ *
+ * It is rounded up, by at most a thousandth of the time that the row is kept, so
+ * that rows of one policy share index entries.
+ */
+static void
+keep_until(IdemRow *row, TimestampTz since, TimestampTz end)
+{
+	int64		step;
+
+	if (row->purge_at >= end)
+		return;
+	row->purge_at = end;
+	if (end == DT_NOEND)
+		return;
+	step = Max((end - since) / PURGE_STEPS, 1);
+	row->purge_at = idem_lifetime_add(end, (step - end % step) % step);
+}
+
+/*
  * idem_lifetime_lease
  *		The times of a claim in progress, whose lease begins now and is that
  *		long.  Abandoned, it is kept as long as a failure.
@@ -55,7 +78,7 @@ idem_lifetime_lease(const IdemPolicy *policy, IdemRow *row, TimestampTz now,
 	row->expires_at = expiry(policy, row, false, end);
 	bound = purge_time(policy, Max(row->expires_at,
 								   expiry(policy, row, true, end)));
-	row->purge_at = Max(row->purge_at, bound);
+	keep_until(row, now, bound);
 }
 
 /*
@@ -66,12 +89,9 @@ void
 idem_lifetime_finish(const IdemPolicy *policy, IdemRow *row, IdemState state,
 					 TimestampTz now)
 {
-	TimestampTz purge_at;
-
 	/* from the finish on, as the policy says for what it has become */
 	row->state = state;
 	row->finished_at = now;
 	row->expires_at = expiry(policy, row, state == IDEM_STATE_COMPLETED, now);
-	purge_at = purge_time(policy, row->expires_at);
-	row->purge_at = Max(row->purge_at, purge_at);
+	keep_until(row, now, purge_time(policy, row->expires_at));
 }

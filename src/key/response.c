@@ -11,6 +11,7 @@
  */
 #include "postgres.h"
 
+#include "access/detoast.h"
 #include "access/htup_details.h"
 #include "catalog/pg_type.h"
 #include "executor/executor.h"
@@ -127,21 +128,14 @@ is_text(const text *content_type)
 					   strlen(TEXT_PREFIX)) == 0;
 }
 
-static void
-set_bytes(IdemResponse *answer, const char *data, int len)
-{
-	answer->body = cstring_to_text_with_len(data, len);
-	answer->body_size = len;
-	answer->body_sha256 = idem_digest_bytea(data, len);
-}
-
 /* Text of the server's encoding is stored as UTF-8. */
-static void
-set_text(IdemResponse *answer, char *data, int len)
+static bytea *
+to_utf8(text *value)
 {
-	char	   *utf8 = pg_server_to_any(data, len, PG_UTF8);
+	char	   *data = VARDATA_ANY(value);
+	char	   *utf8 = pg_server_to_any(data, VARSIZE_ANY_EXHDR(value), PG_UTF8);
 
-	set_bytes(answer, utf8, utf8 == data ? len : strlen(utf8));
+	return utf8 == data ? value : cstring_to_text(utf8);
 }
 
 /* Bytes in the text form that bytea has by default. */
@@ -195,7 +189,7 @@ set_empty(IdemResponse *answer)
 {
 	if (answer->content_type != NULL && is_json(answer->content_type))
 		answer->content_type = NULL;
-	set_bytes(answer, "", 0);
+	answer->body = cstring_to_text_with_len("", 0);
 }
 
 /*
@@ -229,12 +223,9 @@ idem_response_set_body(IdemResponse *answer, Datum response, Oid type)
 	{
 		Datum		json = DirectFunctionCall1(jsonb_out, response);
 
-		set_text(answer, DatumGetCString(json), strlen(DatumGetCString(json)));
+		value = cstring_to_text(DatumGetCString(json));
 	}
-	else if (type == BYTEAOID)
-		set_bytes(answer, data, len);
-	else
-		set_text(answer, data, len);
+	answer->body = type == BYTEAOID ? value : to_utf8(value);
 }
 
 /*
@@ -267,6 +258,32 @@ idem_response_set_response(IdemResponse *answer, Datum response)
 }
 
 /*
+ * idem_response_drop_body
+ *		Keep of the body its size and SHA-256 only, by which a repeated finish is
+ *		recognized.
+ */
+void
+idem_response_drop_body(IdemResponse *answer)
+{
+	IdemBytes	body = idem_bytes_of(answer->body);
+
+	answer->body_size = body.len;
+	answer->body_sha256 = idem_digest_bytea(body.data, body.len);
+	answer->body = NULL;
+}
+
+/*
+ * idem_response_is_oversize
+ *		Whether the body is larger than a policy keeps.
+ */
+bool
+idem_response_is_oversize(const IdemResponse *answer, const IdemPolicy *policy)
+{
+	return answer->body != NULL &&
+		VARSIZE_ANY_EXHDR(answer->body) > policy->max_body_bytes;
+}
+
+/*
  * idem_response_limit
  *		Hold the body to what the policy keeps: ID008, or only its digest.
  */
@@ -274,7 +291,7 @@ void
 idem_response_limit(IdemResponse *answer, const IdemKey *id,
 					const IdemPolicy *policy)
 {
-	if (answer->body == NULL || answer->body_size <= policy->max_body_bytes)
+	if (!idem_response_is_oversize(answer, policy))
 		return;
 	if (!policy->digest_oversize)
 		ereport(ERROR,
@@ -282,12 +299,58 @@ idem_response_limit(IdemResponse *answer, const IdemKey *id,
 				 errmsg("the response for %s is too large",
 						idem_digest_key(id)),
 				 errdetail("It has %lld bytes; policy \"%s\" keeps at most %d.",
-						   (long long) answer->body_size,
+						   (long long) VARSIZE_ANY_EXHDR(answer->body),
 						   NameStr(policy->name), policy->max_body_bytes),
 				 errhint("Raise \"max_body_bytes\" of the policy, or set its \"on_oversize\" to \"digest\".")));
+	idem_response_drop_body(answer);
+}
 
-	/* size and digest stay, by which a repeated completion is recognized */
-	answer->body = NULL;
+static bool
+is_media_type(const text *content_type, const char *media_type)
+{
+	return VARSIZE_ANY_EXHDR(content_type) == strlen(media_type) &&
+		memcmp(VARDATA_ANY(content_type), media_type, strlen(media_type)) == 0;
+}
+
+/*
+ * The content type as a row keeps it: that of most answers as a null, that of
+ * bytes as an empty text, which is no media type.
+ */
+static text *
+stored_content_type(text *content_type)
+{
+	if (content_type == NULL || is_media_type(content_type, MEDIA_TYPE_JSON))
+		return NULL;
+	if (is_media_type(content_type, MEDIA_TYPE_BYTES))
+		return cstring_to_text_with_len("", 0);
+	return content_type;
+}
+
+/*
+ * idem_response_size
+ *		The size of the body of a finished row, kept or not; -1: it has none.
+ */
+int64
+idem_response_size(const IdemRow *row)
+{
+	return row->body == NULL ? row->body_size :
+		(int64) toast_raw_datum_size(PointerGetDatum(row->body)) - VARHDRSZ;
+}
+
+/*
+ * idem_response_content_type
+ *		The content type of a finished row; NULL: it has none.
+ */
+text *
+idem_response_content_type(const IdemRow *row)
+{
+	/* an empty body without one was text, which is given none */
+	if (row->content_type == NULL)
+		return idem_response_size(row) > 0 ?
+			cstring_to_text(MEDIA_TYPE_JSON) : NULL;
+	if (VARSIZE_ANY_EXHDR(row->content_type) == 0)
+		return cstring_to_text(MEDIA_TYPE_BYTES);
+	return row->content_type;
 }
 
 /*
@@ -299,7 +362,7 @@ idem_response_store(const IdemResponse *answer, IdemRow *row)
 {
 	row->status_code = answer->status;
 	row->headers = answer->headers;
-	row->content_type = answer->content_type;
+	row->content_type = stored_content_type(answer->content_type);
 	row->body = answer->body;
 	row->body_size = answer->body_size;
 	row->body_sha256 = answer->body_sha256;
@@ -312,19 +375,29 @@ same_bytes(const void *a, const void *b)
 							idem_bytes_of(b == NULL ? NULL : PG_DETOAST_DATUM_PACKED(PointerGetDatum(b))));
 }
 
+/* Whether a row has the body of an answer, or its size and SHA-256. */
+static bool
+is_stored_body(const bytea *body, const IdemRow *row)
+{
+	if (row->body != NULL || body == NULL)
+		return row->body_size < 0 && same_bytes(body, row->body);
+	return (int64) VARSIZE_ANY_EXHDR(body) == row->body_size &&
+		same_bytes(idem_digest_bytea(VARDATA_ANY(body), VARSIZE_ANY_EXHDR(body)),
+				   row->body_sha256);
+}
+
 /*
  * idem_response_is_stored
- *		Whether the row has this very answer; bodies by size and SHA-256.
+ *		Whether the row has this very answer, which is not limited yet.
  */
 bool
 idem_response_is_stored(const IdemResponse *answer, const IdemRow *row)
 {
-	/* the digest also speaks for a body that was too large to be kept */
 	return answer->status == row->status_code &&
-		answer->body_size == row->body_size &&
-		same_bytes(answer->body_sha256, row->body_sha256) &&
+		is_stored_body(answer->body, row) &&
 		same_bytes(answer->headers, row->headers) &&
-		same_bytes(answer->content_type, row->content_type);
+		same_bytes(stored_content_type(answer->content_type),
+				   row->content_type);
 }
 
 IDEM_FUNCTION(idem_respond);

@@ -22,7 +22,9 @@
 
 #include "base/catalog.h"
 #include "base/compat.h"
+#include "base/digest.h"
 #include "key/outcome.h"
+#include "key/response.h"
 #include "key/result.h"
 
 typedef enum ResultColumn
@@ -80,17 +82,25 @@ put_interval(Datum *values, bool *nulls, ResultColumn column, int64 usec)
 static void
 put_answer(Datum *values, bool *nulls, const IdemRow *row)
 {
-	if (row->status_code != 0)
-	{
-		put(values, nulls, RESULT_STATUS_CODE, Int32GetDatum(row->status_code));
-		put(values, nulls, RESULT_HTTP_STATUS, Int32GetDatum(row->status_code));
-	}
+	bytea	   *sha256 = row->body_sha256;
+
+	put(values, nulls, RESULT_STATUS_CODE, Int32GetDatum(row->status_code));
+	put(values, nulls, RESULT_HTTP_STATUS, Int32GetDatum(row->status_code));
 	put_pointer(values, nulls, RESULT_HEADERS, row->headers);
-	put_pointer(values, nulls, RESULT_CONTENT_TYPE, row->content_type);
-	put_pointer(values, nulls, RESULT_BODY, row->body);
-	if (row->body_size >= 0)
-		put(values, nulls, RESULT_BODY_SIZE, Int64GetDatum(row->body_size));
-	put_pointer(values, nulls, RESULT_BODY_SHA256, row->body_sha256);
+	put_pointer(values, nulls, RESULT_CONTENT_TYPE,
+				idem_response_content_type(row));
+	if (idem_response_size(row) >= 0)
+		put(values, nulls, RESULT_BODY_SIZE,
+			Int64GetDatum(idem_response_size(row)));
+	if (row->body != NULL)
+	{
+		bytea	   *body = PG_DETOAST_DATUM_PACKED(PointerGetDatum(row->body));
+
+		/* a row that keeps the body needs no digest of it */
+		put_pointer(values, nulls, RESULT_BODY, body);
+		sha256 = idem_digest_bytea(VARDATA_ANY(body), VARSIZE_ANY_EXHDR(body));
+	}
+	put_pointer(values, nulls, RESULT_BODY_SHA256, sha256);
 }
 
 static void
@@ -102,8 +112,9 @@ put_row(Datum *values, bool *nulls, const IdemRow *row)
 	if (!TIMESTAMP_IS_NOBEGIN(row->finished_at))
 		put(values, nulls, RESULT_FINISHED_AT,
 			TimestampTzGetDatum(row->finished_at));
-	put(values, nulls, RESULT_LEASE_UNTIL,
-		TimestampTzGetDatum(row->lease_until));
+	if (!TIMESTAMP_IS_NOBEGIN(row->lease_until))
+		put(values, nulls, RESULT_LEASE_UNTIL,
+			TimestampTzGetDatum(row->lease_until));
 	/* for ever is null: not every driver can read infinity */
 	if (!TIMESTAMP_IS_NOEND(row->expires_at))
 		put(values, nulls, RESULT_EXPIRES_AT,

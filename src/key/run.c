@@ -140,7 +140,7 @@ call_handler(IdemRun *run)
 	PopActiveSnapshot();
 
 	/* a null is an answer, too: the work is done, and there is nothing to say */
-	idem_response_init(&run->answer, 200);
+	idem_response_init(&run->answer, IDEM_STATUS_OK);
 	if (!call->isnull && run->result_type == idem_catalog()->response_type)
 		idem_response_set_response(&run->answer, result);
 	else if (!call->isnull)
@@ -203,8 +203,9 @@ answer_error(IdemRun *run, const ErrorData *error)
 	body = cstring_to_text_with_len(json.data, json.len);
 	idem_response_init(&run->answer, STATUS_FAILED);
 	idem_response_set_body(&run->answer, PointerGetDatum(body), JSONOID);
-	if (run->answer.body_size > run->claim.row_policy.max_body_bytes)
-		run->answer.body = NULL;	/* no second error over the first */
+	/* no second error over the first */
+	if (idem_response_is_oversize(&run->answer, &run->claim.row_policy))
+		idem_response_drop_body(&run->answer);
 	run->state = IDEM_STATE_RETRYABLE;
 }
 
@@ -289,12 +290,15 @@ static void
 store(IdemRun *run)
 {
 	IdemClaim  *claim = &run->claim;
+	IdemRow    *row = &claim->row;
+	IdemRow		written;
 
+	/* written finished: there is no lease, and purge_at no bound for a finish */
+	row->lease_until = DT_NOBEGIN;
 	if (!claim->found)
-		claim->row.purge_at = claim->now;	/* no bound: written only once */
-	idem_response_store(&run->answer, &claim->row);
-	idem_lifetime_finish(&claim->row_policy, &claim->row, run->state,
-						 idem_xact_now());
+		row->purge_at = DT_NOBEGIN;
+	idem_response_store(&run->answer, row);
+	idem_lifetime_finish(&claim->row_policy, row, run->state, idem_xact_now());
 
 	/*
 	 * The key lock has kept off whoever asks for it, and the handler cannot
@@ -303,14 +307,19 @@ store(IdemRun *run)
 	 * undone with the transaction, by 40001.  Specs: run-dedupe, run-nested.
 	 */
 	if (claim->found)
-		idem_store_update(&claim->store, &claim->id, &claim->row);
+		idem_store_update(&claim->store, &claim->id, row);
 	else
-		idem_store_insert_new(&claim->store, &claim->id, &claim->row);
+	{
+		/* nobody was given the token, which only the log shows */
+		written = *row;
+		written.token = IDEM_NO_TOKEN;
+		idem_store_insert_new(&claim->store, &claim->id, &written);
+	}
 	idem_store_close(&claim->store);
 	idem_claim_audit(claim);
 	if (claim->row_policy.audit)
 		idem_audit_transition(idem_outcomes[outcome_of(run)].action,
-							  &claim->id, &claim->row);
+							  &claim->id, row);
 }
 
 static bool

@@ -164,7 +164,8 @@ idem_xact_token(TimestampTz now, int64 last)
  *		Whether this very transaction made the claim.
  *
  * A restored row has the transaction id of another cluster, which may be ours
- * by chance; its token is from before this transaction began.
+ * by chance; its token, or where nobody was given one its beginning, is from
+ * before this transaction began.
  */
 bool
 idem_xact_owns(const IdemRow *row)
@@ -174,7 +175,8 @@ idem_xact_owns(const IdemRow *row)
 	/* a transaction without an id has written nothing, and so claimed nothing */
 	return FullTransactionIdIsValid(mine) &&
 		U64FromFullTransactionId(mine) == row->claim_xid &&
-		row->token >= GetCurrentTransactionStartTimestamp() + UNIX_EPOCH_OFFSET;
+		(row->token == IDEM_NO_TOKEN ? row->created_at :
+		 row->token - UNIX_EPOCH_OFFSET) >= GetCurrentTransactionStartTimestamp();
 }
 
 /*

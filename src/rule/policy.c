@@ -32,13 +32,26 @@ idem_policy_get(const char *name, IdemPolicy *policy)
 }
 
 /*
+ * idem_policy_stored_name
+ *		The name of a policy as a row keeps it; NULL for "default".
+ */
+text *
+idem_policy_stored_name(const IdemPolicy *policy)
+{
+	if (strcmp(NameStr(policy->name), IDEM_POLICY_DEFAULT) == 0)
+		return NULL;
+	return cstring_to_text(NameStr(policy->name));
+}
+
+/*
  * idem_policy_get_stored
  *		The policy a row was claimed under: "default" if that one is gone.
  */
 void
 idem_policy_get_stored(const text *name, IdemPolicy *policy)
 {
-	char	   *cstring = text_to_cstring(name);
+	char	   *cstring = name != NULL ? text_to_cstring(name) :
+	pstrdup(IDEM_POLICY_DEFAULT);
 
 	/* The names in rows are few: that one is unknown may be kept, too. */
 	if (!idem_rule_find(&idem_policy_table, cstring, policy, true) &&

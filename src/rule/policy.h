@@ -50,6 +50,7 @@ typedef struct IdemPolicy
 
 extern void idem_policy_get(const char *name, IdemPolicy *policy);
 extern void idem_policy_get_stored(const text *name, IdemPolicy *policy);
+extern text *idem_policy_stored_name(const IdemPolicy *policy);
 extern bool idem_policy_releases(const IdemPolicy *policy, int status);
 extern int64 idem_policy_lease_usec(const char *what, int64 usec);
 extern int64 idem_policy_ttl_usec(const char *what, int64 usec);

@@ -226,7 +226,7 @@ look(IdemStore *store, const IdemKey *id, bool check_new, IdemRow *row)
  * lock_timeout and deadlock_timeout allow; else BUSY.
  */
 static IdemStoreTaken
-lock_row(const IdemStore *store, const IdemKey *id, bool wait, IdemRow *row)
+lock_row(IdemStore *store, const IdemKey *id, bool wait, IdemRow *row)
 {
 	Snapshot	snapshot = idem_direct_push_snapshot();
 	bool		entries;
@@ -236,6 +236,7 @@ lock_row(const IdemStore *store, const IdemKey *id, bool wait, IdemRow *row)
 	TM_Result	result;
 	TupleTableSlot *slot;
 
+	ItemPointerSetInvalid(&store->row);
 	if (tuple == NULL)
 	{
 		PopActiveSnapshot();
@@ -257,7 +258,10 @@ lock_row(const IdemStore *store, const IdemKey *id, bool wait, IdemRow *row)
 	{
 		case TM_Ok:
 			if (form_row(store, ExecCopySlotHeapTuple(slot), id, row))
+			{
+				store->row = slot->tts_tid;
 				taken = IDEM_STORE_ROW;
+			}
 			break;
 		case TM_WouldBlock:
 			taken = IDEM_STORE_BUSY;

@@ -28,7 +28,7 @@ extern bool idem_direct_update(IdemStore *store, const IdemKey *id,
 extern bool idem_direct_delete(IdemStore *store, const IdemKey *id);
 
 /* direct_sweep.c */
-extern int64 idem_direct_sweep(IdemStore *store, TimestampTz *low,
+extern int64 idem_direct_sweep(IdemStore *store, IdemSweepMark *mark,
 							   TimestampTz now, int64 max_rows,
 							   IdemSweepCount count);
 

@@ -20,6 +20,7 @@
 #include "storage/lmgr.h"
 #include "utils/timestamp.h"
 
+#include "base/bytes.h"
 #include "base/compat.h"
 #include "store/direct.h"
 #include "store/row.h"
@@ -27,17 +28,17 @@
 /* Rows of one policy that were removed one after the other. */
 typedef struct SweptRun
 {
-	text	   *policy;			/* NULL: none yet */
-	int64		rows;
+	text	   *policy;			/* as in IdemRow */
+	int64		rows;			/* 0: none yet */
 } SweptRun;
 
 static void
 count_run(SweptRun *run, IdemSweepCount count)
 {
-	if (run->policy == NULL)
-		return;
-	count(run->policy, run->rows);
-	pfree(run->policy);
+	if (run->rows > 0)
+		count(run->policy, run->rows);
+	if (run->policy != NULL)
+		pfree(run->policy);
 }
 
 /* Mostly many rows in a row are of one policy: count them at once. */
@@ -45,45 +46,85 @@ static void
 count_swept(SweptRun *run, TupleTableSlot *slot, IdemSweepCount count)
 {
 	bool		isnull;
-	text	   *policy = DatumGetTextPP(slot_getattr(slot, COLUMN_POLICY + 1,
-													 &isnull));
-	Size		size = VARSIZE_ANY(policy);
+	Datum		value = slot_getattr(slot, COLUMN_POLICY + 1, &isnull);
+	text	   *policy = isnull ? NULL : DatumGetTextPP(value);
 
-	if (run->policy == NULL || VARSIZE_ANY(run->policy) != size ||
-		memcmp(run->policy, policy, size) != 0)
+	if (run->rows == 0 ||
+		!idem_bytes_equal(idem_bytes_of(policy), idem_bytes_of(run->policy)))
 	{
 		count_run(run, count);
-		run->policy = memcpy(palloc(size), policy, size);
+		run->policy = isnull ? NULL : DatumGetTextPCopy(value);
 		run->rows = 0;
 	}
 	run->rows++;
 }
 
+/*
+ * The next row that the snapshot shows, past the mark; false at the end.
+ *
+ * Many rows share a purge_at.  What earlier batches have removed of it stays in
+ * the index until VACUUM, before what they have not: it is passed without a
+ * look at the table (t/026_sweep_snapshot.pl).
+ */
+static bool
+next_due(IndexScanDesc scan, TupleTableSlot *slot, IdemSweepMark *mark,
+		 IdemSweepMark *row)
+{
+	while (index_getnext_tid(scan, ForwardScanDirection) != NULL)
+	{
+		bool		isnull;
+		Datum		purge_at = index_getattr(scan->xs_itup, 1,
+											 scan->xs_itupdesc, &isnull);
+
+		/* before the fetch, which follows a HOT chain to its end */
+		row->tid = scan->xs_heaptid;
+		row->purge_at = DatumGetTimestampTz(purge_at);
+		if (row->purge_at == mark->purge_at &&
+			ItemPointerIsValid(&mark->tid) &&
+			ItemPointerCompare(&row->tid, &mark->tid) <= 0)
+			continue;
+		if (index_fetch_heap(scan, slot))
+			return true;
+	}
+	return false;
+}
+
+/* All that is due since the mark; to be ended. */
+static IndexScanDesc
+begin_scan(Relation keys, Relation index, Snapshot snapshot, TimestampTz from,
+		   TimestampTz now)
+{
+	IndexScanDesc scan = idem_compat_index_beginscan(keys, index, snapshot, 2);
+	ScanKeyData range[2];
+
+	scan->xs_want_itup = true;
+	ScanKeyInit(&range[0], 1, BTGreaterEqualStrategyNumber, F_TIMESTAMPTZ_GE,
+				TimestampTzGetDatum(from));
+	ScanKeyInit(&range[1], 1, BTLessEqualStrategyNumber, F_TIMESTAMPTZ_LE,
+				TimestampTzGetDatum(now));
+	index_rescan(scan, range, lengthof(range), NULL, 0);
+	return scan;
+}
+
 static int64
-sweep_index(IdemStore *store, TimestampTz *low, TimestampTz now,
+sweep_index(IdemStore *store, IdemSweepMark *mark, TimestampTz now,
 			int64 max_rows, IdemSweepCount count)
 {
 	Snapshot	snapshot = idem_direct_push_snapshot();
 	CommandId	cid = GetCurrentCommandId(true);
 	Relation	index = index_open(store->purge_index, store->lockmode);
 	TupleTableSlot *slot = table_slot_create(store->keys, NULL);
-	IndexScanDesc scan = idem_compat_index_beginscan(store->keys, index,
-													 snapshot, 2);
-	ScanKeyData range[2];
+	IndexScanDesc scan = begin_scan(store->keys, index, snapshot,
+									mark->purge_at, now);
 	TM_FailureData failure;
+	IdemSweepMark from = *mark;
+	IdemSweepMark row;
 	SweptRun	run = {NULL, 0};
-	bool		isnull;
 	int64		rows = 0;
 
 	CheckCmdReplicaIdentity(store->keys, CMD_DELETE);
-	ScanKeyInit(&range[0], 1, BTGreaterEqualStrategyNumber, F_TIMESTAMPTZ_GE,
-				TimestampTzGetDatum(*low));
-	ScanKeyInit(&range[1], 1, BTLessEqualStrategyNumber, F_TIMESTAMPTZ_LE,
-				TimestampTzGetDatum(now));
-	index_rescan(scan, range, lengthof(range), NULL, 0);
 	/* from where the last batch ended: dead entries before it are not read */
-	while (rows < max_rows &&
-		   index_getnext_slot(scan, ForwardScanDirection, slot))
+	while (rows < max_rows && next_due(scan, slot, &from, &row))
 	{
 		TM_Result	result;
 
@@ -94,8 +135,7 @@ sweep_index(IdemStore *store, TimestampTz *low, TimestampTz now,
 		/* a row that somebody has locked, or changed, is for another time */
 		if (result == TM_Ok)
 		{
-			*low = DatumGetTimestampTz(slot_getattr(slot, COLUMN_PURGE_AT + 1,
-													&isnull));
+			*mark = row;
 			count_swept(&run, slot, count);
 			rows++;
 		}
@@ -121,12 +161,12 @@ sweep_index(IdemStore *store, TimestampTz *low, TimestampTz now,
  * before: one change of the page where DELETE ... SKIP LOCKED makes two.
  */
 int64
-idem_direct_sweep(IdemStore *store, TimestampTz *low, TimestampTz now,
+idem_direct_sweep(IdemStore *store, IdemSweepMark *mark, TimestampTz now,
 				  int64 max_rows, IdemSweepCount count)
 {
 	if (!OidIsValid(store->purge_index))
-		return idem_store_sql.sweep(store, low, now, max_rows, count);
+		return idem_store_sql.sweep(store, mark, now, max_rows, count);
 	if (!ConditionalLockRelationOid(store->purge_index, RowExclusiveLock))
 		return 0;
-	return sweep_index(store, low, now, max_rows, count);
+	return sweep_index(store, mark, now, max_rows, count);
 }

@@ -135,6 +135,27 @@ idem_direct_insert_new(IdemStore *store, const IdemKey *id,
 }
 
 /*
+ * Where the row is that this transaction has locked; false when there is none
+ * any more.  It is where it was locked, unless user code has run since.
+ */
+static bool
+find_locked(IdemStore *store, const IdemKey *id, Snapshot snapshot,
+			ItemPointer tid)
+{
+	bool		entries;
+	HeapTuple	tuple;
+
+	*tid = store->row;
+	ItemPointerSetInvalid(&store->row);
+	if (ItemPointerIsValid(tid))
+		return true;
+	tuple = idem_direct_find(store, id, snapshot, false, &entries);
+	if (tuple != NULL)
+		*tid = tuple->t_self;
+	return tuple != NULL;
+}
+
+/*
  * idem_direct_update, idem_direct_delete
  *		Change or remove a row that this transaction has locked; false when
  *		there is none any more.
@@ -144,18 +165,17 @@ idem_direct_update(IdemStore *store, const IdemKey *id,
 				   const IdemRow *row)
 {
 	Snapshot	snapshot = idem_direct_push_snapshot();
-	bool		entries;
-	HeapTuple	old = idem_direct_find(store, id, snapshot, false, &entries);
+	ItemPointerData tid;
 	IdemCompatIndexes indexes;
 	TupleTableSlot *slot;
 	TM_Result	result = TM_Deleted;
 
-	if (old != NULL)
+	if (find_locked(store, id, snapshot, &tid))
 	{
 		/* as the executor: a published table without identity is refused */
 		CheckCmdReplicaIdentity(store->keys, CMD_UPDATE);
 		slot = make_slot(store, id, row);
-		result = idem_compat_update(store->keys, &old->t_self, slot,
+		result = idem_compat_update(store->keys, &tid, slot,
 									GetCurrentCommandId(true), snapshot,
 									&indexes);
 		if (result == TM_Ok &&
@@ -172,19 +192,18 @@ bool
 idem_direct_delete(IdemStore *store, const IdemKey *id)
 {
 	Snapshot	snapshot = idem_direct_push_snapshot();
-	bool		entries;
-	HeapTuple	old = idem_direct_find(store, id, snapshot, false, &entries);
+	ItemPointerData tid;
 	TM_FailureData failure;
 	TM_Result	result = TM_Deleted;
 
-	if (old != NULL)
+	if (find_locked(store, id, snapshot, &tid))
 	{
 		CheckCmdReplicaIdentity(store->keys, CMD_DELETE);
-		result = table_tuple_delete(store->keys, &old->t_self,
+		result = table_tuple_delete(store->keys, &tid,
 									GetCurrentCommandId(true), snapshot,
 									InvalidSnapshot, true, &failure, false);
 	}
 	PopActiveSnapshot();
 	CommandCounterIncrement();
-	return old != NULL && result == TM_Ok;
+	return result == TM_Ok;
 }

@@ -22,9 +22,8 @@ static const Oid brief_types[] = {
 	TEXTOID, CHAROID, TIMESTAMPTZOID, TIMESTAMPTZOID, TEXTOID, TEXTOID
 };
 static const Oid insert_many_types[] = {
-	TEXTOID, TEXTARRAYOID, CHAROID, INT4OID, INT8OID, XID8OID, TIMESTAMPTZOID,
-	TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID, INT4OID,
-	TEXTOID, TEXTOID
+	TEXTOID, TEXTARRAYOID, CHAROID, XID8OID, TIMESTAMPTZOID, TIMESTAMPTZOID,
+	TIMESTAMPTZOID, TIMESTAMPTZOID, TEXTOID, TEXTOID
 };
 
 static IdemPlan count_plan = {
@@ -35,10 +34,9 @@ static IdemPlan count_plan = {
 
 /* The keys come sorted: rows are inserted in the order of the array. */
 static IdemPlan insert_many_plan = {
-	"INSERT INTO %1$s.idempotency_keys (scope, key, state, attempt, token,"
-	" claim_xid, created_at, finished_at, lease_until, expires_at, purge_at,"
-	" status_code, policy, claimed_by)"
-	" SELECT $1, k, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14"
+	"INSERT INTO %1$s.idempotency_keys (scope, key, state, claim_xid,"
+	" created_at, finished_at, expires_at, purge_at, policy, claimed_by)"
+	" SELECT $1, k, $3, $4, $5, $6, $7, $8, $9, $10"
 	" FROM unnest($2) AS k ON CONFLICT DO NOTHING RETURNING key",
 	lengthof(insert_many_types), insert_many_types
 };
@@ -121,6 +119,7 @@ idem_store_insert_many(const text *scope, ArrayType *keys, const IdemRow *row,
 {
 	MemoryContext context = CurrentMemoryContext;
 	Datum		values[lengthof(insert_many_types)];
+	char		nulls[lengthof(insert_many_types)];
 	IdemSecctx	saved;
 	int			rows;
 	int			i;
@@ -130,19 +129,17 @@ idem_store_insert_many(const text *scope, ArrayType *keys, const IdemRow *row,
 	values[0] = PointerGetDatum(scope);
 	values[1] = PointerGetDatum(keys);
 	values[2] = CharGetDatum(row->state);
-	values[3] = Int32GetDatum(row->attempt);
-	values[4] = Int64GetDatum(row->token);
-	values[5] = UInt64GetDatum(row->claim_xid);
-	values[6] = TimestampTzGetDatum(row->created_at);
-	values[7] = TimestampTzGetDatum(row->finished_at);
-	values[8] = TimestampTzGetDatum(row->lease_until);
-	values[9] = TimestampTzGetDatum(row->expires_at);
-	values[10] = TimestampTzGetDatum(row->purge_at);
-	values[11] = Int32GetDatum(row->status_code);
-	values[12] = PointerGetDatum(row->policy);
-	values[13] = PointerGetDatum(row->claimed_by);
+	values[3] = UInt64GetDatum(row->claim_xid);
+	values[4] = TimestampTzGetDatum(row->created_at);
+	values[5] = TimestampTzGetDatum(row->finished_at);
+	values[6] = TimestampTzGetDatum(row->expires_at);
+	values[7] = TimestampTzGetDatum(row->purge_at);
+	values[8] = PointerGetDatum(row->policy);
+	values[9] = PointerGetDatum(row->claimed_by);
+	memset(nulls, ' ', sizeof(nulls));
+	nulls[8] = row->policy == NULL ? 'n' : ' ';
 	idem_spi_begin(&saved);
-	rows = (int) idem_spi_execute(&insert_many_plan, values, NULL,
+	rows = (int) idem_spi_execute(&insert_many_plan, values, nulls,
 								  false, 0);
 	idem_spi_require_types(key_types, 1);
 	for (i = 0; i < rows; i++)
@@ -164,7 +161,7 @@ form_brief(HeapTuple tuple, IdemStoreBrief *brief, MemoryContext context)
 	brief->expires_at = DatumGetTimestampTz(values[2]);
 	brief->purge_at = DatumGetTimestampTz(values[3]);
 	brief->claimed_by = copy_text(tuple, 5, context);
-	brief->policy = copy_text(tuple, 6, context);
+	brief->policy = nulls[5] ? NULL : copy_text(tuple, 6, context);
 }
 
 /*

@@ -22,27 +22,27 @@
 #define FIELD(name) offsetof(IdemRow, name)
 
 const IdemColumnShape idem_store_columns[IDEM_NUM_COLUMNS] = {
-	[COLUMN_SCOPE] = {"scope", TEXTOID, true, KIND_NAME},
-	[COLUMN_KEY] = {"key", TEXTOID, true, KIND_NAME},
-	[COLUMN_STATE] = {"state", CHAROID, true, KIND_STATE, FIELD(state)},
-	[COLUMN_ATTEMPT] = {"attempt", INT4OID, true, KIND_INT32, FIELD(attempt)},
-	[COLUMN_TOKEN] = {"token", INT8OID, true, KIND_INT64, FIELD(token)},
-	[COLUMN_CLAIM_XID] = {"claim_xid", XID8OID, true, KIND_INT64, FIELD(claim_xid)},
 	[COLUMN_CREATED_AT] = {"created_at", TIMESTAMPTZOID, true, KIND_INT64, FIELD(created_at)},
-	[COLUMN_FINISHED_AT] = {"finished_at", TIMESTAMPTZOID, false, KIND_INT64, FIELD(finished_at), DT_NOBEGIN},
-	[COLUMN_LEASE_UNTIL] = {"lease_until", TIMESTAMPTZOID, true, KIND_INT64, FIELD(lease_until)},
 	[COLUMN_EXPIRES_AT] = {"expires_at", TIMESTAMPTZOID, true, KIND_INT64, FIELD(expires_at)},
 	[COLUMN_PURGE_AT] = {"purge_at", TIMESTAMPTZOID, true, KIND_INT64, FIELD(purge_at)},
+	[COLUMN_CLAIM_XID] = {"claim_xid", XID8OID, true, KIND_INT64, FIELD(claim_xid)},
+	[COLUMN_FINISHED_AT] = {"finished_at", TIMESTAMPTZOID, false, KIND_INT64, FIELD(finished_at), DT_NOBEGIN},
+	[COLUMN_LEASE_UNTIL] = {"lease_until", TIMESTAMPTZOID, false, KIND_INT64, FIELD(lease_until), DT_NOBEGIN},
+	[COLUMN_TOKEN] = {"token", INT8OID, false, KIND_INT64, FIELD(token), IDEM_NO_TOKEN},
 	[COLUMN_TTL] = {"ttl", INT8OID, false, KIND_INT64, FIELD(ttl), -1},
-	[COLUMN_STATUS_CODE] = {"status_code", INT4OID, false, KIND_INT32, FIELD(status_code), 0},
-	[COLUMN_OWNER] = {"owner", UUIDOID, false, KIND_STORED, FIELD(owner)},
-	[COLUMN_POLICY] = {"policy", TEXTOID, true, KIND_VALUE, FIELD(policy)},
+	[COLUMN_BODY_SIZE] = {"body_size", INT8OID, false, KIND_INT64, FIELD(body_size), -1},
+	[COLUMN_ATTEMPT] = {"attempt", INT4OID, false, KIND_INT32, FIELD(attempt), 1},
+	[COLUMN_STATUS_CODE] = {"status_code", INT4OID, false, KIND_INT32, FIELD(status_code), IDEM_STATUS_OK},
+	[COLUMN_STATE] = {"state", CHAROID, true, KIND_STATE, FIELD(state)},
+	[COLUMN_SCOPE] = {"scope", TEXTOID, true, KIND_NAME},
+	[COLUMN_KEY] = {"key", TEXTOID, true, KIND_NAME},
+	[COLUMN_POLICY] = {"policy", TEXTOID, false, KIND_VALUE, FIELD(policy)},
 	[COLUMN_CLAIMED_BY] = {"claimed_by", TEXTOID, true, KIND_VALUE, FIELD(claimed_by)},
+	[COLUMN_OWNER] = {"owner", UUIDOID, false, KIND_STORED, FIELD(owner)},
 	[COLUMN_FINGERPRINT] = {"fingerprint", BYTEAOID, false, KIND_VALUE, FIELD(fingerprint)},
 	[COLUMN_CONTEXT] = {"context", BYTEAOID, false, KIND_VALUE, FIELD(context)},
 	[COLUMN_HEADERS] = {"headers", JSONOID, false, KIND_STORED, FIELD(headers)},
 	[COLUMN_CONTENT_TYPE] = {"content_type", TEXTOID, false, KIND_STORED, FIELD(content_type)},
-	[COLUMN_BODY_SIZE] = {"body_size", INT8OID, false, KIND_INT64, FIELD(body_size), -1},
 	[COLUMN_BODY_SHA256] = {"body_sha256", BYTEAOID, false, KIND_STORED, FIELD(body_sha256)},
 	[COLUMN_BODY] = {"body", BYTEAOID, false, KIND_STORED, FIELD(body)},
 	[COLUMN_RECOVERY_POINT] = {"recovery_point", TEXTOID, false, KIND_STORED, FIELD(recovery_point)},
@@ -59,8 +59,7 @@ idem_store_row_form(IdemRow *row, const Datum *values, const bool *nulls)
 {
 	int			i;
 
-	/* scope and key, which come first, are the caller's already */
-	for (i = COLUMN_STATE; i < IDEM_NUM_COLUMNS; i++)
+	for (i = 0; i < IDEM_NUM_COLUMNS; i++)
 	{
 		const IdemColumnShape *column = &idem_store_columns[i];
 		void	   *field = (char *) row + column->offset;
@@ -104,7 +103,7 @@ idem_store_row_values(const IdemKey *id, const IdemRow *row, Datum *values,
 	memset(nulls, false, IDEM_NUM_COLUMNS * sizeof(bool));
 	values[COLUMN_SCOPE] = PointerGetDatum(id->scope);
 	values[COLUMN_KEY] = PointerGetDatum(id->key);
-	for (i = COLUMN_STATE; i < IDEM_NUM_COLUMNS; i++)
+	for (i = 0; i < IDEM_NUM_COLUMNS; i++)
 	{
 		const IdemColumnShape *column = &idem_store_columns[i];
 		const void *field = (const char *) row + column->offset;

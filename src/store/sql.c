@@ -48,6 +48,7 @@ make_statements(void)
 	MemoryContext old;
 	StringInfoData columns;
 	StringInfoData values;
+	StringInfoData changes;
 	const char *read;
 	int			i;
 
@@ -56,26 +57,27 @@ make_statements(void)
 	old = MemoryContextSwitchTo(TopMemoryContext);
 	initStringInfo(&columns);
 	initStringInfo(&values);
+	initStringInfo(&changes);
 	for (i = 0; i < IDEM_NUM_COLUMNS; i++)
 	{
 		row_types[i] = idem_store_columns[i].type;
-		if (i < COLUMN_STATE)
-			continue;
-		appendStringInfo(&columns, "%s%s", columns.len > 0 ? ", " : "",
+		appendStringInfo(&columns, "%s%s", i > 0 ? ", " : "",
 						 idem_store_columns[i].name);
-		appendStringInfo(&values, "%s$%d", values.len > 0 ? ", " : "", i + 1);
+		appendStringInfo(&values, "%s$%d", i > 0 ? ", " : "", i + 1);
+		if (idem_store_columns[i].kind != KIND_NAME)
+			appendStringInfo(&changes, "%s%s = $%d", i > 0 ? ", " : "",
+							 idem_store_columns[i].name, i + 1);
 	}
 	read = psprintf("SELECT %s FROM %%1$s.idempotency_keys"
 					" WHERE scope = $1 AND key = $2", columns.data);
 	lock_plan.sql = psprintf("%s FOR UPDATE", read);
 	try_lock_plan.sql = psprintf("%s SKIP LOCKED", lock_plan.sql);
 	insert_plan.sql = psprintf("INSERT INTO %%1$s.idempotency_keys"
-							   " (scope, key, %s) VALUES ($1, $2, %s)"
-							   " ON CONFLICT DO NOTHING",
+							   " (%s) VALUES (%s) ON CONFLICT DO NOTHING",
 							   columns.data, values.data);
-	update_plan.sql = psprintf("UPDATE %%1$s.idempotency_keys SET (%s) = (%s)"
-							   " WHERE scope = $1 AND key = $2",
-							   columns.data, values.data);
+	update_plan.sql = psprintf("UPDATE %%1$s.idempotency_keys SET %s"
+							   " WHERE scope = $%d AND key = $%d",
+							   changes.data, COLUMN_SCOPE + 1, COLUMN_KEY + 1);
 	read_plan.sql = read;		/* the last: all are made */
 	MemoryContextSwitchTo(old);
 }
@@ -92,11 +94,9 @@ form_row(IdemRow *row, MemoryContext context)
 	Datum		values[IDEM_NUM_COLUMNS];
 	bool		nulls[IDEM_NUM_COLUMNS];
 
-	idem_spi_require_types(&row_types[COLUMN_STATE],
-						   IDEM_NUM_COLUMNS - COLUMN_STATE);
+	idem_spi_require_types(row_types, IDEM_NUM_COLUMNS);
 	heap_deform_tuple(heap_copytuple(SPI_tuptable->vals[0]),
-					  SPI_tuptable->tupdesc, &values[COLUMN_STATE],
-					  &nulls[COLUMN_STATE]);
+					  SPI_tuptable->tupdesc, values, nulls);
 	idem_store_row_form(row, values, nulls);
 	MemoryContextSwitchTo(old);
 }

@@ -11,7 +11,7 @@
 #include "store/store.h"
 
 /* sql_sweep.c */
-extern int64 idem_sql_sweep(IdemStore *store, TimestampTz *low,
+extern int64 idem_sql_sweep(IdemStore *store, IdemSweepMark *mark,
 							TimestampTz now, int64 max_rows,
 							IdemSweepCount count);
 

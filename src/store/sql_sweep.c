@@ -83,7 +83,7 @@ lock_due(TimestampTz low, TimestampTz now, int64 max_rows, IdemPlace *places)
 
 /* Remove the rows at these places, all of one table; how many. */
 static int64
-delete_places(const IdemPlace *places, int number, TimestampTz *low,
+delete_places(const IdemPlace *places, int number, IdemSweepMark *mark,
 			  IdemSweepCount count)
 {
 	Datum		values[2];
@@ -102,16 +102,18 @@ delete_places(const IdemPlace *places, int number, TimestampTz *low,
 
 		heap_deform_tuple(SPI_tuptable->vals[i], SPI_tuptable->tupdesc,
 						  row, nulls);
-		count(DatumGetTextPP(row[0]), DatumGetInt64(row[1]));
+		count(nulls[0] ? NULL : DatumGetTextPP(row[0]), DatumGetInt64(row[1]));
 		rows += DatumGetInt64(row[1]);
-		*low = Max(*low, DatumGetTimestampTz(row[2]));
+		/* a place alone, of which table not being said, is none to go on from */
+		*mark = idem_store_sweep_from(Max(mark->purge_at,
+										  DatumGetTimestampTz(row[2])));
 	}
 	return rows;
 }
 
 /* Remove so many rows at the most; how many. */
 static int64
-sweep_some(TimestampTz *low, TimestampTz now, int max_rows, IdemPlace *places,
+sweep_some(IdemSweepMark *mark, TimestampTz now, int max_rows, IdemPlace *places,
 		   IdemSweepCount count)
 {
 	IdemSecctx	saved;
@@ -123,7 +125,7 @@ sweep_some(TimestampTz *low, TimestampTz now, int max_rows, IdemPlace *places,
 	idem_spi_begin(&saved);
 	/* keeps places from being used anew until their rows are locked */
 	PushActiveSnapshot(GetTransactionSnapshot());
-	locked = lock_due(*low, now, max_rows, places);
+	locked = lock_due(mark->purge_at, now, max_rows, places);
 	PopActiveSnapshot();
 	qsort(places, locked, sizeof(IdemPlace), idem_store_parts_compare);
 	for (i = 1; i <= locked; i++)
@@ -131,7 +133,7 @@ sweep_some(TimestampTz *low, TimestampTz now, int max_rows, IdemPlace *places,
 		if (i < locked && places[i].table == places[begin].table)
 			continue;
 		/* one statement for each table: a ctid means nothing without it */
-		rows += delete_places(&places[begin], i - begin, low, count);
+		rows += delete_places(&places[begin], i - begin, mark, count);
 		begin = i;
 	}
 	idem_spi_end(&saved);
@@ -148,7 +150,7 @@ sweep_some(TimestampTz *low, TimestampTz now, int max_rows, IdemPlace *places,
  * seen in a deadlock with idem_dedupe.  Spec: sweep-changed; t/018, t/026.
  */
 int64
-idem_sql_sweep(IdemStore *store, TimestampTz *low, TimestampTz now,
+idem_sql_sweep(IdemStore *store, IdemSweepMark *mark, TimestampTz now,
 			   int64 max_rows, IdemSweepCount count)
 {
 	int			room = (int) Min(max_rows, SWEEP_ROOM);
@@ -163,7 +165,7 @@ idem_sql_sweep(IdemStore *store, TimestampTz *low, TimestampTz now,
 	do
 	{
 		wanted = Min(max_rows - rows, room);
-		some = sweep_some(low, now, (int) wanted, places, count);
+		some = sweep_some(mark, now, (int) wanted, places, count);
 		rows += some;
 	} while (some == wanted && rows < max_rows);
 	pfree(places);

@@ -74,6 +74,8 @@ idem_store_close(IdemStore *store)
 		table_close(store->keys, NoLock);
 	store->keys = NULL;
 	store->lockmode = NoLock;
+	/* user code may change the row, whose lock is our own */
+	ItemPointerSetInvalid(&store->row);
 }
 
 /*
@@ -142,13 +144,12 @@ idem_store_delete(IdemStore *store, const IdemKey *id)
  *		Remove up to max_rows rows whose purge_at is over, oldest first; how
  *		many.
  *
- * Begins at "low" (DT_NOBEGIN: the oldest), which becomes the purge_at of the
- * last one removed.  Waits for nobody: rows that are locked are skipped, and
+ * Begins at the mark, which becomes that of the last one removed.  Waits for nobody: rows that are locked are skipped, and
  * when the table itself, a partition or an index is locked against writers
  * (ALTER TABLE, CLUSTER, ALTER INDEX) nothing is done.
  */
 int64
-idem_store_sweep(TimestampTz *low, TimestampTz now, int64 max_rows,
+idem_store_sweep(IdemSweepMark *mark, TimestampTz now, int64 max_rows,
 				 IdemSweepCount count)
 {
 	IdemStore	store = {0};
@@ -157,7 +158,7 @@ idem_store_sweep(TimestampTz *low, TimestampTz now, int64 max_rows,
 	/* ALTER TABLE and the like go first, and the sweep comes another time */
 	if (!ConditionalLockRelationOid(idem_catalog()->keys, RowExclusiveLock))
 		return 0;
-	rows = idem_store_way(&store, RowExclusiveLock)->sweep(&store, low, now,
+	rows = idem_store_way(&store, RowExclusiveLock)->sweep(&store, mark, now,
 														   max_rows, count);
 	idem_store_close(&store);
 	return rows;

@@ -12,6 +12,7 @@
 #define IDEM_STORE_STORE_H
 
 #include "nodes/pg_list.h"
+#include "storage/itemptr.h"
 #include "storage/lock.h"
 #include "utils/array.h"
 #include "utils/rel.h"
@@ -39,7 +40,14 @@ typedef enum IdemStoreTaken
 	IDEM_STORE_CHANGED			/* not what the look found: look again */
 } IdemStoreTaken;
 
-/* What a sweep is told of rows that it removed. */
+/* How far a sweep has come: the last row that it removed. */
+typedef struct IdemSweepMark
+{
+	TimestampTz purge_at;		/* DT_NOBEGIN: begin with the oldest */
+	ItemPointerData tid;		/* invalid: begin with all of purge_at */
+} IdemSweepMark;
+
+/* What a sweep is told of rows that it removed; policy as in IdemRow. */
 typedef void (*IdemSweepCount) (const text *policy, int64 rows);
 
 /*
@@ -61,6 +69,7 @@ typedef struct IdemStore
 	bool		locked;			/* the key lock, */
 	LOCKTAG		tag;			/* which is this one */
 	bool		absent;			/* direct way: the look found no trace of it */
+	ItemPointerData row;		/* direct way: the row, locked; or invalid */
 	uint64		ended;			/* SQL way: transactions ended at the look */
 } IdemStore;
 
@@ -84,8 +93,9 @@ typedef struct IdemStoreWay
 	bool		(*update) (IdemStore *store, const IdemKey *id,
 						   const IdemRow *row);
 	bool		(*delete) (IdemStore *store, const IdemKey *id);
-	int64		(*sweep) (IdemStore *store, TimestampTz *low, TimestampTz now,
-						  int64 max_rows, IdemSweepCount count);
+	int64		(*sweep) (IdemStore *store, IdemSweepMark *mark,
+						  TimestampTz now, int64 max_rows,
+						  IdemSweepCount count);
 } IdemStoreWay;
 
 extern const IdemStoreWay idem_store_direct;
@@ -93,6 +103,17 @@ extern const IdemStoreWay idem_store_sql;
 
 extern void idem_store_open(IdemStore *store, LOCKMODE lockmode);
 extern void idem_store_close(IdemStore *store);
+
+/* To begin with what is due since then. */
+static inline IdemSweepMark
+idem_store_sweep_from(TimestampTz purge_at)
+{
+	IdemSweepMark mark;
+
+	mark.purge_at = purge_at;
+	ItemPointerSetInvalid(&mark.tid);
+	return mark;
+}
 
 /* lock.c */
 extern bool idem_store_lock_key(const IdemKey *id, LOCKTAG *tag, bool wait);
@@ -217,7 +238,7 @@ extern void idem_store_delete(IdemStore *store, const IdemKey *id);
 extern bool idem_store_is_new(const IdemKey *id);
 extern void idem_store_require_current(IdemStore *store, const IdemKey *id,
 									   const IdemRow *row);
-extern int64 idem_store_sweep(TimestampTz *low, TimestampTz now,
+extern int64 idem_store_sweep(IdemSweepMark *mark, TimestampTz now,
 							  int64 max_rows, IdemSweepCount count);
 
 /* many.c */

@@ -71,13 +71,13 @@ count_swept(const text *policy, int64 rows)
 
 /*
  * idem_sweep_batch
- *		Remove up to max_rows rows past purge_at, oldest first, from "low" on,
- *		which becomes the purge_at of the last; how many.
+ *		Remove up to max_rows rows past purge_at, oldest first, from the mark
+ *		on, which becomes that of the last; how many.
  */
 int64
-idem_sweep_batch(TimestampTz *low, int64 max_rows)
+idem_sweep_batch(IdemSweepMark *mark, int64 max_rows)
 {
-	return idem_store_sweep(low, GetCurrentTimestamp(), max_rows, count_swept);
+	return idem_store_sweep(mark, GetCurrentTimestamp(), max_rows, count_swept);
 }
 
 /*
@@ -111,7 +111,7 @@ idem_sweep(PG_FUNCTION_ARGS)
 {
 	int64		max_rows = PG_ARGISNULL(0) ? sweep_batch : PG_GETARG_INT32(0);
 	TimestampTz start = GetCurrentTimestamp();
-	TimestampTz low = DT_NOBEGIN;
+	IdemSweepMark mark = idem_store_sweep_from(DT_NOBEGIN);
 	int64		rows;
 
 	idem_args_require_writable();
@@ -120,7 +120,7 @@ idem_sweep(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("argument \"%s\" must be greater than zero", "max_rows"),
 				 errhint("Leave it out for \"idempotency.sweep_batch\" rows.")));
-	rows = idem_sweep_batch(&low, max_rows);
+	rows = idem_sweep_batch(&mark, max_rows);
 	idem_databases_note_sweep(start, rows);
 	PG_RETURN_INT64(rows);
 }
@@ -176,7 +176,7 @@ idem_sweep_all(PG_FUNCTION_ARGS)
 	castNode(CallContext, fcinfo->context)->atomic;
 	TimestampTz start = GetCurrentTimestamp();
 	TimestampTz end = DT_NOEND;
-	TimestampTz low = DT_NOBEGIN;
+	IdemSweepMark mark = idem_store_sweep_from(DT_NOBEGIN);
 	int64		rows;
 	int64		all = 0;
 
@@ -195,7 +195,7 @@ idem_sweep_all(PG_FUNCTION_ARGS)
 	 */
 	SPI_connect_ext(SPI_OPT_NONATOMIC);
 	idem_args_require_writable();
-	while ((rows = idem_sweep_batch(&low, sweep_batch)) > 0)
+	while ((rows = idem_sweep_batch(&mark, sweep_batch)) > 0)
 	{
 		all += rows;
 		if (GetCurrentTimestamp() >= end)

@@ -69,7 +69,8 @@ typedef struct IdemWorkerRun
 	TimestampTz resume;			/* where it would have gone on else */
 	int64		batch;			/* rows in a batch */
 	int64		rows;			/* removed by the last batch */
-	TimestampTz reached;		/* by it, if it commits */
+	IdemSweepMark mark;			/* at "state.low", where the next one begins */
+	IdemSweepMark reached;		/* by it, if it commits */
 	IdemRefused *refused;		/* what is left to write */
 	int			nrefused;
 	int			refused_batch;	/* how many of them are a batch */
@@ -146,7 +147,10 @@ begin_batch(void)
 static void
 sweep_batch(IdemWorkerRun *run)
 {
-	run->reached = run->state.low;
+	/* somebody has moved it */
+	if (run->mark.purge_at != run->state.low)
+		run->mark = idem_store_sweep_from(run->state.low);
+	run->reached = run->mark;
 	run->rows = idem_sweep_batch(&run->reached, run->batch);
 }
 
@@ -344,7 +348,10 @@ sweep(IdemWorkerRun *run, TimestampTz start)
 		run->rows = 0;
 		end = run_batch(run, sweep_batch, "removing expired idempotency keys");
 		if (end == BATCH_DONE)
-			state->low = run->reached;
+		{
+			run->mark = run->reached;
+			state->low = run->mark.purge_at;
+		}
 		else
 			run->rows = 0;
 		if (run->full)

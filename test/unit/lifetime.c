@@ -40,6 +40,15 @@ expected_purge(const IdemPolicy *policy, int64 expires_at)
 		DT_NOEND : expires_at + policy->tombstone;
 }
 
+/* Whether purge_at is that time, or later by a thousandth of the retention. */
+static bool
+is_due(int64 purge_at, int64 end)
+{
+	if (end == DT_NOEND)
+		return purge_at == DT_NOEND;
+	return purge_at >= end && purge_at - end <= (end - NOW) / 1000;
+}
+
 typedef struct Wrong
 {
 	long		lease;
@@ -61,8 +70,9 @@ try_finish(const IdemPolicy *policy, const IdemRow *claimed, bool completed,
 	idem_lifetime_finish(policy, &row, completed ? IDEM_STATE_COMPLETED :
 						 IDEM_STATE_RETRYABLE, at);
 	wrong->finish += row.finished_at != at || row.expires_at != expires_at ||
-		row.purge_at != Max(claimed->purge_at,
-							expected_purge(policy, expires_at));
+		(row.purge_at != claimed->purge_at &&
+		 !is_due(row.purge_at, expected_purge(policy, expires_at))) ||
+		row.purge_at < expected_purge(policy, expires_at);
 	wrong->hot += at <= row.lease_until && row.purge_at != claimed->purge_at;
 	wrong->back += row.purge_at < claimed->purge_at;
 }
@@ -83,7 +93,8 @@ try_lease(const IdemPolicy *policy, int64 ttl, int64 lease, int64 purge_at,
 	row.purge_at = purge_at;
 	idem_lifetime_lease(policy, &row, NOW, lease);
 	wrong->lease += row.lease_until != end || row.expires_at != failed ||
-		row.purge_at != Max(purge_at, bound);
+		(row.purge_at != purge_at && !is_due(row.purge_at, bound)) ||
+		row.purge_at < bound;
 	wrong->back += row.purge_at < purge_at;
 	for (i = 0; i < 3; i++)
 	{
