@@ -187,8 +187,8 @@ def ratios(table, rounds, results):
     axis.invert_yaxis()
     axis.set_xlim(0)
     axis.axvline(1, color="#BBBBBB", linewidth=1, zorder=0)
-    axis.set_xlabel("ratio to the peer, with those of the rounds; "
-                    "black bar: required (of bytes at most, else at least); hollow: falls short")
+    axis.set_xlabel("ratio to the peer, and those of the rounds\n"
+                    "black bar: required, at least (of bytes at most); hollow: falls short")
     save(figure, results, "ratios")
 
 

@@ -28,7 +28,7 @@ RATIOS = [
      {"direct": 0.90, "sql": None}),
     ("`idem_run` against bare, durable commits, 8 clients, on a simulated disk that is 2 ms slower",
      "disk", "ours/run", "peers/bare", {"direct": 0.95, "sql": None}),
-    ("the same on this disk",
+    ("`idem_run` against bare, durable commits, 8 clients, on this disk",
      "durable", "ours/run", "peers/bare", {"direct": None, "sql": None}),
     ("`idem_run`, the answer alone, against bare, processor time",
      "cpu", "ours/run_json", "peers/bare", {"direct": 0.68, "sql": None}),
@@ -106,9 +106,8 @@ def bytes_rows(values):
     pairs = list(zip(ours, theirs))
     if pairs:
         yield "bytes", ratio_row(
-            "bytes for each stored key, heap and both indexes, after a million runs with answers "
-            "of 50 bytes, against those of the hand-written function", 1.15, pairs,
-            at_most=True), pairs
+            "bytes for each stored key, heap and both indexes, answers of 50 bytes, against the "
+            "hand-written function's", 1.15, pairs, at_most=True), pairs
 
 
 def scale_rows(values):
@@ -128,7 +127,7 @@ def round_rows(ratios):
     for group, line, pairs in ratios:
         for number, (ours, theirs) in enumerate(pairs, 1):
             yield {"group": group, "what": line["what"], "round": number,
-                   "ours": f"{ours:g}", "peer": f"{theirs:g}", "ratio": f"{ours / theirs:.4f}"}
+                   "ours": round(ours, 4), "peer": round(theirs, 4), "ratio": f"{ours / theirs:.4f}"}
 
 
 def count_row(what, value, required, met):
