@@ -4,10 +4,11 @@
 # shellcheck disable=SC2034,SC2154	# variables are shared with bench/run and the others
 
 # Gigabytes that a database with so many keys takes, by those of database
-# bench: a third more, for the indexes are sorted on disk, and all WAL.
+# bench: a third more, for the indexes are sorted on disk, and WAL.
 disk_needed() {
-	psql_quietly -d bench -c "SELECT ceil((pg_total_relation_size('idempotency_keys')::numeric
-		/ $keys * $many * 1.3 + pg_size_bytes(current_setting('max_wal_size'))) / 1e9)"
+	psql_quietly -d bench -c "SELECT ceil((1.3 * bytes
+			+ least(bytes, pg_size_bytes(current_setting('max_wal_size')))) / 1e9)
+		FROM (SELECT pg_total_relation_size('idempotency_keys')::numeric / $keys * $many) AS all_keys (bytes)"
 }
 
 # Refuse before anything is measured.
@@ -27,8 +28,8 @@ run_scale() {
 	load_many
 	change_settings \
 		"shared_buffers = '$(awk '/^MemTotal/ { print int($2 / 4096) }' /proc/meminfo)MB'"
-	[[ $(storage_way scale) == "$(storage_way bench)" ]] ||
-		die "after loading the keys: $(storage_way scale)"
+	[[ ${ways[0]} == sql || $(storage_way scale) == direct:* ]] ||
+		die "after the keys were loaded: $(storage_way scale)"
 	psql_quietly -d bench -c 'CREATE EXTENSION IF NOT EXISTS pg_prewarm' -c 'VACUUM ANALYZE'
 	psql_quietly -d scale -c 'CREATE EXTENSION pg_prewarm'
 	export PGOPTIONS='-c synchronous_commit=off'
