@@ -88,8 +88,10 @@ def ratio_row(what, target, pairs, form="{:.0f}", at_most=False):
 
 
 def ratio_rows(values):
-    """Of each ratio its group, its row, and what the sides did in each round.  A
-    way that this build does not have is named without a number."""
+    """Of each ratio its group, its row, and what both sides did in each round.
+
+    A way that this build does not have is named without a number.
+    """
     for what, group, script, peer, bounds in RATIOS:
         if not any(of == group for of, _, _ in values):
             continue
@@ -200,11 +202,6 @@ def ratio_table(rows):
                      "required", "met", "ours : peer, a second, or bytes, or ratios"], lines)
 
 
-def short_note(rows):
-    short = [line["what"] for line in rows if line["met"] == "no"]
-    return "Short of what is required: " + ("; ".join(short) if short else "nothing") + "."
-
-
 def idle_note(idle):
     """How busy the processors were in the runs with durable commits."""
     notes = []
@@ -285,7 +282,7 @@ def report(results, logs, kept):
     machine = (results / "machine.txt").read_text(encoding="utf-8").splitlines()
     parts = ["\n".join(f"- {line}" for line in machine)]
     if table:
-        parts += section("Against what is required", ratio_table(table), short_note(table),
+        parts += section("Against what is required", ratio_table(table),
                          picture("ratios", "Ratios and what is required"),
                          idle_note(runs.values(rows, "idle")))
     parts += section("Peers, by pgbench", points_table(rows, "peers", "clients"),
