@@ -129,7 +129,8 @@ def round_rows(ratios):
     for group, line, pairs in ratios:
         for number, (ours, theirs) in enumerate(pairs, 1):
             yield {"group": group, "what": line["what"], "round": number,
-                   "ours": round(ours, 4), "peer": round(theirs, 4), "ratio": f"{ours / theirs:.4f}"}
+                   "ours": round(ours, 4), "peer": round(theirs, 4),
+                   "ratio": round(ours / theirs, 4)}
 
 
 def count_row(what, value, required, met):
