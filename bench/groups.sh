@@ -60,6 +60,18 @@ restart_cluster() {
 		-l "$WORK/bench.log" restart || die "the cluster did not start again"
 }
 
+# Other settings than those it was made with, or none: change_settings SETTING...
+change_settings() {
+	local setting
+
+	psql_quietly -d postgres -c 'ALTER SYSTEM RESET ALL'
+	for setting; do
+		psql_quietly -d postgres -c "ALTER SYSTEM SET $setting"
+	done
+	restart_cluster
+}
+
+# Processor time: nothing waits for the disk.
 run_cpu() {
 	local ours by
 
@@ -67,13 +79,30 @@ run_cpu() {
 	in_each_way ours/run
 	ours=("${each[@]}")
 	in_each_way ours/run_json
-	ours+=("${each[@]}")
-	in_each_way peers/five
-	interleave cpu '' bench "$cores" 1 "${ours[@]}" peers/bare peers/plpgsql "${each[@]}"
-	for by in "${ways[@]}"; do
-		count_tuples "$by"
+	interleave cpu '' bench "$cores" 1 "${ours[@]}" "${each[@]}" peers/bare peers/plpgsql
+	for by in "${ours[@]}"; do
+		count_dead "$by"
 	done
 	unset PGOPTIONS
+}
+
+run_statements() {
+	local by
+
+	export PGOPTIONS='-c synchronous_commit=off'
+	in_each_way ours/statements
+	interleave statements '' bench "$cores" 1 "${each[@]}" peers/statements
+	for by in "${each[@]}"; do
+		count_hot "$by"
+	done
+	unset PGOPTIONS
+}
+
+# All commits are flushed: ours flushes that of a lease whatever
+# synchronous_commit says, so the peer must, too.
+run_leased() {
+	in_each_way ours/leased
+	interleave leased '' bench 8 0 "${each[@]}" peers/leased
 }
 
 # A counter of the key table, once all backends have told theirs.
@@ -83,20 +112,46 @@ counter() {
 		WHERE relid = 'idempotency_keys'::regclass"
 }
 
-# Dead tuples of executed calls, and how claims are completed.
-count_tuples() {
+# Dead tuples that executed calls leave.
+count_dead() {
 	local before after
 
 	between_groups bench
 	before=$(counter n_dead_tup+0)
-	run_script bench "ours/run@$1" 1 -t 2000
+	run_script bench "$1" 1 -t 2000
 	after=$(counter n_dead_tup)
-	record dead '' "ours/run@$1" 1 $((after - before))
+	record dead '' "$1" 1 $((after - before))
+}
+
+# How claims are completed.
+count_hot() {
+	local before after
+
 	before=$(counter "n_tup_upd || ' ' || n_tup_hot_upd")
-	run_script bench "peers/five@$1" 1 -t 2000
+	run_script bench "$1" 1 -t 2000
 	after=$(counter "n_tup_upd || ' ' || n_tup_hot_upd")
-	record updates '' "peers/five@$1" 1 $((${after% *} - ${before% *}))
-	record hot '' "peers/five@$1" 1 $((${after#* } - ${before#* }))
+	record updates '' "$1" 1 $((${after% *} - ${before% *}))
+	record hot '' "$1" 1 $((${after#* } - ${before#* }))
+}
+
+# Bytes of heap and indexes for each of a million keys, in tables that were
+# empty, without a VACUUM.
+run_bytes() {
+	local script table
+
+	make_database bytes 0 1
+	export PGOPTIONS='-c synchronous_commit=off'
+	for script in ours/bytes peers/bytes; do
+		table=peer_requests
+		[[ $script != ours/* ]] || table=idempotency_keys
+		run_script bytes "$script" "$cores" -t $((executed / cores))
+		record bytes '' "$script" 1 "$(psql_quietly -d bytes -c "SELECT round((pg_relation_size('$table')
+			+ pg_indexes_size('$table'))::numeric / count(*), 1) FROM $table")"
+	done
+	unset PGOPTIONS
+	[[ $(psql_quietly -d bytes -c 'SELECT max(octet_length(body)) FROM idempotency_keys') == 50 ]] ||
+		die "the answers do not have 50 bytes"
+	"$PG_BIN/dropdb" bytes
 }
 
 # What the log costs, and sealing it once a second: the worker does it each half
@@ -126,9 +181,13 @@ run_audit() {
 }
 
 run_dedupe() {
+	local differ
+
 	export PGOPTIONS='-c synchronous_commit=off'
 	interleave dedupe '' bench 1 0 ours/dedupe peers/insert
 	unset PGOPTIONS
+	differ=$(differing_columns idempotency_keys "scope = 'inbox'" peer_keys "scope = 'inbox'")
+	[[ -z $differ ]] || die "peers/insert.sql does not store what idem_dedupe does: $differ"
 }
 
 # Before 17 buckets need the library to be preloaded.
@@ -136,17 +195,15 @@ run_throttle() {
 	as_user "${CC:-gcc}" -O2 -shared -fPIC -o "$WORK/empty.so" \
 		-I "$("$PG_CONFIG" --includedir-server)" "$WORK/src/bench/empty.c" ||
 		die "could not compile empty.c"
-	psql_quietly -d bench -c "ALTER SYSTEM SET shared_preload_libraries = 'idempotency'"
-	restart_cluster
+	change_settings "shared_preload_libraries = 'idempotency'"
 	psql_quietly -d bench -c "CREATE FUNCTION empty(limiter text, subject text, cost integer DEFAULT 1)
 			RETURNS TABLE (allowed boolean, remaining integer, retry_after interval)
 			AS '$WORK/empty.so' LANGUAGE C ROWS 1" \
 		-c "SELECT idem_limiter('bench', 20, '1 min', '1 s', '10 min')" >/dev/null
 	interleave throttle '' bench "$cores" 0 ours/throttle peers/empty
 	interleave subjects '' bench 64 0 ours/throttle_one ours/throttle
-	psql_quietly -d bench -c 'DROP FUNCTION empty' \
-		-c 'ALTER SYSTEM RESET shared_preload_libraries'
-	restart_cluster
+	psql_quietly -d bench -c 'DROP FUNCTION empty'
+	change_settings
 }
 
 # Rows a second of one pass over a table with expired rows beside stored ones.
@@ -167,7 +224,7 @@ run_sweep() {
 			table=peer_keys
 			[[ $script != ours/* ]] || table=idempotency_keys
 			psql_quietly -d bench -c 'SET synchronous_commit = off' \
-				-c "INSERT INTO $table SELECT * FROM fill('sweep', 1, $swept, '-1 day')"
+				-c "CALL fill('$table', 'sweep', 1, $swept, $swept, '-1 day')"
 			between_groups bench
 			use_way bench "$script"
 			record sweep '' "$script" "$round" "$(sweep "${script%@*}")"
@@ -183,10 +240,10 @@ run_peers() {
 
 	in_each_way ours/run
 	ours=("${each[@]}")
-	in_each_way peers/five
+	in_each_way ours/statements
 	for count in "${counts[@]}"; do
-		interleave peers "$count" bench "$count" 1 "${ours[@]}" peers/bare peers/plpgsql \
-			"${each[@]}" peers/advisory
+		interleave peers "$count" bench "$count" 1 "${ours[@]}" "${each[@]}" peers/bare \
+			peers/plpgsql peers/statements peers/advisory
 	done
 }
 
@@ -232,10 +289,10 @@ run_contention() {
 
 	in_each_way ours/contend
 	ours=("${each[@]}")
-	in_each_way peers/contend_five
+	in_each_way ours/contend_statements
 	between_groups bench
 	for ((round = 1; round <= rounds; round++)); do
-		for script in "${ours[@]}" peers/contend_plpgsql "${each[@]}" peers/contend_advisory \
+		for script in "${ours[@]}" "${each[@]}" peers/contend_plpgsql peers/contend_advisory \
 			clients/contend_run clients/contend_store clients/contend_redis; do
 			read -r done_before keys_before < <(contended)
 			measure contention '' bench 64 "$script" "$round"
@@ -273,7 +330,7 @@ run_body() {
 
 # Few and many stored keys.  The few stay few: what is executed is removed.
 run_size() {
-	local rounds=$few keys size room script ours round
+	local rounds=$few keys size room script ours round purge
 
 	in_each_way ours/run
 	ours=("${each[@]}")
@@ -286,6 +343,7 @@ run_size() {
 		fi
 		make_database stored "$size" 0
 		keys=$size
+		purge=$(last_purge stored)
 		for script in "${each[@]}" peers/select; do
 			run_script stored "$script" "$cores" -T "$seconds"
 		done
@@ -293,7 +351,7 @@ run_size() {
 		export PGOPTIONS='-c synchronous_commit=off'
 		for ((round = 0; round <= rounds; round++)); do
 			for script in "${ours[@]}" peers/bare; do
-				execute_and_remove "$size" "$script" "$round"
+				execute_and_remove "$size" "$script" "$round" "$purge"
 			done
 		done
 		unset PGOPTIONS
@@ -302,11 +360,11 @@ run_size() {
 	done
 }
 
-# 10,000 new requests; round 0 is not counted: execute_and_remove SIZE SCRIPT ROUND.
+# 10,000 new requests; round 0 is not counted:
+# execute_and_remove SIZE SCRIPT ROUND PURGE.
 execute_and_remove() {
-	local first done_before
+	local done_before
 
-	first=$(psql_quietly -d stored -c 'SELECT pg_current_xact_id()')
 	done_before=$(effects stored)
 	if (($3 == 0)); then
 		run_script stored "$2" "$cores" -t $((10000 / cores))
@@ -314,6 +372,11 @@ execute_and_remove() {
 		measure size "$1" stored "$cores" "$2" "$3" -t $((10000 / cores))
 	fi
 	expect_effects stored $((done_before + transactions))
-	psql_quietly -d stored -c "DELETE FROM idempotency_keys WHERE claim_xid > '$first'" \
+	remove_executed stored "$4"
+}
+
+# remove_executed DATABASE PURGE
+remove_executed() {
+	psql_quietly -d "$1" -c "DELETE FROM idempotency_keys WHERE purge_at > '$2'" \
 		-c 'VACUUM idempotency_keys, stock'
 }

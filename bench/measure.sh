@@ -13,6 +13,9 @@ ways=()				# ways to storage that this build has
 declare -A in_force=()	# the one in force, by database
 declare -A values=()	# of variables in scripts, besides the usual ones
 
+stored_purge=		# purge_at of the last stored key of database bench
+stored_until=		# and its expires_at
+
 # What the last run left.
 tps=				# transactions a second
 transactions=		# how many there were
@@ -50,6 +53,19 @@ make_database() {
 		-f "$BENCH/setup.sql" >/dev/null
 }
 
+# Columns that one row has and the other has not, which then do not take the same
+# room: differing_columns TABLE CONDITION TABLE CONDITION.
+differing_columns() {
+	psql_quietly -d bench <<-END
+		SELECT string_agg(name, ' ') FROM (
+			SELECT name FROM (
+				(SELECT to_jsonb(r) AS columns FROM $1 r WHERE $2 LIMIT 1)
+				UNION ALL (SELECT to_jsonb(r) FROM $3 r WHERE $4 LIMIT 1)) AS two,
+				jsonb_object_keys(jsonb_strip_nulls(columns)) AS name
+			GROUP BY name HAVING count(*) = 1) AS alone
+	END
+}
+
 # The ways that this build has, and that they are two, as idem_health() tells.
 choose_ways() {
 	local direct
@@ -58,13 +74,14 @@ choose_ways() {
 	[[ $(psql_quietly -d bench -c "LOAD 'idempotency'" -c "SELECT count(*)
 		FROM pg_settings WHERE name = 'idempotency.storage'") == 1 ]] || return 0
 	ways=(direct sql)
-	direct=$(storage_way)
+	direct=$(storage_way bench)
 	use_way bench @sql
-	[[ $direct != "$(storage_way)" ]] || die "storage goes the SQL way here in any case: $direct"
+	[[ $direct != "$(storage_way bench)" ]] || die "storage goes the SQL way here in any case: $direct"
 }
 
+# storage_way DATABASE
 storage_way() {
-	psql_quietly -d bench -c "SELECT detail FROM idem_health() WHERE check_name = 'storage'"
+	psql_quietly -d "$1" -c "SELECT detail FROM idem_health() WHERE check_name = 'storage'"
 }
 
 # New connections to a database take the way of a script, or the extension's
@@ -132,17 +149,24 @@ record() {
 	printf '  %s%s %s, round %s: %s\n' "$1" "${2:+ $2}" "$3" "$4" "$5"
 }
 
+# When the last key of a database is to be purged: those of measurements have a
+# later time there.
+last_purge() {
+	psql_quietly -d "$1" -c 'SELECT max(purge_at) FROM idempotency_keys'
+}
+
 # Remember which keys the database bench has stored.
 remember_stored() {
-	IFS=, read -r stored_xid stored_until < <(psql_quietly -d bench -F , \
-		-c 'SELECT pg_current_xact_id(), max(expires_at) FROM peer_requests')
+	stored_purge=$(last_purge bench)
+	stored_until=$(psql_quietly -d bench -c 'SELECT max(expires_at) FROM peer_requests')
 }
 
 # Remove those that came since, so that no group has more keys than another.
 remove_others() {
 	psql_quietly -d bench -c 'SET synchronous_commit = off' \
-		-c "DELETE FROM idempotency_keys WHERE claim_xid > '$stored_xid'" \
+		-c "DELETE FROM idempotency_keys WHERE purge_at > '$stored_purge'" \
 		-c "DELETE FROM peer_requests WHERE expires_at > '$stored_until'" \
+		-c "DELETE FROM peer_leases WHERE expires_at > '$stored_until'" \
 		-c "DELETE FROM peer_keys WHERE scope <> 'bench'"
 }
 

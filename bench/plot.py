@@ -25,8 +25,9 @@ STYLES = {
     "bare": ("#767676", "s"),
     "SELECT": ("#767676", "s"),
     "PL/pgSQL function": ("#E69F00", "^"),
-    "five statements, direct way": ("#009E73", "v"),
-    "five statements, SQL way": ("#009E73", "v"),
+    "claim, work, complete, direct way": ("#009E73", "v"),
+    "claim, work, complete, SQL way": ("#009E73", "v"),
+    "insert, work, update": ("#F0E442", "<"),
     "advisory lock": ("#CC79A7", "D"),
     "second connection": ("#D55E00", "P"),
     "Redis": ("#000000", "X"),
@@ -48,10 +49,10 @@ def short(value, _position=None):
     return f"{value:g}"
 
 
-def drop_second_five(found):
-    """Five statements are drawn in one way only, as idem_run shows both."""
-    if any(script.startswith("peers/") and script.endswith("five@direct") for script in found):
-        return {s: p for s, p in found.items() if not s.endswith("five@sql")}
+def drop_second_statements(found):
+    """Those of a transaction are drawn in one way only, as idem_run shows both."""
+    if any(script.endswith("statements@direct") for script in found):
+        return {s: p for s, p in found.items() if not s.endswith("statements@sql")}
     return found
 
 
@@ -93,7 +94,7 @@ def throughput(rows, results):
         return
     figure, axes = panels(len(groups))
     for axis, (group, title) in zip(axes, groups.items()):
-        lines(axis, drop_second_five(runs.medians(rows, group)), title, "clients")
+        lines(axis, drop_second_statements(runs.medians(rows, group)), title, "clients")
         axis.set_ylim(0)
     axes[0].set_ylabel("requests a second, durable commits")
     save(figure, results, "throughput")
@@ -108,7 +109,7 @@ def latency(waits, results):
                 and not w["script"].startswith("clients/")]
         here = {w["script"]: w for w in sorted(here, key=lambda w: runs.place(w["script"]))}
         if here:
-            found.append((title, drop_second_five(here)))
+            found.append((title, drop_second_statements(here)))
     if not found:
         return
     names = list(dict.fromkeys(plain(script) for _, here in found for script in here))
@@ -163,8 +164,8 @@ def stored(rows, results):
     save(figure, results, "stored")
 
 
-def ratios(table, results):
-    """Each ratio with the range of its rounds, and a bar at what is required."""
+def ratios(table, rounds, results):
+    """Each ratio, the rounds of which it is the median, and a bar at what is required."""
     table = [row for row in table if row["ours"]]
     if not table:
         return
@@ -174,6 +175,8 @@ def ratios(table, results):
         short_of = row["met"] == "no"
         colour = "#D55E00" if short_of else "#0072B2"
         axis.plot([low, high], [place, place], color=colour, linewidth=1.5)
+        single = [float(r["ratio"]) for r in rounds if r["what"] == row["what"]]
+        axis.plot(single, [place] * len(single), "|", color=colour, markersize=5)
         axis.plot(value, place, "o", color=colour, markersize=7,
                   markerfacecolor="white" if short_of else colour)
         if row["required"]:
@@ -184,7 +187,8 @@ def ratios(table, results):
     axis.invert_yaxis()
     axis.set_xlim(0)
     axis.axvline(1, color="#BBBBBB", linewidth=1, zorder=0)
-    axis.set_xlabel("ratio to the peer; black bar: at least; hollow: falls short")
+    axis.set_xlabel("ratio to the peer, and those of the rounds\n"
+                    "black bar: required, at least (of bytes at most); hollow: falls short")
     save(figure, results, "ratios")
 
 
@@ -200,7 +204,7 @@ def main():
     latency(runs.read(results / "latency.csv"), results)
     bodies(rows, results)
     stored(rows, results)
-    ratios(runs.read(results / "rows.csv"), results)
+    ratios(runs.read(results / "rows.csv"), runs.read(results / "ratios.csv"), results)
 
 
 main()

@@ -10,16 +10,17 @@ NAMES = {
     "ours/body": "`idem_run`",
     "ours/body_replay": "replay",
     "ours/contend": "`idem_run`",
+    "ours/statements": "claim, work, complete",
+    "ours/contend_statements": "claim, work, complete",
     "peers/bare": "bare",
     "peers/select": "SELECT",
     "peers/plpgsql": "PL/pgSQL function",
-    "peers/five": "five statements",
+    "peers/statements": "insert, work, update",
     "peers/advisory": "advisory lock",
     "peers/body_bare": "bare",
     "peers/body_plpgsql": "PL/pgSQL function",
     "peers/body_select": "SELECT",
     "peers/contend_plpgsql": "PL/pgSQL function",
-    "peers/contend_five": "five statements",
     "peers/contend_advisory": "advisory lock",
     "clients/run": "`idem_run`",
     "clients/bare": "bare",
@@ -33,7 +34,7 @@ WAYS = {"": "", "direct": ", direct way", "sql": ", SQL way"}
 
 
 def name(script):
-    """peers/five@sql: "five statements, SQL way"."""
+    """ours/statements@sql: "claim, work, complete, SQL way"."""
     script, _, way = script.partition("@")
     return NAMES[script] + WAYS[way]
 
@@ -44,6 +45,16 @@ def read(path):
         return []
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+def write(path, rows):
+    """Rows, if there are any, as a CSV file."""
+    if not rows:
+        return
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def values(rows, column="value"):

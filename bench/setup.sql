@@ -1,6 +1,7 @@
 -- A shop with stock, a million stored keys, and the tables of the peers.
 --
 -- psql -v keys=1000000 -v skus=100000 -v peers=1 -f setup.sql, as superuser.
+-- With no keys nothing is analyzed: plans are then made as for tables that grow.
 
 \set ON_ERROR_STOP on
 SET client_min_messages = warning;
@@ -42,31 +43,46 @@ CREATE TABLE refusals (key text);
 GRANT INSERT ON refusals TO app;
 
 --
--- Stored keys, as an executed idem_run with a request of this kind leaves
--- them: completed, with fingerprint and a body of some 50 bytes.
+-- Stored keys, as an executed idem_run with a request of this kind leaves them:
+-- completed, with fingerprint and a body of some 40 bytes.  They came in over
+-- twelve hours, the last an hour ago, so that those of a measurement are told
+-- from them by purge_at.
 --
 
-CREATE FUNCTION fill(scope text, first bigint, last bigint, retention interval)
-RETURNS SETOF idempotency_keys
-LANGUAGE sql AS $$
-	SELECT scope, (100000000000 + g)::text, 'c', 1,
-		(extract(epoch FROM at) * 1000000)::bigint, xid, at, at,
-		at + interval '60 s', at + retention,
-		at + retention + interval '60 s', NULL::bigint, 200, NULL::uuid,
-		'default', 'app', request.fingerprint, NULL::bytea, NULL::json,
-		'application/json', length(body), sha256(body), body,
-		NULL::text, NULL::jsonb
-	FROM generate_series(first, last) g,
-		LATERAL (SELECT now() + g * interval '1 us') AS a (at),
-		pg_current_xact_id() AS xid,
-		LATERAL (SELECT convert_to('{"sku": ' || g % 100000 + 1
-			|| ', "remaining": ' || 1000000000 - g || '}', 'UTF8')) AS b (body),
-		idem_fingerprint('{"sku": 7, "quantity": 1}') AS request (fingerprint)
+-- Keys are no sequence, but all over the numbers of twelve digits, where new
+-- ones fall, too.  The modulus is a prime: no two are the same.
+CREATE FUNCTION stored_key(g bigint) RETURNS text LANGUAGE sql IMMUTABLE
+	RETURN (100000000000 + g * 61803398875 % 899999999981)::text;
+
+-- Of "total" keys store those from first to last.
+CREATE PROCEDURE fill(target regclass, scope text, first bigint, last bigint, total bigint,
+	retention interval DEFAULT '24 h')
+LANGUAGE plpgsql AS $$
+BEGIN
+	-- Columns that idem_run leaves null are not named; bench/run compares.
+	EXECUTE format($sql$
+		INSERT INTO %s (scope, key, state, created_at, finished_at,
+			expires_at, purge_at,
+			claimed_by, fingerprint, body,
+			attempt, token, claim_xid,
+			lease_until, policy, status_code, content_type, body_size, body_sha256)
+		SELECT $1, stored_key(g), 'c', at, at,
+			at + $5, at + $5 + interval '60 s',
+			'app', fingerprint, body,
+			1, (extract(epoch FROM at) * 1000000)::bigint, pg_current_xact_id(),
+			at + interval '60 s', 'default', 200, 'application/json', length(body), sha256(body)
+		FROM generate_series($2, $3) g,
+			LATERAL (SELECT now() - interval '13 h' + interval '12 h' * (g / $4::float8)) AS a (at),
+			LATERAL (SELECT convert_to('{"sku": ' || g %% 100000 + 1
+				|| ', "remaining": ' || 1000000000 - g || '}', 'UTF8')) AS b (body),
+			idem_fingerprint('{"sku": 7, "quantity": 1}') AS request (fingerprint)
+		$sql$, target) USING scope, first, last, total, retention;
+END
 $$;
 
 -- A million at a time, for many millions not to be one statement.
-SELECT format($$INSERT INTO idempotency_keys SELECT * FROM fill('bench', %s, %s, '24 h')$$,
-		g, least(g + 999999, :keys))
+SELECT format($$CALL fill('idempotency_keys', 'bench', %s, %s, %s)$$,
+		g, least(g + 999999, :keys), :keys)
 	FROM generate_series(1, :keys, 1000000) g \gexec
 
 GRANT SELECT ON idempotency_keys TO app;	-- for peers/select.sql
@@ -82,8 +98,12 @@ INSERT INTO peer_keys SELECT * FROM idempotency_keys;
 GRANT SELECT, INSERT ON peer_keys TO app;
 
 \ir peers/plpgsql_function.sql
+\ir peers/leased_table.sql
 \ir peers/delete_procedure.sql
 \endif
 
+SELECT :keys > 0 AS filled \gset
+\if :filled
 VACUUM ANALYZE;
+\endif
 CHECKPOINT;

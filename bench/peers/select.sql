@@ -1,3 +1,3 @@
 -- The stored columns of an idem_result, by primary key.
-\set k random(100000000001, 100000000000 + :keys)
+\set k 100000000000 + random(1, :keys) * 61803398875 % 899999999981
 SELECT state, attempt, token, status_code, headers, content_type, body, body_size, body_sha256, recovery_point, checkpoint, fingerprint, created_at, finished_at, lease_until, expires_at FROM idempotency_keys WHERE scope = 'bench' AND key = :k;

@@ -1,4 +1,4 @@
--- The same promise as ours/run.sql by five statements of the client.
+-- Claim, work and completion as statements of one transaction.
 \set k random(1, 1000000000000000000)
 \set sku random(1, :skus)
 BEGIN;

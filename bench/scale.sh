@@ -1,0 +1,114 @@
+# scale.sh - the group scale of bench/run: many stored keys; sourced by it.
+#
+# shellcheck shell=bash
+# shellcheck disable=SC2034,SC2154	# variables are shared with bench/run and the others
+
+# Gigabytes that a database with so many keys takes, by those of database
+# bench: a third more, for the indexes are sorted on disk, and WAL.
+disk_needed() {
+	psql_quietly -d bench -c "SELECT ceil((1.3 * bytes
+			+ least(bytes, pg_size_bytes(current_setting('max_wal_size')))) / 1e9)
+		FROM (SELECT pg_total_relation_size('idempotency_keys')::numeric / $keys * $many) AS all_keys (bytes)"
+}
+
+# Refuse before anything is measured.
+check_room() {
+	local needed free
+
+	needed=$(disk_needed)
+	free=$(($(df --output=avail -B 1 "$WORK" | tail -n 1) / 1000000000))
+	say "scale: $many stored keys need $needed GB of disk, $free GB are free in ${WORK%/*}"
+	((free >= needed)) || die "not enough room on the disk for $many keys"
+}
+
+# Many keys beside the million of database bench: ours must suffer from them
+# little more than the peers, which look into no key table, or into the same.
+# Buffers take a quarter of the memory, as in a server of that size.
+run_scale() {
+	load_many
+	change_settings \
+		"shared_buffers = '$(awk '/^MemTotal/ { print int($2 / 4096) }' /proc/meminfo)MB'"
+	[[ ${ways[0]} == sql || $(storage_way scale) == direct:* ]] ||
+		die "after the keys were loaded: $(storage_way scale)"
+	psql_quietly -d bench -c 'CREATE EXTENSION IF NOT EXISTS pg_prewarm' -c 'VACUUM ANALYZE'
+	psql_quietly -d scale -c 'CREATE EXTENSION pg_prewarm'
+	export PGOPTIONS='-c synchronous_commit=off'
+	by_turns 0 ours/replay peers/select
+	by_turns 1 ours/run peers/bare
+	unset PGOPTIONS
+	"$PG_BIN/dropdb" scale
+	change_settings
+}
+
+# Without WAL, into a table without indexes.  They are made after it, as full as
+# indexes are into which random keys came one by one.
+load_many() {
+	local start=$SECONDS
+
+	change_settings 'wal_level = minimal' 'max_wal_senders = 0' "maintenance_work_mem = '1GB'"
+	make_database scale 0 0
+	say "storing $many keys in it"
+	load_statements | psql_quietly -d scale
+	psql_quietly -d scale -c "SELECT 'scale: $many stored keys, heap '
+		|| pg_size_pretty(pg_relation_size('idempotency_keys')) || ', indexes '
+		|| pg_size_pretty(pg_indexes_size('idempotency_keys'))
+		|| ', loaded in $(((SECONDS - start + 59) / 60)) min; a quarter of the memory for shared_buffers'" |
+		tee -a "$out/machine.txt"
+}
+
+load_statements() {
+	local first
+
+	cat <<-'END'
+		BEGIN;
+		TRUNCATE idempotency_keys;
+		ALTER TABLE idempotency_keys DROP CONSTRAINT idempotency_keys_pkey;
+		DROP INDEX idempotency_keys_purge_at;
+	END
+	for ((first = 1; first <= many; first += 1000000)); do
+		echo "CALL fill('idempotency_keys', 'bench', $first, least($first + 999999, $many), $many);"
+	done
+	cat <<-'END'
+		ALTER TABLE idempotency_keys
+			ADD CONSTRAINT idempotency_keys_pkey PRIMARY KEY (scope, key) WITH (fillfactor = 70);
+		ALTER INDEX idempotency_keys_pkey RESET (fillfactor);
+		CREATE INDEX idempotency_keys_purge_at ON idempotency_keys (purge_at);
+		COMMIT;
+		VACUUM ANALYZE;
+		CHECKPOINT;
+	END
+}
+
+# The scripts in both databases, round after round; round 0 is not counted:
+# by_turns EFFECTS SCRIPT...
+by_turns() {
+	local effects=$1 round database script
+	local -A stored=([bench]=$keys [scale]=$many)
+	shift
+
+	for database in bench scale; do
+		psql_quietly -d "$database" -c "SELECT pg_prewarm('idempotency_keys_pkey')" >/dev/null
+	done
+	for ((round = 0; round <= rounds; round++)); do
+		for database in bench scale; do
+			for script; do
+				run_among "${stored[$database]}" "$database" "$script" "$round" "$effects"
+			done
+			psql_quietly -d "$database" -c 'VACUUM stock'
+		done
+		remove_executed bench "$stored_purge"
+	done
+}
+
+# A run among stored keys: run_among KEYS DATABASE SCRIPT ROUND EFFECTS.
+run_among() {
+	local keys=$1 before
+
+	before=$(effects "$2")
+	if (($4 == 0)); then
+		run_script "$2" "$3" "$cores" -T "$seconds"
+	else
+		measure scale "$keys" "$2" "$cores" "$3" "$4"
+	fi
+	expect_effects "$2" $((before + $5 * transactions))
+}
