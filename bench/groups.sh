@@ -5,7 +5,8 @@
 
 run_replay() {
 	in_each_way ours/replay
-	interleave replay '' bench "$cores" 0 "${each[@]}" peers/select ours/replay_request
+	interleave replay '' bench "$cores" 0 "${each[@]}" peers/select ours/replay_request \
+		peers/select_stored
 	count_writes "${each[@]}" peers/select
 }
 

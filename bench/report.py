@@ -21,6 +21,8 @@ import runs
 RATIOS = [
     ("replay against a SELECT of the same columns by primary key",
      "replay", "ours/replay", "peers/select", {"direct": 0.95, "sql": 0.75}),
+    ("replay against a SELECT of what is stored, without what a replay computes of it",
+     "replay", "ours/replay", "peers/select_stored", {"direct": None}),
     ("replay, request given (the server computes the fingerprint), against the same",
      "replay", "ours/replay_request", "peers/select", {"": None}),
     ("100 replays in a pipeline against 100 SELECTs in one",

@@ -14,6 +14,7 @@ NAMES = {
     "ours/contend_statements": "claim, work, complete",
     "peers/bare": "bare",
     "peers/select": "SELECT",
+    "peers/select_stored": "SELECT as stored",
     "peers/plpgsql": "PL/pgSQL function",
     "peers/statements": "insert, work, update",
     "peers/advisory": "advisory lock",

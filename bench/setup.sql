@@ -62,15 +62,10 @@ BEGIN
 	-- Columns that idem_run leaves null are not named; bench/run compares.
 	EXECUTE format($sql$
 		INSERT INTO %s (scope, key, state, created_at, finished_at,
-			expires_at, purge_at,
-			claimed_by, fingerprint, body,
-			attempt, token, claim_xid,
-			lease_until, policy, status_code, content_type, body_size, body_sha256)
+			expires_at, purge_at, claim_xid, claimed_by, fingerprint, body)
 		SELECT $1, stored_key(g), 'c', at, at,
-			at + $5, at + $5 + interval '60 s',
-			'app', fingerprint, body,
-			1, (extract(epoch FROM at) * 1000000)::bigint, pg_current_xact_id(),
-			at + interval '60 s', 'default', 200, 'application/json', length(body), sha256(body)
+			at + $5, date_bin('86.4 s', at + $5, '2000-01-01 00:00+00') + interval '86.4 s',
+			pg_current_xact_id(), 'app', fingerprint, body
 		FROM generate_series($2, $3) g,
 			LATERAL (SELECT now() - interval '13 h' + interval '12 h' * (g / $4::float8)) AS a (at),
 			LATERAL (SELECT convert_to('{"sku": ' || g %% 100000 + 1
