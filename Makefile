@@ -61,13 +61,14 @@ OBJS = \
 	src/rule/policy_values.o \
 	src/rule/rule_table.o \
 	src/store/direct.o \
+	src/store/direct_many.o \
 	src/store/direct_sweep.o \
 	src/store/direct_write.o \
 	src/store/lock.o \
-	src/store/many.o \
 	src/store/parts.o \
 	src/store/row.o \
 	src/store/sql.o \
+	src/store/sql_many.o \
 	src/store/sql_sweep.o \
 	src/store/store.o \
 	src/store/whitelist.o \

@@ -22,8 +22,13 @@
 #include "store/direct.h"
 #include "store/row.h"
 
-static TupleTableSlot *
-make_slot(IdemStore *store, const IdemKey *id, const IdemRow *row)
+/*
+ * idem_direct_make_slot
+ *		The row of a key, to be written.
+ */
+TupleTableSlot *
+idem_direct_make_slot(IdemStore *store, const IdemKey *id,
+					  const IdemRow *row)
 {
 	TupleDesc	desc = RelationGetDescr(store->keys);
 	TupleTableSlot *slot = MakeSingleTupleTableSlot(desc, &TTSOpsVirtual);
@@ -42,8 +47,9 @@ make_slot(IdemStore *store, const IdemKey *id, const IdemRow *row)
  * and not to raise an error, which would show the key.
  */
 static bool
-insert_index_entries(IdemStore *store, TupleTableSlot *slot,
-					 bool update, IdemCompatIndexes indexes)
+insert_index_entries(IdemStore *store, const IdemKey *id,
+					 TupleTableSlot *slot, bool update,
+					 IdemCompatIndexes indexes)
 {
 	ResultRelInfo result;
 	bool		unique = true;
@@ -73,7 +79,15 @@ insert_index_entries(IdemStore *store, TupleTableSlot *slot,
 			unique = false;
 	}
 	ExecCloseIndices(&result);
-	return unique;
+
+	/*
+	 * To the index, a row that its own transaction has taken back is one that
+	 * may live.  Whoever is told of another looks himself, with his own entry
+	 * in its place: of two the later one is told, and finds the earlier.
+	 */
+	return unique ||
+		idem_direct_find_rival(store, id, false, &slot->tts_tid) ==
+		IDEM_RIVAL_NONE;
 }
 
 /*
@@ -87,7 +101,7 @@ idem_direct_insert(IdemStore *store, const IdemKey *id,
 				   const IdemRow *row)
 {
 	TransactionId xid = GetCurrentTransactionId();
-	TupleTableSlot *slot = make_slot(store, id, row);
+	TupleTableSlot *slot = idem_direct_make_slot(store, id, row);
 	uint32		token = SpeculativeInsertionLockAcquire(xid);
 	bool		unique;
 
@@ -101,7 +115,7 @@ idem_direct_insert(IdemStore *store, const IdemKey *id,
 	 */
 	table_tuple_insert_speculative(store->keys, slot,
 								   GetCurrentCommandId(true), 0, NULL, token);
-	unique = insert_index_entries(store, slot, false,
+	unique = insert_index_entries(store, id, slot, false,
 								  IDEM_COMPAT_INDEXES_ALL);
 	table_tuple_complete_speculative(store->keys, slot, token, unique);
 	SpeculativeInsertionLockRelease(xid);
@@ -122,11 +136,11 @@ void
 idem_direct_insert_new(IdemStore *store, const IdemKey *id,
 					   const IdemRow *row)
 {
-	TupleTableSlot *slot = make_slot(store, id, row);
+	TupleTableSlot *slot = idem_direct_make_slot(store, id, row);
 
 	table_tuple_insert(store->keys, slot, GetCurrentCommandId(true), 0, NULL);
 	/* not speculatively: the error takes back the work and the row with it */
-	if (!insert_index_entries(store, slot, false,
+	if (!insert_index_entries(store, id, slot, false,
 							  IDEM_COMPAT_INDEXES_ALL))
 		idem_store_row_raise_rival();
 	ExecDropSingleTupleTableSlot(slot);
@@ -154,12 +168,12 @@ idem_direct_update(IdemStore *store, const IdemKey *id,
 	{
 		/* as the executor: a published table without identity is refused */
 		CheckCmdReplicaIdentity(store->keys, CMD_UPDATE);
-		slot = make_slot(store, id, row);
+		slot = idem_direct_make_slot(store, id, row);
 		result = idem_compat_update(store->keys, &old->t_self, slot,
 									GetCurrentCommandId(true), snapshot,
 									&indexes);
 		if (result == TM_Ok &&
-			!insert_index_entries(store, slot, true, indexes))
+			!insert_index_entries(store, id, slot, true, indexes))
 			idem_store_row_raise_twins(id);
 		ExecDropSingleTupleTableSlot(slot);
 	}
