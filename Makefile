@@ -165,9 +165,11 @@ ISOLATION = \
 	dedupe-order \
 	dedupe-sweep \
 	dedupe-late \
+	dedupe-many \
 	ways-claim \
 	ways-run \
 	ways-consume \
+	ways-dedupe \
 	ways-expired \
 	ways-leased \
 	ways-change \
@@ -190,6 +192,7 @@ BOTH_WAYS = \
 	ways-claim \
 	ways-run \
 	ways-consume \
+	ways-dedupe \
 	ways-expired \
 	ways-leased \
 	ways-change \

@@ -33,10 +33,10 @@
 #include "store/row.h"
 
 /* So many keys are too few to try ranges of them. */
-#define FEW_KEYS		32
+#define FEW_KEYS		64
 
 /* How many keys are looked up one by one after a range that did not pay. */
-#define MIN_PATIENCE	32
+#define MIN_PATIENCE	64
 
 /* Rows that are written at once: some pages of them. */
 #define MAX_BATCH_ROWS	128
@@ -421,7 +421,7 @@ insert_keys(Insertion *insertion, int pkey, IdemStoreItem **items, int number)
 		/*
 		 * Before the wait: the rival may have met our entry as we have met
 		 * his, and must not wait for us then.  Specs: dedupe-many,
-		 * dedupe-many-twice.
+		 * ways-dedupe.
 		 */
 		take_back(insertion, slot);
 		insertion->careful = true;
