@@ -320,7 +320,7 @@ is_taken_back(TupleTableSlot *slot)
  */
 static bool
 find_dirty(const IdemStore *store, const IdemKey *id, Snapshot dirty,
-		   const ItemPointerData *own, ItemPointer tid)
+		   ItemPointer own, ItemPointer tid)
 {
 	IdemProbe	probe;
 	bool		found = false;
@@ -330,8 +330,7 @@ find_dirty(const IdemStore *store, const IdemKey *id, Snapshot dirty,
 		   index_getnext_slot(probe.scan, ForwardScanDirection, probe.slot))
 	{
 		*tid = probe.slot->tts_tid;
-		found = (own == NULL ||
-				 !ItemPointerEquals(tid, unconstify(ItemPointerData *, own))) &&
+		found = (own == NULL || !ItemPointerEquals(tid, own)) &&
 			!is_taken_back(probe.slot);
 	}
 	end_probe(&probe);
@@ -347,7 +346,7 @@ find_dirty(const IdemStore *store, const IdemKey *id, Snapshot dirty,
  */
 IdemRival
 idem_direct_find_rival(const IdemStore *store, const IdemKey *id, bool wait,
-					   const ItemPointerData *own)
+					   ItemPointer own)
 {
 	for (;;)
 	{

@@ -9,7 +9,7 @@
 #define IDEM_STORE_DIRECT_H
 
 #include "access/htup.h"
-#include "executor/tuptable.h"
+#include "nodes/execnodes.h"
 #include "storage/itemptr.h"
 #include "utils/snapshot.h"
 
@@ -29,7 +29,7 @@ extern HeapTuple idem_direct_find(const IdemStore *store, const IdemKey *id,
 								  bool *entries);
 extern IdemRival idem_direct_find_rival(const IdemStore *store,
 										const IdemKey *id, bool wait,
-										const ItemPointerData *own);
+										ItemPointer own);
 
 /* direct_many.c */
 extern void idem_direct_read_many(IdemStore *store, text *scope,
@@ -44,6 +44,9 @@ extern TupleTableSlot *idem_direct_make_slot(IdemStore *store,
 											 const IdemRow *row);
 extern bool idem_direct_insert(IdemStore *store, const IdemKey *id,
 							   const IdemRow *row);
+extern bool idem_direct_insert_slot(IdemStore *store, const IdemKey *id,
+									TupleTableSlot *slot,
+									ResultRelInfo *indexes);
 extern void idem_direct_insert_new(IdemStore *store, const IdemKey *id,
 								   const IdemRow *row);
 extern bool idem_direct_update(IdemStore *store, const IdemKey *id,

@@ -224,7 +224,6 @@ typedef struct Insertion
 {
 	IdemStore  *store;
 	IdemKey		id;				/* of the row at hand */
-	const IdemRow *row;
 	TupleTableSlot *values;		/* of all rows: only the key differs */
 	ResultRelInfo indexes;
 	TupleTableSlot **slots;		/* of a batch; made when they are needed */
@@ -242,7 +241,6 @@ begin_insertion(Insertion *insertion, IdemStore *store, text *scope,
 	memset(insertion, 0, sizeof(*insertion));
 	insertion->store = store;
 	insertion->id.scope = scope;
-	insertion->row = row;
 	insertion->values = idem_direct_make_slot(store, &insertion->id, row);
 	insertion->slots = palloc(sizeof(TupleTableSlot *) * MAX_BATCH_ROWS);
 	insertion->context = AllocSetContextCreate(CurrentMemoryContext,
@@ -301,8 +299,10 @@ insert_alone(Insertion *insertion, IdemStoreItem *item)
 				idem_store_row_raise_rival();
 			return;
 		}
-		item->inserted = idem_direct_insert(insertion->store, &insertion->id,
-											insertion->row);
+		item->inserted = idem_direct_insert_slot(insertion->store,
+												 &insertion->id,
+												 insertion->values,
+												 &insertion->indexes);
 		if (item->inserted)
 			return;
 		look = true;

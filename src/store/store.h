@@ -22,7 +22,7 @@
 typedef struct IdemStoreItem
 {
 	text	   *key;
-	bool		traced;			/* direct way: no row, but entries in the index */
+	bool		traced;			/* direct way: the index has entries */
 	bool		inserted;		/* by the last insertion of many */
 	bool		found;			/* at the last look: there is a row, this one */
 	IdemState	state;
