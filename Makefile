@@ -61,13 +61,14 @@ OBJS = \
 	src/rule/policy_values.o \
 	src/rule/rule_table.o \
 	src/store/direct.o \
+	src/store/direct_many.o \
 	src/store/direct_sweep.o \
 	src/store/direct_write.o \
 	src/store/lock.o \
-	src/store/many.o \
 	src/store/parts.o \
 	src/store/row.o \
 	src/store/sql.o \
+	src/store/sql_many.o \
 	src/store/sql_sweep.o \
 	src/store/store.o \
 	src/store/whitelist.o \
@@ -164,9 +165,11 @@ ISOLATION = \
 	dedupe-order \
 	dedupe-sweep \
 	dedupe-late \
+	dedupe-many \
 	ways-claim \
 	ways-run \
 	ways-consume \
+	ways-dedupe \
 	ways-expired \
 	ways-leased \
 	ways-change \
@@ -189,6 +192,7 @@ BOTH_WAYS = \
 	ways-claim \
 	ways-run \
 	ways-consume \
+	ways-dedupe \
 	ways-expired \
 	ways-leased \
 	ways-change \

@@ -115,3 +115,32 @@ SELECT key, first FROM idem_dedupe('dedupe-cap', '{a}', 'dedupe-cap');
 SELECT key, first FROM idem_dedupe('dedupe-cap', '{b}', 'dedupe-cap');
 \set VERBOSITY default
 SELECT idem_policy_drop('dedupe-cap');
+
+-- Keys are looked at by ranges of the index: some are there, some between them are
+-- nobody's, some are of other scopes; long ones are compressed in the index.
+SELECT idem_policy('dedupe-long', max_key_bytes => 1024);
+CREATE TEMP TABLE there AS
+	SELECT 'k' || lpad(i::text, 6, '0') AS key FROM generate_series(0, 6000) i WHERE i % 7 = 0 AND i % 2000 > 500
+	UNION ALL SELECT 'k' || i FROM generate_series(1, 300, 3) i
+	UNION ALL SELECT md5(i::text) FROM generate_series(1, 400) i
+	UNION ALL SELECT 'long ' || repeat('x', 900) || i FROM generate_series(1, 200, 4) i;
+CREATE TEMP TABLE asked AS
+	SELECT 'k' || lpad(i::text, 6, '0') AS key FROM generate_series(0, 6000) i WHERE i % 3 > 0 OR i > 4000
+	UNION ALL SELECT 'k' || i FROM generate_series(1, 300) i
+	UNION ALL SELECT md5(i::text) FROM generate_series(200, 600) i
+	UNION ALL SELECT 'long ' || repeat('x', 900) || i FROM generate_series(1, 200) i;
+SELECT count(*) FILTER (WHERE NOT first) AS not_first
+FROM idem_dedupe('dedupe ranges', ARRAY(SELECT key FROM there ORDER BY md5(key)), 'dedupe-long');
+SELECT count(*) AS others FROM idem_dedupe('dedupe range', ARRAY(SELECT key FROM asked), 'dedupe-long'),
+	idem_dedupe('dedupe rangez', '{k000001}');
+SELECT count(*) = (SELECT count(*) FROM asked) AS complete,
+	count(*) FILTER (WHERE first = EXISTS (SELECT FROM there t WHERE t.key = d.key)) AS wrong
+FROM idem_dedupe('dedupe ranges', ARRAY(SELECT key FROM asked ORDER BY md5(key)), 'dedupe-long') d;
+SELECT count(*) = (SELECT count(*) FROM (SELECT key FROM asked UNION SELECT key FROM there) u) AS each_once
+FROM idempotency_keys WHERE scope = 'dedupe ranges';
+-- rolled back, and so in the index, they are first again
+BEGIN;
+SELECT count(*) FILTER (WHERE first) AS first FROM idem_dedupe('dedupe again', ARRAY(SELECT i::text FROM generate_series(1, 500) i));
+ROLLBACK;
+SELECT count(*) FILTER (WHERE first) AS first FROM idem_dedupe('dedupe again', ARRAY(SELECT i::text FROM generate_series(1, 500) i));
+SELECT idem_policy_drop('dedupe-long');

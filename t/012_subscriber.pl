@@ -5,7 +5,8 @@
 # policy, and so cached it.  The policy is then changed on the publisher: the
 # session must follow it with its next statement, although a subscriber fires
 # no statement triggers.  A key that was completed on the publisher is replayed
-# by the subscriber, byte for byte.
+# by the subscriber, byte for byte.  idem_dedupe meets a rival in the middle of its
+# keys: of the row that the rival was faster with nothing is sent.
 
 use strict;
 use warnings;
@@ -60,6 +61,26 @@ is( $session->query(
 		q{SELECT outcome, status_code, idem_json(r) FROM idem_claim('s', 'done') r}),
 	'replayed|201|{"a" :  1}',
 	'a key of the publisher is replayed');
+
+# The row of the first key is locked until idem_dedupe has looked, and a rival come.
+my ($locker, $rival, $marker) = map { session($publisher) } 1 .. 3;
+my $waits = 'SELECT count(*) = 1 FROM pg_locks WHERE NOT granted AND pid = ' . $marker->pid;
+$publisher->safe_psql('postgres', q{
+SELECT count(*) FROM idem_dedupe('many', '{a}');
+UPDATE idempotency_keys SET expires_at = expires_at - interval '1 week',
+	purge_at = purge_at - interval '1 week' WHERE scope = 'many'});
+$locker->query(q{BEGIN; SELECT FROM idempotency_keys WHERE scope = 'many' FOR UPDATE});
+$marker->send(q{SELECT string_agg(key, ' ') FILTER (WHERE first) FROM idem_dedupe('many', '{a,k1,k2,k3}')});
+$publisher->poll_query_until('postgres', $waits) or die 'nobody waits for the lock';
+$rival->query(q{BEGIN; SELECT * FROM idem_dedupe('many', '{k2}')});
+$locker->query('COMMIT');
+$publisher->poll_query_until('postgres', $waits) or die 'nobody waits for the rival';
+$rival->query('COMMIT');
+is($marker->receive, 'a k1 k3', 'a rival in the middle of many keys');
+catch_up();
+is($subscriber->safe_psql('postgres', q{SELECT string_agg(key, ' ' ORDER BY key) FROM idempotency_keys WHERE scope = 'many'}),
+	'a k1 k2 k3', 'the subscriber has each once');
+$_->quit foreach $locker, $rival, $marker;
 
 # The log as a whole: a partition that is made later is no table to look for.
 $publisher->safe_psql('postgres', q{CREATE PUBLICATION log FOR TABLE idempotency_audit_log

@@ -167,6 +167,17 @@ my $grown = transaction('rows that are changed', '', $plain, '', undef);
 transaction('claims and completions', 'both', $both, '', $grown);
 is(count_keys('both'), $many, 'all are there');
 
+# All of them in one call; what it needed is given back
+$session->query('BEGIN');
+my ($before) = taken();
+is( $session->query($messages =~ s/%scope/one call/r =~ s/%from/1/r =~ s/%to/$many/r),
+	$many, 'messages in one call: all are first');
+my ($after, $locks, $few) = taken();
+is("$locks $few", '0 t', 'messages in one call: no lock for a key');
+cmp_ok($after - $before, '<', 4 * $slack, 'messages in one call: no memory for a key');
+$session->query('COMMIT');
+is(count_keys('one call'), $many, 'all are there');
+
 undone('claims undone', 'claims2', $claims, $batch);
 undone('messages undone', 'messages2', $messages, $batch);
 

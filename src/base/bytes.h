@@ -56,4 +56,19 @@ idem_bytes_equal(IdemBytes a, IdemBytes b)
 	return differs == 0;
 }
 
+/*
+ * idem_bytes_compare
+ *		The order of two byte strings that are there, which is that of a text
+ *		in collation "C".
+ */
+static inline int
+idem_bytes_compare(IdemBytes a, IdemBytes b)
+{
+	int			order = memcmp(a.data, b.data, Min(a.len, b.len));
+
+	if (order != 0)
+		return order;
+	return a.len < b.len ? -1 : a.len > b.len;
+}
+
 #endif							/* IDEM_BASE_BYTES_H */

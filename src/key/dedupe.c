@@ -20,6 +20,7 @@
 
 #include "audit/log.h"
 #include "base/args.h"
+#include "base/bytes.h"
 #include "base/counters.h"
 #include "key/claim.h"
 #include "key/lifetime.h"
@@ -39,38 +40,38 @@ typedef enum DedupeState
 /* A key of the call; of equal ones only the first is worked on. */
 typedef struct DedupeKey
 {
-	text	   *key;			/* as it is stored */
+	IdemStoreItem item;			/* as it is stored */
 	text	   *given;			/* as the caller spells it */
-	int			ord;			/* place in the array, from 0 */
 	DedupeState state;
 	bool		first;
 } DedupeKey;
 
 typedef struct IdemDedupe
 {
-	IdemClaim	claim;			/* its row is the one to write for each key */
-	DedupeKey  *keys;			/* sorted by bytes, then by place */
+	IdemClaim	claim;
+	IdemRow		written;		/* for each key that has no row; that of the
+								 * claim has the token, too */
+	DedupeKey  *keys;			/* in the order of the call */
+	DedupeKey **sorted;			/* by bytes, then in the order of the call */
+	IdemStoreItem **items;		/* room for as many */
 	int			nkeys;
 } IdemDedupe;
 
 static int
-compare_text(const text *a, const text *b)
+compare_texts(const text *a, const text *b)
 {
-	int			alen = VARSIZE_ANY_EXHDR(a);
-	int			blen = VARSIZE_ANY_EXHDR(b);
-	int			order = memcmp(VARDATA_ANY(a), VARDATA_ANY(b), Min(alen, blen));
-
-	return order != 0 ? order : alen - blen;
+	return idem_bytes_compare(idem_bytes_of(a), idem_bytes_of(b));
 }
 
 static int
 compare_keys(const void *a, const void *b)
 {
-	const DedupeKey *x = a;
-	const DedupeKey *y = b;
-	int			order = compare_text(x->key, y->key);
+	const DedupeKey *x = *(DedupeKey *const *) a;
+	const DedupeKey *y = *(DedupeKey *const *) b;
+	int			order = compare_texts(x->item.key, y->item.key);
 
-	return order != 0 ? order : x->ord - y->ord;
+	/* the order of the call is that of the addresses */
+	return order != 0 ? order : x < y ? -1 : x > y;
 }
 
 static IdemKey
@@ -79,12 +80,12 @@ id_of(const IdemDedupe *dedupe, const DedupeKey *key)
 	IdemKey		id;
 
 	id.scope = dedupe->claim.id.scope;
-	id.key = key->key;
+	id.key = key->item.key;
 	return id;
 }
 
 /*
- * The keys of the call, sorted; ID012.  A repeated one is settled from the
+ * The keys of the call, and sorted; ID012.  A repeated one is settled from the
  * start, as is the key of an idem_run in whose handler we are.
  */
 static void
@@ -96,74 +97,43 @@ read_keys(IdemDedupe *dedupe, ArrayType *array)
 
 	deconstruct_array(array, TEXTOID, -1, false, TYPALIGN_INT,
 					  &values, &nulls, &dedupe->nkeys);
-	dedupe->keys = palloc(sizeof(DedupeKey) * Max(dedupe->nkeys, 1));
+	dedupe->keys = palloc0(sizeof(DedupeKey) * Max(dedupe->nkeys, 1));
+	dedupe->sorted = palloc(sizeof(DedupeKey *) * Max(dedupe->nkeys, 1));
+	dedupe->items = palloc(sizeof(IdemStoreItem *) * Max(dedupe->nkeys, 1));
 	for (i = 0; i < dedupe->nkeys; i++)
 	{
 		DedupeKey  *key = &dedupe->keys[i];
 
 		key->given = nulls[i] ? NULL : DatumGetTextPP(values[i]);
 		/* two spellings of one UUID are one key, and given back as they came */
-		key->key = idem_name_format_key(key->given, &dedupe->claim.policy);
-		key->ord = i;
-		key->first = false;
+		key->item.key = idem_name_format_key(key->given,
+											 &dedupe->claim.policy);
+		dedupe->sorted[i] = key;
 	}
-	qsort(dedupe->keys, dedupe->nkeys, sizeof(DedupeKey), compare_keys);
+	qsort(dedupe->sorted, dedupe->nkeys, sizeof(DedupeKey *), compare_keys);
 	for (i = 0; i < dedupe->nkeys; i++)
 	{
-		DedupeKey  *key = &dedupe->keys[i];
+		DedupeKey  *key = dedupe->sorted[i];
 		IdemKey		id = id_of(dedupe, key);
 		bool		repeated = i > 0 &&
-		compare_text(key->key, dedupe->keys[i - 1].key) == 0;
+		compare_texts(key->item.key, dedupe->sorted[i - 1]->item.key) == 0;
 
 		key->state = repeated || idem_xact_is_running(&id) ?
 			DEDUPE_SETTLED : DEDUPE_NEW;
 	}
 }
 
-/*
- * The new ones of some keys, in order, as an array; how many.  To look at:
- * only those that must be read before they are inserted.
- */
+/* List the new ones of some keys, in order; how many. */
 static int
-new_keys(const IdemDedupe *dedupe, const DedupeKey *keys, int nkeys,
-		 bool to_look_at, ArrayType **array)
+list_new(IdemDedupe *dedupe, DedupeKey **keys, int nkeys)
 {
-	Datum	   *values = palloc(sizeof(Datum) * Max(nkeys, 1));
 	int			count = 0;
 	int			i;
 
 	for (i = 0; i < nkeys; i++)
-	{
-		IdemKey		id = id_of(dedupe, &keys[i]);
-
-		if (keys[i].state == DEDUPE_NEW &&
-			!(to_look_at && idem_store_is_new(&id)))
-			values[count++] = PointerGetDatum(keys[i].key);
-	}
-	*array = construct_array(values, count, TEXTOID, -1, false, TYPALIGN_INT);
-	pfree(values);
+		if (keys[i]->state == DEDUPE_NEW)
+			dedupe->items[count++] = &keys[i]->item;
 	return count;
-}
-
-static DedupeKey *
-find_key(const IdemDedupe *dedupe, text *key)
-{
-	int			low = 0;
-	int			high = dedupe->nkeys - 1;
-
-	/* the lowest of equal ones, which is the one that is worked on */
-	while (low < high)
-	{
-		int			middle = low + (high - low) / 2;
-
-		if (compare_text(dedupe->keys[middle].key, key) < 0)
-			low = middle + 1;
-		else
-			high = middle;
-	}
-	if (low > high || compare_text(dedupe->keys[low].key, key) != 0)
-		elog(ERROR, "idem_dedupe read a key that it did not ask for");
-	return &dedupe->keys[low];
 }
 
 /* Settle a key: first, with the row that was written, or not, with NULL. */
@@ -182,83 +152,69 @@ settle(IdemDedupe *dedupe, DedupeKey *key, const IdemRow *row)
 
 /* The attempt that a key with a row would have; 0 when it is not free. */
 static int32
-free_attempt(IdemState state, int32 attempt, TimestampTz expires_at,
-			 TimestampTz purge_at, const text *policy_name)
+free_attempt(const IdemPolicy *policy, IdemState state, int32 attempt,
+			 TimestampTz expires_at, TimestampTz purge_at)
 {
-	IdemPolicy	policy;
 	IdemFound	found = {.exists = true};
 
-	idem_policy_get_stored(policy_name, &policy);
 	found.state = state;
 	found.attempt = attempt;
 	found.expires_at = expires_at;
 	found.purge_at = purge_at;
-	found.reject_expired = policy.reject_expired;
-	found.tombstone = policy.tombstone;
+	found.reject_expired = policy->reject_expired;
+	found.tombstone = policy->tombstone;
 	return idem_decide_free_attempt(&found, idem_xact_now());
-}
-
-/* Refuse a key whose row is another role's; 42501. */
-static void
-require_role(const IdemDedupe *dedupe, const DedupeKey *key,
-			 const text *claimed_by, const text *policy_name)
-{
-	IdemKey		id = id_of(dedupe, key);
-	IdemPolicy	policy;
-
-	if (idem_owner_permits(claimed_by))
-		return;
-	idem_policy_get_stored(policy_name, &policy);
-	idem_owner_refuse(&id, &policy);
 }
 
 /* Look at the rows of the new ones of some keys: those are not new. */
 static void
-look(IdemDedupe *dedupe, const DedupeKey *keys, int nkeys)
+look(IdemDedupe *dedupe, DedupeKey **keys, int nkeys)
 {
-	ArrayType  *array;
-	int			count = new_keys(dedupe, keys, nkeys, true, &array);
-	IdemStoreBrief *found = palloc(sizeof(IdemStoreBrief) * Max(count, 1));
+	int			count = list_new(dedupe, keys, nkeys);
+	const text *name = NULL;
+	const text *permitted = NULL;
+	IdemPolicy	policy;
 	int			i;
 
-	/* one statement for all, whatever their number */
-	if (count > 0)
-		count = idem_store_read_many(dedupe->claim.id.scope, array, found);
-	for (i = 0; i < count; i++)
+	idem_store_read_many(&dedupe->claim.store, dedupe->claim.id.scope,
+						 dedupe->items, count);
+	idem_policy_get_stored(name, &policy);
+	for (i = 0; i < nkeys; i++)
 	{
-		const IdemStoreBrief *brief = &found[i];
-		DedupeKey  *key = find_key(dedupe, brief->key);
+		const IdemStoreItem *item = &keys[i]->item;
+		IdemKey		id = id_of(dedupe, keys[i]);
 
-		if (free_attempt(brief->state, 0, brief->expires_at, brief->purge_at,
-						 brief->policy) > 0)
+		if (keys[i]->state != DEDUPE_NEW || !item->found)
+			continue;
+		/* most rows are of one policy, and of one role */
+		if (!idem_bytes_equal(idem_bytes_of(name), idem_bytes_of(item->policy)))
+			idem_policy_get_stored(item->policy, &policy);
+		name = item->policy;
+		if (free_attempt(&policy, item->state, 0, item->expires_at,
+						 item->purge_at) > 0)
 		{
-			key->state = DEDUPE_FREE;
+			keys[i]->state = DEDUPE_FREE;
 			continue;
 		}
-		require_role(dedupe, key, brief->claimed_by, brief->policy);
-		settle(dedupe, key, NULL);
+		if (permitted == NULL || compare_texts(permitted, item->claimed_by) != 0)
+			idem_owner_require(&id, item->claimed_by, &policy);
+		permitted = item->claimed_by;
+		settle(dedupe, keys[i], NULL);
 	}
-	pfree(found);
 }
 
 /* Insert the new ones of some keys; the others of them stay as they are. */
 static void
-insert_new(IdemDedupe *dedupe, const DedupeKey *keys, int nkeys)
+insert_new(IdemDedupe *dedupe, DedupeKey **keys, int nkeys)
 {
-	ArrayType  *array;
-	int			count = new_keys(dedupe, keys, nkeys, false, &array);
-	text	  **inserted = palloc(sizeof(text *) * count);
+	int			count = list_new(dedupe, keys, nkeys);
 	int			i;
 
-	count = idem_store_insert_many(dedupe->claim.id.scope, array,
-								   &dedupe->claim.row, inserted);
-
-	/* they are counted by now, so that none may be on top of the cap */
-	if (count > 0)
-		idem_claim_check_cap(&dedupe->claim, 0);
-	for (i = 0; i < count; i++)
-		settle(dedupe, find_key(dedupe, inserted[i]), &dedupe->claim.row);
-	pfree(inserted);
+	idem_store_insert_many(&dedupe->claim.store, dedupe->claim.id.scope,
+						   dedupe->items, count, &dedupe->written);
+	for (i = 0; i < nkeys; i++)
+		if (keys[i]->state == DEDUPE_NEW && keys[i]->item.inserted)
+			settle(dedupe, keys[i], &dedupe->claim.row);
 }
 
 /* Settle a key whose row is locked: it may be taken meanwhile. */
@@ -267,19 +223,20 @@ settle_row(IdemDedupe *dedupe, DedupeKey *key, const IdemRow *old)
 {
 	IdemKey		id = id_of(dedupe, key);
 	IdemRow		row = dedupe->claim.row;
+	IdemPolicy	policy;
 
 	/* it was free when we looked; the lock may have been waited for since */
-	row.attempt = free_attempt(old->state, old->attempt, old->expires_at,
-							   old->purge_at, old->policy);
+	idem_policy_get_stored(old->policy, &policy);
+	row.attempt = free_attempt(&policy, old->state, old->attempt,
+							   old->expires_at, old->purge_at);
 	if (row.attempt == 0)
 	{
-		require_role(dedupe, key, old->claimed_by, old->policy);
+		idem_owner_require(&id, old->claimed_by, &policy);
 		settle(dedupe, key, NULL);
 		return;
 	}
 	row.token = idem_xact_token(dedupe->claim.now, old->token);
 	idem_store_update(&dedupe->claim.store, &id, &row);
-	idem_claim_check_cap(&dedupe->claim, 0);
 	settle(dedupe, key, &row);
 }
 
@@ -307,9 +264,8 @@ settle_late(IdemDedupe *dedupe, DedupeKey *key)
 		}
 		if (taken == IDEM_STORE_BUSY)
 			break;
-		if (idem_store_insert(&dedupe->claim.store, &id, &dedupe->claim.row))
+		if (idem_store_insert(&dedupe->claim.store, &id, &dedupe->written))
 		{
-			idem_claim_check_cap(&dedupe->claim, 0);
 			settle(dedupe, key, &dedupe->claim.row);
 			return;
 		}
@@ -319,7 +275,7 @@ settle_late(IdemDedupe *dedupe, DedupeKey *key)
 
 /* Settle a run of new keys. */
 static void
-settle_new(IdemDedupe *dedupe, DedupeKey *keys, int nkeys)
+settle_new(IdemDedupe *dedupe, DedupeKey **keys, int nkeys)
 {
 	int			i;
 
@@ -332,8 +288,8 @@ settle_new(IdemDedupe *dedupe, DedupeKey *keys, int nkeys)
 	 */
 	look(dedupe, keys, nkeys);
 	for (i = 0; i < nkeys; i++)
-		if (keys[i].state != DEDUPE_SETTLED)
-			settle_late(dedupe, &keys[i]);
+		if (keys[i]->state != DEDUPE_SETTLED)
+			settle_late(dedupe, keys[i]);
 }
 
 /* Settle a key whose row seemed to be free: it may be taken, or swept. */
@@ -354,7 +310,7 @@ settle_free(IdemDedupe *dedupe, DedupeKey *key)
 			return;
 		}
 		key->state = DEDUPE_NEW;
-		insert_new(dedupe, key, 1);
+		insert_new(dedupe, &key, 1);
 		if (key->state == DEDUPE_SETTLED)
 			return;
 	}
@@ -364,7 +320,7 @@ settle_free(IdemDedupe *dedupe, DedupeKey *key)
 static void
 settle_all(IdemDedupe *dedupe)
 {
-	DedupeKey  *keys = dedupe->keys;
+	DedupeKey **keys = dedupe->sorted;
 	int			i = 0;
 
 	look(dedupe, keys, dedupe->nkeys);
@@ -374,12 +330,12 @@ settle_all(IdemDedupe *dedupe)
 		bool		any = false;
 
 		/* a run of new keys ends before the next one that is free */
-		for (; i < dedupe->nkeys && keys[i].state != DEDUPE_FREE; i++)
-			any = any || keys[i].state == DEDUPE_NEW;
+		for (; i < dedupe->nkeys && keys[i]->state != DEDUPE_FREE; i++)
+			any = any || keys[i]->state == DEDUPE_NEW;
 		if (any)
 			settle_new(dedupe, &keys[begin], i - begin);
 		if (i < dedupe->nkeys)
-			settle_free(dedupe, &keys[i++]);
+			settle_free(dedupe, keys[i++]);
 	}
 }
 
@@ -397,17 +353,14 @@ make_row(IdemDedupe *dedupe)
 	/* written finished: there is no lease, and purge_at no bound for a finish */
 	claim->row.lease_until = DT_NOBEGIN;
 	claim->row.purge_at = DT_NOBEGIN;
-	claim->row.token = IDEM_NO_TOKEN;
 	idem_response_init(&answer, IDEM_STATUS_OK);
 	idem_response_store(&answer, &claim->row);
 	idem_lifetime_finish(&claim->row_policy, &claim->row, IDEM_STATE_COMPLETED,
 						 claim->now);
-}
 
-static int
-compare_places(const void *a, const void *b)
-{
-	return ((const DedupeKey *) a)->ord - ((const DedupeKey *) b)->ord;
+	/* nobody is given the token, which only the log shows */
+	dedupe->written = claim->row;
+	dedupe->written.token = IDEM_NO_TOKEN;
 }
 
 static void
@@ -419,8 +372,6 @@ put_result(FunctionCallInfo fcinfo, IdemDedupe *dedupe)
 	int			i;
 
 	InitMaterializedSRF(fcinfo, 0);
-	/* the order of the call, by which the caller joins the answers */
-	qsort(dedupe->keys, dedupe->nkeys, sizeof(DedupeKey), compare_places);
 	for (i = 0; i < dedupe->nkeys; i++)
 	{
 		Datum		values[3];
@@ -432,6 +383,9 @@ put_result(FunctionCallInfo fcinfo, IdemDedupe *dedupe)
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 		nfirst += dedupe->keys[i].first;
 	}
+	/* they are counted by now, so that none may be on top of the cap */
+	if (nfirst > 0)
+		idem_claim_check_cap(&dedupe->claim, 0);
 	idem_counters_add(counters, IDEM_COUNT_CLAIMED, nfirst);
 	idem_counters_add(counters, IDEM_COUNT_COMPLETED, nfirst);
 	idem_counters_add(counters, IDEM_COUNT_DUPLICATE, dedupe->nkeys - nfirst);

@@ -23,6 +23,7 @@
 #include "catalog/index.h"
 #include "executor/executor.h"
 #include "miscadmin.h"
+#include "storage/bufmgr.h"
 #include "storage/lmgr.h"
 #include "utils/snapmgr.h"
 
@@ -292,36 +293,64 @@ try_lock(IdemStore *store, const IdemKey *id, IdemRow *row)
 	return lock_row(store, id, false, row);
 }
 
-/* What is there of a key that our snapshot does not see. */
-typedef enum Rival
+/*
+ * Whether the transaction that inserted a row has deleted it, too: then it is
+ * nobody's, however that transaction ends.  idem_dedupe leaves such rows when it
+ * loses a race.  Of an updated row the next version has the key.
+ */
+static bool
+is_taken_back(TupleTableSlot *slot)
 {
-	RIVAL_NONE,
-	RIVAL_OPEN,					/* of a transaction that has not ended */
-	RIVAL_COMMITTED
-} Rival;
+	BufferHeapTupleTableSlot *in_buffer = (BufferHeapTupleTableSlot *) slot;
+	HeapTuple	tuple = in_buffer->base.tuple;
+	HeapTupleHeader header = tuple->t_data;
+	bool		taken_back;
 
-/* The first row of a key in a dirty snapshot, which says whose it is. */
+	/* infomask and xmax are one only under the lock of the page */
+	LockBuffer(in_buffer->buffer, BUFFER_LOCK_SHARE);
+	taken_back =
+		(header->t_infomask & (HEAP_XMAX_INVALID | HEAP_XMAX_IS_MULTI)) == 0 &&
+		!HEAP_XMAX_IS_LOCKED_ONLY(header->t_infomask) &&
+		TransactionIdEquals(HeapTupleHeaderGetRawXmax(header),
+							HeapTupleHeaderGetXmin(header)) &&
+		ItemPointerEquals(&header->t_ctid, &tuple->t_self);
+	LockBuffer(in_buffer->buffer, BUFFER_LOCK_UNLOCK);
+	return taken_back;
+}
+
+/*
+ * The first row of a key in a dirty snapshot, which says whose it is; not the
+ * one at "own".
+ */
 static bool
 find_dirty(const IdemStore *store, const IdemKey *id, Snapshot dirty,
-		   ItemPointer tid)
+		   ItemPointer own, ItemPointer tid)
 {
 	IdemProbe	probe;
-	bool		found;
+	bool		found = false;
 
 	begin_probe(&probe, store, id, dirty);
-	found = index_getnext_slot(probe.scan, ForwardScanDirection, probe.slot);
-	if (found)
+	while (!found &&
+		   index_getnext_slot(probe.scan, ForwardScanDirection, probe.slot))
+	{
 		*tid = probe.slot->tts_tid;
+		found = (own == NULL || !ItemPointerEquals(tid, own)) &&
+			!is_taken_back(probe.slot);
+	}
 	end_probe(&probe);
 	return found;
 }
 
 /*
- * Whether there is a row of a key that a look did not find.  With wait, not
- * before the transaction that inserted it has ended.
+ * idem_direct_find_rival
+ *		Whether there is a row of a key besides our own that a look did not
+ *		find.  With wait, not before the transaction that inserted it has ended.
+ *
+ * Must not wait for who waits for us: see README.md on rows taken back.
  */
-static Rival
-find_rival(const IdemStore *store, const IdemKey *id, bool wait)
+IdemRival
+idem_direct_find_rival(const IdemStore *store, const IdemKey *id, bool wait,
+					   ItemPointer own)
 {
 	for (;;)
 	{
@@ -329,12 +358,12 @@ find_rival(const IdemStore *store, const IdemKey *id, bool wait)
 		ItemPointerData tid;
 
 		InitDirtySnapshot(dirty);
-		if (!find_dirty(store, id, &dirty, &tid))
-			return RIVAL_NONE;
+		if (!find_dirty(store, id, &dirty, own, &tid))
+			return IDEM_RIVAL_NONE;
 		if (!TransactionIdIsValid(dirty.xmin))
-			return RIVAL_COMMITTED;
+			return IDEM_RIVAL_COMMITTED;
 		if (!wait)
-			return RIVAL_OPEN;
+			return IDEM_RIVAL_OPEN;
 
 		/* who inserts speculatively may take the row back before its end */
 		if (dirty.speculativeToken != 0)
@@ -361,7 +390,7 @@ hold(IdemStore *store, const IdemKey *id, IdemRow *row)
 	 */
 	(void) idem_store_lock_key(id, &tag, true);
 	idem_store_unlock_key(&tag);
-	if (find_rival(store, id, true) == RIVAL_COMMITTED &&
+	if (idem_direct_find_rival(store, id, true, NULL) == IDEM_RIVAL_COMMITTED &&
 		IsolationUsesXactSnapshot())
 		idem_store_row_raise_rival();
 	return lock(store, id, row);
@@ -370,7 +399,7 @@ hold(IdemStore *store, const IdemKey *id, IdemRow *row)
 static IdemStoreTaken
 take_new(IdemStore *store, const IdemKey *id, bool check_new)
 {
-	Rival		rival;
+	IdemRival	rival;
 
 	if (store->locked && store->absent)
 		return IDEM_STORE_NEW;	/* looked with the key lock */
@@ -386,11 +415,11 @@ take_new(IdemStore *store, const IdemKey *id, bool check_new)
 	 */
 	if (store->absent && !check_new)
 		return IDEM_STORE_NEW;
-	rival = find_rival(store, id, false);
-	if (rival == RIVAL_NONE)
+	rival = idem_direct_find_rival(store, id, false, NULL);
+	if (rival == IDEM_RIVAL_NONE)
 		return IDEM_STORE_NEW;
 	idem_store_drop(store);
-	if (rival == RIVAL_OPEN)
+	if (rival == IDEM_RIVAL_OPEN)
 		return IDEM_STORE_BUSY;
 	if (IsolationUsesXactSnapshot())
 		idem_store_row_raise_rival();
@@ -423,5 +452,7 @@ const IdemStoreWay idem_store_direct = {
 	.insert_new = idem_direct_insert_new,
 	.update = idem_direct_update,
 	.delete = idem_direct_delete,
+	.read_many = idem_direct_read_many,
+	.insert_many = idem_direct_insert_many,
 	.sweep = idem_direct_sweep
 };

@@ -22,8 +22,13 @@
 #include "store/direct.h"
 #include "store/row.h"
 
-static TupleTableSlot *
-make_slot(IdemStore *store, const IdemKey *id, const IdemRow *row)
+/*
+ * idem_direct_make_slot
+ *		The row of a key, to be written.
+ */
+TupleTableSlot *
+idem_direct_make_slot(IdemStore *store, const IdemKey *id,
+					  const IdemRow *row)
 {
 	TupleDesc	desc = RelationGetDescr(store->keys);
 	TupleTableSlot *slot = MakeSingleTupleTableSlot(desc, &TTSOpsVirtual);
@@ -42,28 +47,24 @@ make_slot(IdemStore *store, const IdemKey *id, const IdemRow *row)
  * and not to raise an error, which would show the key.
  */
 static bool
-insert_index_entries(IdemStore *store, TupleTableSlot *slot,
-					 bool update, IdemCompatIndexes indexes)
+insert_index_entries(IdemStore *store, const IdemKey *id, TupleTableSlot *slot,
+					 ResultRelInfo *indexes, bool update,
+					 IdemCompatIndexes which)
 {
-	ResultRelInfo result;
 	bool		unique = true;
 	int			i;
 
-	if (indexes == IDEM_COMPAT_INDEXES_NONE)
-		return true;
-	InitResultRelInfo(&result, store->keys, 0, NULL, 0);
-	ExecOpenIndices(&result, false);
-	for (i = 0; i < result.ri_NumIndices; i++)
+	for (i = 0; i < indexes->ri_NumIndices; i++)
 	{
-		Relation	index = result.ri_IndexRelationDescs[i];
-		IndexInfo  *info = result.ri_IndexRelationInfo[i];
+		Relation	index = indexes->ri_IndexRelationDescs[i];
+		IndexInfo  *info = indexes->ri_IndexRelationInfo[i];
 		bool		is_unique = index->rd_index->indisunique;
 		Datum		values[INDEX_MAX_KEYS];
 		bool		isnull[INDEX_MAX_KEYS];
 
 		/* a HOT update needs entries only in what summarizes, such as BRIN */
 		if (!info->ii_ReadyForInserts ||
-			(indexes == IDEM_COMPAT_INDEXES_SUMMARIZING &&
+			(which == IDEM_COMPAT_INDEXES_SUMMARIZING &&
 			 !idem_compat_is_summarizing(info)))
 			continue;
 		FormIndexDatum(info, slot, NULL, values, isnull);
@@ -72,22 +73,35 @@ insert_index_entries(IdemStore *store, TupleTableSlot *slot,
 						  update && is_unique, info) && is_unique)
 			unique = false;
 	}
-	ExecCloseIndices(&result);
-	return unique;
+
+	/*
+	 * To the index, a row that its own transaction has taken back is one that
+	 * may live.  Whoever is told of another looks himself, with his own entry
+	 * in its place: of two the later one is told, and finds the earlier.
+	 */
+	return unique ||
+		idem_direct_find_rival(store, id, false, &slot->tts_tid) ==
+		IDEM_RIVAL_NONE;
+}
+
+static void
+open_indexes(IdemStore *store, ResultRelInfo *indexes)
+{
+	InitResultRelInfo(indexes, store->keys, 0, NULL, 0);
+	ExecOpenIndices(indexes, false);
 }
 
 /*
- * idem_direct_insert
+ * idem_direct_insert_slot
  *		Insert a row; false when another transaction has the key.
  *
  * Waits for nobody.
  */
 bool
-idem_direct_insert(IdemStore *store, const IdemKey *id,
-				   const IdemRow *row)
+idem_direct_insert_slot(IdemStore *store, const IdemKey *id,
+						TupleTableSlot *slot, ResultRelInfo *indexes)
 {
 	TransactionId xid = GetCurrentTransactionId();
-	TupleTableSlot *slot = make_slot(store, id, row);
 	uint32		token = SpeculativeInsertionLockAcquire(xid);
 	bool		unique;
 
@@ -101,12 +115,33 @@ idem_direct_insert(IdemStore *store, const IdemKey *id,
 	 */
 	table_tuple_insert_speculative(store->keys, slot,
 								   GetCurrentCommandId(true), 0, NULL, token);
-	unique = insert_index_entries(store, slot, false,
+	unique = insert_index_entries(store, id, slot, indexes, false,
 								  IDEM_COMPAT_INDEXES_ALL);
 	table_tuple_complete_speculative(store->keys, slot, token, unique);
 	SpeculativeInsertionLockRelease(xid);
-	ExecDropSingleTupleTableSlot(slot);
 	CommandCounterIncrement();
+	return unique;
+}
+
+/*
+ * idem_direct_insert
+ *		Insert the row of a key that nobody locked, or we have the lock of;
+ *		false when another transaction has the key.
+ *
+ * Waits for nobody.
+ */
+bool
+idem_direct_insert(IdemStore *store, const IdemKey *id,
+				   const IdemRow *row)
+{
+	TupleTableSlot *slot = idem_direct_make_slot(store, id, row);
+	ResultRelInfo indexes;
+	bool		unique;
+
+	open_indexes(store, &indexes);
+	unique = idem_direct_insert_slot(store, id, slot, &indexes);
+	ExecCloseIndices(&indexes);
+	ExecDropSingleTupleTableSlot(slot);
 
 	/* from now on the row itself tells rivals */
 	idem_store_drop(store);
@@ -122,16 +157,34 @@ void
 idem_direct_insert_new(IdemStore *store, const IdemKey *id,
 					   const IdemRow *row)
 {
-	TupleTableSlot *slot = make_slot(store, id, row);
+	TupleTableSlot *slot = idem_direct_make_slot(store, id, row);
+	ResultRelInfo indexes;
 
 	table_tuple_insert(store->keys, slot, GetCurrentCommandId(true), 0, NULL);
+	open_indexes(store, &indexes);
 	/* not speculatively: the error takes back the work and the row with it */
-	if (!insert_index_entries(store, slot, false,
+	if (!insert_index_entries(store, id, slot, &indexes, false,
 							  IDEM_COMPAT_INDEXES_ALL))
 		idem_store_row_raise_rival();
+	ExecCloseIndices(&indexes);
 	ExecDropSingleTupleTableSlot(slot);
 	CommandCounterIncrement();
 	idem_store_drop(store);
+}
+
+/* The entries of a row that was updated, if that was not HOT. */
+static void
+update_index_entries(IdemStore *store, const IdemKey *id, TupleTableSlot *slot,
+					 IdemCompatIndexes which)
+{
+	ResultRelInfo indexes;
+
+	if (which == IDEM_COMPAT_INDEXES_NONE)
+		return;
+	open_indexes(store, &indexes);
+	if (!insert_index_entries(store, id, slot, &indexes, true, which))
+		idem_store_row_raise_twins(id);
+	ExecCloseIndices(&indexes);
 }
 
 /*
@@ -174,13 +227,12 @@ idem_direct_update(IdemStore *store, const IdemKey *id,
 	{
 		/* as the executor: a published table without identity is refused */
 		CheckCmdReplicaIdentity(store->keys, CMD_UPDATE);
-		slot = make_slot(store, id, row);
+		slot = idem_direct_make_slot(store, id, row);
 		result = idem_compat_update(store->keys, &tid, slot,
 									GetCurrentCommandId(true), snapshot,
 									&indexes);
-		if (result == TM_Ok &&
-			!insert_index_entries(store, slot, true, indexes))
-			idem_store_row_raise_twins(id);
+		if (result == TM_Ok)
+			update_index_entries(store, id, slot, indexes);
 		ExecDropSingleTupleTableSlot(slot);
 	}
 	PopActiveSnapshot();

@@ -354,5 +354,7 @@ const IdemStoreWay idem_store_sql = {
 	.insert_new = insert_new,
 	.update = update,
 	.delete = delete,
+	.read_many = idem_sql_read_many,
+	.insert_many = idem_sql_insert_many,
 	.sweep = idem_sql_sweep
 };

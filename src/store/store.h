@@ -14,22 +14,24 @@
 #include "nodes/pg_list.h"
 #include "storage/itemptr.h"
 #include "storage/lock.h"
-#include "utils/array.h"
 #include "utils/rel.h"
 
 #include "idem.h"
 #include "store/whitelist.h"
 
-/* What idem_dedupe needs to know of a row that is in its way. */
-typedef struct IdemStoreBrief
+/* One of many keys: what is asked for, and what has become of it. */
+typedef struct IdemStoreItem
 {
 	text	   *key;
+	bool		traced;			/* direct way: the index has entries */
+	bool		inserted;		/* by the last insertion of many */
+	bool		found;			/* at the last look: there is a row, this one */
 	IdemState	state;
 	TimestampTz expires_at;
 	TimestampTz purge_at;
 	text	   *claimed_by;
 	text	   *policy;
-} IdemStoreBrief;
+} IdemStoreItem;
 
 /* What a try at a key came to. */
 typedef enum IdemStoreTaken
@@ -93,6 +95,11 @@ typedef struct IdemStoreWay
 	bool		(*update) (IdemStore *store, const IdemKey *id,
 						   const IdemRow *row);
 	bool		(*delete) (IdemStore *store, const IdemKey *id);
+	void		(*read_many) (IdemStore *store, text *scope,
+							  IdemStoreItem **items, int number);
+	void		(*insert_many) (IdemStore *store, text *scope,
+								IdemStoreItem **items, int number,
+								const IdemRow *row);
 	int64		(*sweep) (IdemStore *store, IdemSweepMark *mark,
 						  TimestampTz now, int64 max_rows,
 						  IdemSweepCount count);
@@ -231,6 +238,34 @@ idem_store_insert_new(IdemStore *store, const IdemKey *id, const IdemRow *row)
 	idem_store_way(store, RowExclusiveLock)->insert_new(store, id, row);
 }
 
+/*
+ * Look at many keys of a scope, sorted by their bytes, no two the same, as
+ * idem_store_look at each.  Every one that has no row is to be inserted next.
+ */
+static inline void
+idem_store_read_many(IdemStore *store, text *scope, IdemStoreItem **items,
+					 int number)
+{
+	if (number > 0)
+		idem_store_way(store, AccessShareLock)->read_many(store, scope, items,
+														  number);
+}
+
+/*
+ * Insert a row for each of many keys, sorted, where there is none.  Waits for
+ * rivals, and then for none that has a key below one that was inserted.  40001
+ * where the snapshot of the transaction cannot see the row that is in the way.
+ */
+static inline void
+idem_store_insert_many(IdemStore *store, text *scope, IdemStoreItem **items,
+					   int number, const IdemRow *row)
+{
+	if (number > 0)
+		idem_store_way(store, RowExclusiveLock)->insert_many(store, scope,
+															 items, number,
+															 row);
+}
+
 /* store.c */
 extern void idem_store_update(IdemStore *store, const IdemKey *id,
 							  const IdemRow *row);
@@ -241,12 +276,8 @@ extern void idem_store_require_current(IdemStore *store, const IdemKey *id,
 extern int64 idem_store_sweep(IdemSweepMark *mark, TimestampTz now,
 							  int64 max_rows, IdemSweepCount count);
 
-/* many.c */
+/* sql_many.c */
 extern int64 idem_store_count_live(const text *scope, TimestampTz now,
 								   int64 limit);
-extern int	idem_store_insert_many(const text *scope, ArrayType *keys,
-								   const IdemRow *row, text **inserted);
-extern int	idem_store_read_many(const text *scope, ArrayType *keys,
-								 IdemStoreBrief *found);
 
 #endif							/* IDEM_STORE_STORE_H */

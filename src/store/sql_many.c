@@ -1,7 +1,9 @@
 /*-------------------------------------------------------------------------
  *
- * many.c
- *	  Statements on many keys of a scope, the same in both ways.
+ * sql_many.c
+ *	  The SQL way to the key table: statements on many keys of a scope.
+ *
+ * The count of live keys is a statement in both ways.
  *
  *-------------------------------------------------------------------------
  */
@@ -9,10 +11,12 @@
 
 #include "access/htup_details.h"
 #include "catalog/pg_type.h"
+#include "utils/array.h"
 
+#include "base/bytes.h"
 #include "base/catalog.h"
-#include "base/digest.h"
 #include "base/spi.h"
+#include "store/row.h"
 #include "store/sql.h"
 
 static const Oid key_types[] = {TEXTOID};
@@ -107,25 +111,72 @@ copy_text(HeapTuple tuple, int column, MemoryContext context)
 }
 
 /*
- * idem_store_insert_many
- *		Insert a finished row for each key, in the order of the array; fills
- *		"inserted" with the keys for which there was none.  Returns how many.
- *
- * Waits for rivals, in the order of the array, too.
+ * The keys as an array; with a scope, without those that need not be read.
+ * Returns how many.
  */
-int
-idem_store_insert_many(const text *scope, ArrayType *keys, const IdemRow *row,
-					   text **inserted)
+static int
+make_array(IdemStoreItem **items, int number, text *scope, ArrayType **array)
 {
-	MemoryContext context = CurrentMemoryContext;
+	Datum	   *keys = palloc(sizeof(Datum) * number);
+	int			count = 0;
+	int			i;
+
+	for (i = 0; i < number; i++)
+	{
+		IdemKey		id = {scope, items[i]->key};
+
+		if (scope == NULL || !idem_store_is_new(&id))
+			keys[count++] = PointerGetDatum(items[i]->key);
+	}
+	*array = construct_array(keys, count, TEXTOID, -1, false, TYPALIGN_INT);
+	pfree(keys);
+	return count;
+}
+
+/* The item of the key that is in the first column of a row. */
+static IdemStoreItem *
+find_item(IdemStoreItem **items, int number, HeapTuple tuple)
+{
+	bool		isnull;
+	text	   *key = DatumGetTextPP(SPI_getbinval(tuple, SPI_tuptable->tupdesc,
+												   1, &isnull));
+	int			low = 0;
+	int			high = number - 1;
+
+	while (low <= high)
+	{
+		int			middle = low + (high - low) / 2;
+		int			order = idem_bytes_compare(idem_bytes_of(items[middle]->key),
+											   idem_bytes_of(key));
+
+		if (order == 0)
+			return items[middle];
+		if (order < 0)
+			low = middle + 1;
+		else
+			high = middle - 1;
+	}
+	elog(ERROR, "a statement on many keys gave one that was not asked for");
+}
+
+/*
+ * idem_sql_insert_many
+ *		Insert a row for each of many keys; see idem_store_insert_many().
+ */
+void
+idem_sql_insert_many(IdemStore *store, text *scope, IdemStoreItem **items,
+					 int number, const IdemRow *row)
+{
 	Datum		values[lengthof(insert_many_types)];
 	char		nulls[lengthof(insert_many_types)];
+	ArrayType  *keys;
 	IdemSecctx	saved;
 	int			rows;
 	int			i;
 
 	/* without the primary key ON CONFLICT would find no conflict */
 	idem_store_require_primary_key();
+	(void) make_array(items, number, NULL, &keys);
 	values[0] = PointerGetDatum(scope);
 	values[1] = PointerGetDatum(keys);
 	values[2] = CharGetDatum(row->state);
@@ -138,62 +189,69 @@ idem_store_insert_many(const text *scope, ArrayType *keys, const IdemRow *row,
 	values[9] = PointerGetDatum(row->claimed_by);
 	memset(nulls, ' ', sizeof(nulls));
 	nulls[8] = row->policy == NULL ? 'n' : ' ';
+	for (i = 0; i < number; i++)
+		items[i]->inserted = false;
 	idem_spi_begin(&saved);
 	rows = (int) idem_spi_execute(&insert_many_plan, values, nulls,
 								  false, 0);
 	idem_spi_require_types(key_types, 1);
 	for (i = 0; i < rows; i++)
-		inserted[i] = copy_text(SPI_tuptable->vals[i], 1, context);
+		find_item(items, number, SPI_tuptable->vals[i])->inserted = true;
 	idem_spi_end(&saved);
-	return rows;
 }
 
+/* What was read of a row; every text is copied into the context. */
 static void
-form_brief(HeapTuple tuple, IdemStoreBrief *brief, MemoryContext context)
+form_item(HeapTuple tuple, IdemStoreItem *item, MemoryContext context)
 {
 	TupleDesc	desc = SPI_tuptable->tupdesc;
 	Datum		values[6];
 	bool		nulls[6];
 
 	heap_deform_tuple(tuple, desc, values, nulls);
-	brief->key = copy_text(tuple, 1, context);
-	brief->state = (IdemState) DatumGetChar(values[1]);
-	brief->expires_at = DatumGetTimestampTz(values[2]);
-	brief->purge_at = DatumGetTimestampTz(values[3]);
-	brief->claimed_by = copy_text(tuple, 5, context);
-	brief->policy = nulls[5] ? NULL : copy_text(tuple, 6, context);
+	item->found = true;
+	item->state = (IdemState) DatumGetChar(values[1]);
+	item->expires_at = DatumGetTimestampTz(values[2]);
+	item->purge_at = DatumGetTimestampTz(values[3]);
+	item->claimed_by = copy_text(tuple, 5, context);
+	item->policy = nulls[5] ? NULL : copy_text(tuple, 6, context);
 }
 
 /*
- * idem_store_read_many
- *		Read the rows of the keys, at most one for each, in no order.
+ * idem_sql_read_many
+ *		Look at many keys; see idem_store_read_many().
  */
-int
-idem_store_read_many(const text *scope, ArrayType *keys, IdemStoreBrief *found)
+void
+idem_sql_read_many(IdemStore *store, text *scope, IdemStoreItem **items,
+				   int number)
 {
 	MemoryContext context = CurrentMemoryContext;
 	Datum		values[2];
+	ArrayType  *keys;
 	IdemSecctx	saved;
 	int			rows;
-	int			max = ArrayGetNItems(ARR_NDIM(keys), ARR_DIMS(keys));
 	int			i;
 
+	for (i = 0; i < number; i++)
+		items[i]->found = false;
+	if (make_array(items, number, scope, &keys) == 0)
+		return;
 	values[0] = PointerGetDatum(scope);
 	values[1] = PointerGetDatum(keys);
 	idem_spi_begin(&saved);
+	/* one statement for all, whatever their number */
 	rows = (int) idem_spi_execute(&read_many_plan, values, NULL,
 								  false, 0);
-	/* one probe for each key: more rows than keys are twins of somebody's */
-	if (rows > max)
-		ereport(ERROR,
-				(errcode(ERRCODE_DATA_CORRUPTED),
-				 errmsg("more than one row for a key in scope %s",
-						idem_digest_log_id(scope)),
-				 errhint("Restore the primary key of \"%s\"; see idem_health().",
-						 "idempotency_keys")));
 	idem_spi_require_types(brief_types, lengthof(brief_types));
 	for (i = 0; i < rows; i++)
-		form_brief(SPI_tuptable->vals[i], &found[i], context);
+	{
+		HeapTuple	tuple = SPI_tuptable->vals[i];
+		IdemStoreItem *item = find_item(items, number, tuple);
+		IdemKey		id = {scope, item->key};
+
+		if (item->found)
+			idem_store_row_raise_twins(&id);
+		form_item(tuple, item, context);
+	}
 	idem_spi_end(&saved);
-	return rows;
 }
