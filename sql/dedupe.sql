@@ -131,8 +131,8 @@ CREATE TEMP TABLE asked AS
 	UNION ALL SELECT 'long ' || repeat('x', 900) || i FROM generate_series(1, 200) i;
 SELECT count(*) FILTER (WHERE NOT first) AS not_first
 FROM idem_dedupe('dedupe ranges', ARRAY(SELECT key FROM there ORDER BY md5(key)), 'dedupe-long');
-SELECT count(*) AS others FROM idem_dedupe('dedupe range', ARRAY(SELECT key FROM asked), 'dedupe-long'),
-	idem_dedupe('dedupe rangez', '{k000001}');
+SELECT count(*) AS others FROM idem_dedupe('dedupe range', ARRAY(SELECT key FROM asked), 'dedupe-long') a,
+	idem_dedupe('dedupe rangez', '{k000001}') z;
 SELECT count(*) = (SELECT count(*) FROM asked) AS complete,
 	count(*) FILTER (WHERE first = EXISTS (SELECT FROM there t WHERE t.key = d.key)) AS wrong
 FROM idem_dedupe('dedupe ranges', ARRAY(SELECT key FROM asked ORDER BY md5(key)), 'dedupe-long') d;

@@ -43,11 +43,11 @@ typedef struct IdemProbe
 
 static void
 begin_probe(IdemProbe *probe, const IdemStore *store, const IdemKey *id,
-			Snapshot snapshot)
+			LOCKMODE lockmode, Snapshot snapshot)
 {
 	ScanKeyData entries[2];
 
-	probe->index = index_open(store->pkey, store->lockmode);
+	probe->index = index_open(store->pkey, lockmode);
 	probe->slot = table_slot_create(store->keys, NULL);
 	probe->snapshot = snapshot;
 	probe->scan = idem_compat_index_beginscan(store->keys, probe->index,
@@ -70,11 +70,11 @@ next_of_probe(IdemProbe *probe, bool *entries)
 }
 
 static void
-end_probe(IdemProbe *probe)
+end_probe(IdemProbe *probe, LOCKMODE release)
 {
 	index_endscan(probe->scan);
 	ExecDropSingleTupleTableSlot(probe->slot);
-	index_close(probe->index, NoLock);
+	index_close(probe->index, release);
 }
 
 /*
@@ -108,7 +108,7 @@ end_search(IdemProbe *probe, const IdemKey *id, bool *entries)
 		if (next_of_probe(probe, entries))
 			idem_store_row_raise_twins(id);
 	}
-	end_probe(probe);
+	end_probe(probe, NoLock);
 	return tuple;
 }
 
@@ -138,13 +138,13 @@ idem_direct_find(const IdemStore *store, const IdemKey *id, Snapshot snapshot,
 		 * only who relies on a key's absence scans again.  Spec:
 		 * claim-serializable.
 		 */
-		begin_probe(&probe, store, id, SnapshotAny);
+		begin_probe(&probe, store, id, store->lockmode, SnapshotAny);
 		probe.snapshot = snapshot;
 		tuple = end_search(&probe, id, entries);
 		if (tuple != NULL || insert)
 			return tuple;
 	}
-	begin_probe(&probe, store, id, snapshot);
+	begin_probe(&probe, store, id, store->lockmode, snapshot);
 	return end_search(&probe, id, entries);
 }
 
@@ -329,7 +329,8 @@ find_dirty(const IdemStore *store, const IdemKey *id, Snapshot dirty,
 	IdemProbe	probe;
 	bool		found = false;
 
-	begin_probe(&probe, store, id, dirty);
+	/* as an insertion, which lets go of the indexes when it is done */
+	begin_probe(&probe, store, id, AccessShareLock, dirty);
 	while (!found &&
 		   index_getnext_slot(probe.scan, ForwardScanDirection, probe.slot))
 	{
@@ -337,7 +338,7 @@ find_dirty(const IdemStore *store, const IdemKey *id, Snapshot dirty,
 		found = (own == NULL || !ItemPointerEquals(tid, own)) &&
 			!is_taken_back(probe.slot);
 	}
-	end_probe(&probe);
+	end_probe(&probe, AccessShareLock);
 	return found;
 }
 
