@@ -307,10 +307,16 @@ store(IdemRun *run)
 	else
 		idem_store_insert_new(&claim->store, &claim->id, &claim->row);
 	idem_store_close(&claim->store);
-	idem_claim_audit(claim);
 	if (claim->row_policy.audit)
-		idem_audit_transition(idem_outcomes[outcome_of(run)].action,
-							  &claim->id, &claim->row);
+	{
+		const char *actions[] = {
+			idem_claim_action(claim),
+			idem_outcomes[outcome_of(run)].action
+		};
+
+		idem_audit_transitions(actions, lengthof(actions), &claim->id,
+							   &claim->row);
+	}
 }
 
 static bool

@@ -10,16 +10,15 @@
  */
 #include "postgres.h"
 
-#include "access/genam.h"
 #include "access/tableam.h"
 #include "access/xact.h"
-#include "catalog/index.h"
 #include "executor/executor.h"
 #include "storage/lmgr.h"
 #include "utils/snapmgr.h"
 
 #include "base/compat.h"
 #include "store/direct.h"
+#include "store/entries.h"
 #include "store/row.h"
 
 static TupleTableSlot *
@@ -35,44 +34,23 @@ make_slot(IdemStore *store, const IdemKey *id, const IdemRow *row)
 }
 
 /*
- * Index entries for a row that was written, as ExecInsertIndexTuples() makes
- * them.  All indexes are valid and plain, and one is unique, whose columns no
- * update changes.  Returns false when that one has the key already, of another
- * row that lives or whose transaction has not ended: it is told not to wait,
- * and not to raise an error, which would show the key.
+ * Index entries for a row that was written.  One index is unique, whose columns
+ * no update changes.  Returns false when that one has the key already, of
+ * another row that lives or whose transaction has not ended: it is told not to
+ * wait, and not to raise an error, which would show the key.
  */
 static bool
 insert_index_entries(IdemStore *store, TupleTableSlot *slot,
 					 bool update, IdemCompatIndexes indexes)
 {
-	ResultRelInfo result;
-	bool		unique = true;
-	int			i;
+	IdemEntries entries;
+	bool		unique;
 
 	if (indexes == IDEM_COMPAT_INDEXES_NONE)
 		return true;
-	InitResultRelInfo(&result, store->keys, 0, NULL, 0);
-	ExecOpenIndices(&result, false);
-	for (i = 0; i < result.ri_NumIndices; i++)
-	{
-		Relation	index = result.ri_IndexRelationDescs[i];
-		IndexInfo  *info = result.ri_IndexRelationInfo[i];
-		bool		is_unique = index->rd_index->indisunique;
-		Datum		values[INDEX_MAX_KEYS];
-		bool		isnull[INDEX_MAX_KEYS];
-
-		/* a HOT update needs entries only in what summarizes, such as BRIN */
-		if (!info->ii_ReadyForInserts ||
-			(indexes == IDEM_COMPAT_INDEXES_SUMMARIZING &&
-			 !idem_compat_is_summarizing(info)))
-			continue;
-		FormIndexDatum(info, slot, NULL, values, isnull);
-		if (!index_insert(index, values, isnull, &slot->tts_tid, store->keys,
-						  is_unique ? UNIQUE_CHECK_PARTIAL : UNIQUE_CHECK_NO,
-						  update && is_unique, info) && is_unique)
-			unique = false;
-	}
-	ExecCloseIndices(&result);
+	idem_entries_open(&entries, store->keys, UNIQUE_CHECK_PARTIAL);
+	unique = idem_entries_insert(&entries, slot, update, indexes);
+	idem_entries_close(&entries);
 	return unique;
 }
 
