@@ -173,16 +173,18 @@ idem_audit_last_id(void)
 static void
 insert_row(IdemAuditRows *rows, int i, const IdemAuditRow *row)
 {
+	IdemAuditRow one = *row;	/* that the guard knows it by */
 	char		nulls[IDEM_AUDIT_COLUMNS];
 	IdemSecctx	saved;
 	uint64		inserted;
 	int			column;
 
+	one.action = rows->actions[i];
 	idem_audit_row_choose(rows, i);
 	for (column = 0; column < IDEM_AUDIT_COLUMNS; column++)
 		nulls[column] = rows->nulls[column] ? 'n' : ' ';
 	idem_spi_begin_as(&saved, idem_catalog()->audit_owner);
-	inserted = idem_guard_insert(row, &insert_plan, rows->values, nulls);
+	inserted = idem_guard_insert(&one, &insert_plan, rows->values, nulls);
 
 	/* a trigger that returns null, or a rule, would lose it without a word */
 	if (inserted != 1)
