@@ -395,9 +395,13 @@ idem_chain_add(const IdemSeal *seal)
 
 	/* a trigger that returns null, or a rule, would lose it without a word */
 	if (idem_guard_change(&add_plan, (Datum *) seal->values, nulls) != 1)
+	{
+		/* a plan that a rule has left empty is invalidated by nothing */
+		add_plan.generation = 0;
 		ereport(ERROR,
 				(errcode(ERRCODE_DATA_CORRUPTED),
 				 errmsg("a seal of the audit log was suppressed"),
 				 errhint("Drop foreign triggers and rules on \"%s\"; see idem_health().",
 						 "idempotency_audit_seals")));
+	}
 }

@@ -188,11 +188,15 @@ insert_row(IdemAuditRows *rows, int i, const IdemAuditRow *row)
 
 	/* a trigger that returns null, or a rule, would lose it without a word */
 	if (inserted != 1)
+	{
+		/* a plan that a rule has left empty is invalidated by nothing */
+		insert_plan.generation = 0;
 		ereport(ERROR,
 				(errcode(ERRCODE_DATA_CORRUPTED),
 				 errmsg("a row of the audit log was suppressed"),
 				 errhint("Drop foreign triggers and rules on \"%s\"; see idem_health().",
 						 "idempotency_audit_log")));
+	}
 	idem_spi_end(&saved);
 }
 
