@@ -163,11 +163,11 @@ is_partitioned_by_at(Relation log)
 static const char *
 check_columns(TupleDesc desc)
 {
-	const char *obstacle =
-		idem_whitelist_check_columns(desc, idem_audit_row_columns,
-									 IDEM_AUDIT_COLUMNS);
+	const char *obstacle;
 	int			i;
 
+	obstacle = idem_whitelist_check_columns(desc, idem_audit_row_columns,
+											IDEM_AUDIT_COLUMNS);
 	for (i = 0; obstacle == NULL && i < IDEM_AUDIT_COLUMNS; i++)
 	{
 		char		identity = TupleDescAttr(desc, i)->attidentity;
