@@ -500,6 +500,13 @@ sub try_change
 	is(state_of($s, $case->{up}), $case->{breaks} // '', "$name: is made");
 	is(way($s), $way, "$name: seen by who made it");
 	is(way($t), $way, "$name: seen by another session");
+	like(
+		$t->query(
+			q{SELECT detail FROM idem_health() WHERE check_name = 'storage'}),
+		$case->{direct}
+		? qr/^direct: [^;]*$/
+		: qr/; the audit log by statements: \w/,
+		"$name: idem_health tells");
 	my $new = session($node);
 	is(way($new), $way, "$name: seen by a new session");
 	$new->quit;

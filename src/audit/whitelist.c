@@ -91,8 +91,10 @@ is_guard(const Trigger *trigger)
 
 /* What fires for other events is nothing to an INSERT. */
 static const char *
-check_triggers(const TriggerDesc *triggers)
+check_triggers(Relation table)
 {
+	/* a copy, since a look-up may bring news of the table */
+	const TriggerDesc *triggers = CopyTriggerDesc(table->trigdesc);
 	int			guards = 0;
 	int			i;
 
@@ -102,10 +104,12 @@ check_triggers(const TriggerDesc *triggers)
 
 		if (!TRIGGER_FOR_INSERT(trigger->tgtype))
 			continue;
-		if (!is_guard(trigger))
-			return "it has a trigger or a foreign key";
+
+		/* before it is looked at: a change meanwhile must count */
 		verdict.guard = GetSysCacheHashValue1(PROCOID,
 											  ObjectIdGetDatum(trigger->tgfoid));
+		if (!is_guard(trigger))
+			return "it has a trigger or a foreign key";
 		guards++;
 	}
 	return guards == 1 ? NULL : "its guard is missing";
@@ -201,7 +205,7 @@ check_log(Relation log)
 		return "its owner cannot insert by a right of his own";
 	obstacle = check_columns(RelationGetDescr(log));
 	if (obstacle == NULL)
-		obstacle = check_triggers(log->trigdesc);
+		obstacle = check_triggers(log);
 	if (obstacle == NULL)
 		obstacle = idem_whitelist_check_citus();
 	return obstacle;
@@ -261,7 +265,7 @@ check_partition(Relation partition, const List *indexes)
 	if (obstacle == NULL)
 		obstacle = check_columns(RelationGetDescr(partition));
 	if (obstacle == NULL)
-		obstacle = check_triggers(partition->trigdesc);
+		obstacle = check_triggers(partition);
 	if (obstacle == NULL)
 		obstacle = idem_whitelist_check_indexes(indexes, check_index);
 	return obstacle;
@@ -299,7 +303,7 @@ judge_partition(Relation partition)
  * something is.  Sets *again when something changed meanwhile.
  */
 static Relation
-open_partition(Relation log, TimestampTz at, bool *again)
+open_partition(Relation log, TimestampTz at, LOCKMODE lockmode, bool *again)
 {
 	uint64		before = changes;
 	Relation	partition = NULL;
@@ -309,7 +313,7 @@ open_partition(Relation log, TimestampTz at, bool *again)
 		judge_log(log, at);
 	if (OidIsValid(verdict.partition))
 	{
-		partition = try_table_open(verdict.partition, RowExclusiveLock);
+		partition = try_table_open(verdict.partition, lockmode);
 
 		/*
 		 * The lock may have been waited for, behind somebody who attaches a
@@ -330,6 +334,31 @@ open_partition(Relation log, TimestampTz at, bool *again)
 }
 
 /*
+ * The same for the log as it is now; false where it was just dropped, which a
+ * statement will say.
+ */
+static bool
+find_way(TimestampTz at, LOCKMODE lockmode, Relation *partition)
+{
+	Relation	log = try_table_open(idem_catalog()->audit_log, lockmode);
+	bool		again = true;
+	int			tries = 0;
+
+	*partition = NULL;
+	if (log == NULL)
+		return false;
+
+	/*
+	 * A change during the look makes it be repeated; not for ever, since
+	 * debug_discard_caches makes one of everything.
+	 */
+	while (again && tries++ < MAX_LOOKUPS)
+		*partition = open_partition(log, at, lockmode, &again);
+	table_close(log, NoLock);
+	return true;
+}
+
+/*
  * idem_audit_whitelist_open
  *		The partition for a row of this time, locked and open, if the direct
  *		way may be taken to it; else NULL.
@@ -337,26 +366,30 @@ open_partition(Relation log, TimestampTz at, bool *again)
 Relation
 idem_audit_whitelist_open(TimestampTz at)
 {
-	Relation	log = NULL;
 	Relation	partition = NULL;
-	bool		again = true;
-	int			tries = 0;
 
 	if (idem_whitelist_is_asked())
-		log = try_table_open(idem_catalog()->audit_log, RowExclusiveLock);
-
-	/* one that was just dropped is none: a statement will say so */
-	if (log == NULL)
-		return NULL;
-
-	/*
-	 * A change during the look makes it be repeated; not for ever, since
-	 * debug_discard_caches makes one of everything.
-	 */
-	while (again && tries++ < MAX_LOOKUPS)
-		partition = open_partition(log, at, &again);
-	table_close(log, NoLock);
+		(void) find_way(at, RowExclusiveLock, &partition);
 	return partition;
+}
+
+/*
+ * idem_audit_whitelist_obstacle
+ *		What is in the way for a row of now, for idem_health; NULL if nothing
+ *		is, or the setting has forbidden it.
+ */
+const char *
+idem_audit_whitelist_obstacle(void)
+{
+	Relation	partition;
+
+	if (!idem_whitelist_is_asked() ||
+		!find_way(GetCurrentTimestamp(), AccessShareLock, &partition))
+		return NULL;
+	if (partition == NULL)
+		return verdict.obstacle;
+	table_close(partition, NoLock);
+	return NULL;
 }
 
 /*

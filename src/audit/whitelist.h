@@ -12,6 +12,7 @@
 #include "utils/rel.h"
 
 extern Relation idem_audit_whitelist_open(TimestampTz at);
+extern const char *idem_audit_whitelist_obstacle(void);
 extern void idem_audit_whitelist_init(void);
 
 #endif							/* IDEM_AUDIT_WHITELIST_H */
