@@ -11,15 +11,20 @@ OBJS = \
 	src/admin/health_tables.o \
 	src/admin/stats.o \
 	src/audit/alike.o \
+	src/audit/cell.o \
 	src/audit/chain.o \
+	src/audit/direct.o \
+	src/audit/guard.o \
 	src/audit/index_guard.o \
 	src/audit/log.o \
 	src/audit/partition.o \
 	src/audit/refusal_queue.o \
+	src/audit/row.o \
 	src/audit/seal.o \
 	src/audit/sealed_rows.o \
 	src/audit/secret.o \
 	src/audit/verify.o \
+	src/audit/whitelist.o \
 	src/base/acl.o \
 	src/base/args.o \
 	src/base/catalog.o \
@@ -64,6 +69,7 @@ OBJS = \
 	src/store/direct_many.o \
 	src/store/direct_sweep.o \
 	src/store/direct_write.o \
+	src/store/entries.o \
 	src/store/lock.o \
 	src/store/parts.o \
 	src/store/row.o \

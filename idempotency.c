@@ -28,6 +28,7 @@
 #include "src/audit/index_guard.h"
 #include "src/audit/partition.h"
 #include "src/audit/refusal_queue.h"
+#include "src/audit/whitelist.h"
 #include "src/base/catalog.h"
 #include "src/base/compat.h"
 #include "src/base/counters.h"
@@ -64,6 +65,7 @@ _PG_init(void)
 	idem_catalog_init();
 	idem_xact_init();
 	idem_whitelist_init();
+	idem_audit_whitelist_init();
 	idem_launcher_init();
 	if (process_shared_preload_libraries_in_progress)
 	{

@@ -12,7 +12,7 @@
 #include "utils/timestamp.h"
 
 #include "admin/health.h"
-#include "audit/partition.h"
+#include "audit/cell.h"
 #include "audit/refusal_queue.h"
 #include "base/catalog.h"
 #include "sweep/launcher.h"
@@ -44,18 +44,15 @@ is_unpartitioned(void)
 	IdemHealthAnswer answer = {CurrentMemoryContext};
 	TimestampTz now = GetCurrentTimestamp();
 	int			number;
-	IdemCell   *cells = idem_partition_cells(&number);
-	int			i;
+	IdemCell   *cells = idem_cell_list(&number);
+	const IdemCell *cell = idem_cell_find(cells, number, now);
 
-	for (i = 0; i < number; i++)
-		if (now >= cells[i].from && now < cells[i].to)
-			break;
-	if (i == number || cells[i].partition != idem_catalog()->audit_default)
+	if (cell == NULL || cell->partition != idem_catalog()->audit_default)
 		return false;
 	idem_health_ask(IDEM_HEALTH_SEALER,
 					"SELECT EXISTS (SELECT FROM %1$s.idempotency_audit_log_default"
 					" WHERE at >= $5 AND at < now() - make_interval(hours => 1)), ''",
-					cells[i].from, &answer);
+					cell->from, &answer);
 	return answer.ok;
 }
 

@@ -8,6 +8,7 @@
 #include "postgres.h"
 
 #include "admin/health.h"
+#include "audit/whitelist.h"
 #include "base/catalog.h"
 #include "store/whitelist.h"
 
@@ -24,7 +25,12 @@ check_primary_key(IdemHealthAnswer *answer)
 static void
 check_storage(IdemHealthAnswer *answer)
 {
-	idem_health_say(answer, true, idem_whitelist_describe());
+	const char *keys = idem_whitelist_describe();
+	const char *obstacle = idem_audit_whitelist_obstacle();
+
+	idem_health_say(answer, true, obstacle == NULL ? keys :
+					psprintf("%s; the audit log by statements: %s", keys,
+							 obstacle));
 }
 
 const IdemHealthCheck idem_health_tables[] = {

@@ -19,6 +19,7 @@
 #include "utils/snapmgr.h"
 
 #include "audit/chain.h"
+#include "audit/guard.h"
 #include "audit/log.h"
 #include "base/catalog.h"
 #include "base/spi.h"
@@ -393,10 +394,14 @@ idem_chain_add(const IdemSeal *seal)
 		nulls[i] = seal->nulls[i] ? 'n' : ' ';
 
 	/* a trigger that returns null, or a rule, would lose it without a word */
-	if (idem_audit_change(&add_plan, (Datum *) seal->values, nulls) != 1)
+	if (idem_guard_change(&add_plan, (Datum *) seal->values, nulls) != 1)
+	{
+		/* a plan that a rule has left empty is invalidated by nothing */
+		add_plan.generation = 0;
 		ereport(ERROR,
 				(errcode(ERRCODE_DATA_CORRUPTED),
 				 errmsg("a seal of the audit log was suppressed"),
 				 errhint("Drop foreign triggers and rules on \"%s\"; see idem_health().",
 						 "idempotency_audit_seals")));
+	}
 }

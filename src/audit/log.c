@@ -1,11 +1,10 @@
 /*-------------------------------------------------------------------------
  *
  * log.c
- *	  The audit log: its rows, their ids, and who may write them.
+ *	  The audit log: who writes what, and the ids of rows.
  *
- * Owns the statement that adds to idempotency_audit_log, and the guard: the
- * trigger of the log and of its seals, which lets nobody change them but a
- * superuser and the extension's own statements (README, "The guard").
+ * Owns the statement that adds to idempotency_audit_log, which takes what the
+ * direct way does not.
  *
  * Owns idempotency_audit_origin, too: the first id that was taken in this
  * cluster.  That table is not dumped, so a restored log has no origin until it
@@ -18,40 +17,31 @@
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "commands/sequence.h"
-#include "commands/trigger.h"
 #include "fmgr.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
-#include "utils/rel.h"
-#include "utils/timestamp.h"
+#include "utils/memutils.h"
 
 #include "audit/alike.h"
+#include "audit/direct.h"
+#include "audit/guard.h"
 #include "audit/log.h"
 #include "base/acl.h"
 #include "base/args.h"
 #include "base/catalog.h"
 #include "base/digest.h"
 
-/*
- * The two passes of the guard.  That of a row is spent by the row: a trigger
- * of a user's on the log that inserts a second one finds none.
- */
-static const IdemAuditRow *row_pass = NULL; /* the row being inserted */
-static bool change_pass = false;	/* while log or seals are changed */
-
-static const Oid insert_types[] = {
-	TIMESTAMPTZOID, TEXTOID, TEXTOID, TEXTOID, INT4OID, INT8OID, TEXTOID,
-	TEXTOID, JSONBOID, TEXTOID, TEXTOID, INT8OID
+/* In the order of the columns. */
+static const Oid insert_types[IDEM_AUDIT_COLUMNS] = {
+	INT8OID, TIMESTAMPTZOID, XID8OID, TEXTOID, TEXTOID, TEXTOID, INT4OID,
+	INT8OID, NAMEOID, NAMEOID, INETOID, TEXTOID, JSONBOID
 };
 
 static IdemPlan insert_plan = {
 	"INSERT INTO %1$s.idempotency_audit_log (id, at, xid, action, entity,"
 	" entity_id, attempt, token, session_role, effective_role, client_addr,"
 	" application_name, detail)"
-	" VALUES ($12, $1, pg_catalog.pg_current_xact_id(), $2, $3, $4,"
-	" NULLIF($5, 0), NULLIF($6, 0), $7, $8,"
-	" COALESCE($10::inet, pg_catalog.inet_client_addr()),"
-	" COALESCE($11, pg_catalog.current_setting('application_name')), $9)",
+	" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
 	lengthof(insert_types), insert_types
 };
 
@@ -179,34 +169,71 @@ idem_audit_last_id(void)
 	return idem_spi_fetch_number(&last_id_plan, NULL);
 }
 
+/* One of the rows, as the owner of the log. */
 static void
-set_values(const IdemAuditRow *row, int64 id, Datum *values, char *nulls)
+insert_row(IdemAuditRows *rows, int i, const IdemAuditRow *row)
 {
-	memset(nulls, ' ', lengthof(insert_types));
-	values[0] = TimestampTzGetDatum(row->at != 0 ? row->at :
-									GetCurrentTimestamp());
-	values[1] = CStringGetTextDatum(row->action);
-	values[2] = CStringGetTextDatum(row->entity);
-	values[3] = CStringGetTextDatum(row->entity_id);
-	values[4] = Int32GetDatum(row->attempt);
-	values[5] = Int64GetDatum(row->token);
-	values[6] = CStringGetTextDatum(row->session_role ? row->session_role :
-									GetUserNameFromId(GetSessionUserId(),
-													  false));
-	values[7] = CStringGetTextDatum(row->effective_role);
-	values[8] = row->detail;
-	nulls[8] = row->detail == (Datum) 0 ? 'n' : ' ';
+	IdemAuditRow one = *row;	/* that the guard knows it by */
+	char		nulls[IDEM_AUDIT_COLUMNS];
+	IdemSecctx	saved;
+	uint64		inserted;
+	int			column;
 
-	/* a null stands for what this session has */
-	if (row->client_addr != NULL)
-		values[9] = CStringGetTextDatum(row->client_addr);
-	else
-		nulls[9] = 'n';
-	if (row->application_name != NULL)
-		values[10] = CStringGetTextDatum(row->application_name);
-	else
-		nulls[10] = 'n';
-	values[11] = Int64GetDatum(id);
+	one.action = rows->actions[i];
+	idem_audit_row_choose(rows, i);
+	for (column = 0; column < IDEM_AUDIT_COLUMNS; column++)
+		nulls[column] = rows->nulls[column] ? 'n' : ' ';
+	idem_spi_begin_as(&saved, idem_catalog()->audit_owner);
+	inserted = idem_guard_insert(&one, &insert_plan, rows->values, nulls);
+
+	/* a trigger that returns null, or a rule, would lose it without a word */
+	if (inserted != 1)
+	{
+		/* a plan that a rule has left empty is invalidated by nothing */
+		insert_plan.generation = 0;
+		ereport(ERROR,
+				(errcode(ERRCODE_DATA_CORRUPTED),
+				 errmsg("a row of the audit log was suppressed"),
+				 errhint("Drop foreign triggers and rules on \"%s\"; see idem_health().",
+						 "idempotency_audit_log")));
+	}
+	idem_spi_end(&saved);
+}
+
+/*
+ * Write rows in this transaction, of one moment, which differ in their action
+ * only; returns the id of the last.
+ */
+static int64
+write_rows(const IdemAuditRow *row, const char *const *actions, int number)
+{
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext,
+												  "idempotency audit rows",
+												  ALLOCSET_DEFAULT_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(context);
+	IdemAuditRows rows;
+	int			i;
+
+	Assert(number <= IDEM_AUDIT_MAX_ROWS);
+	rows.number = number;
+	for (i = 0; i < number; i++)
+	{
+		rows.ids[i] = take_id();
+		rows.actions[i] = actions[i];
+	}
+	idem_audit_row_form(&rows, row);
+
+	/* before the first row of this cluster, which it is to begin with */
+	if (origin_known != idem_catalog_generation())
+		ensure_origin(rows.ids[0]);
+	if (!idem_audit_direct_insert(&rows))
+		for (i = 0; i < number; i++)
+			insert_row(&rows, i, row);
+	MemoryContextSwitchTo(old);
+
+	/* one statement may write a hundred thousand */
+	MemoryContextDelete(context);
+	return rows.ids[number - 1];
 }
 
 /*
@@ -216,84 +243,33 @@ set_values(const IdemAuditRow *row, int64 id, Datum *values, char *nulls)
 int64
 idem_audit_write(const IdemAuditRow *row)
 {
-	Datum		values[lengthof(insert_types)];
-	char		nulls[lengthof(insert_types)];
-	IdemSecctx	saved;
-	volatile uint64 rows = 0;
-	int64		id = take_id();
-
-	set_values(row, id, values, nulls);
-
-	/* before the first row of this cluster, which it is to begin with */
-	if (origin_known != idem_catalog_generation())
-		ensure_origin(id);
-	idem_spi_begin_as(&saved, idem_catalog()->audit_owner);
-	PG_TRY();
-	{
-		row_pass = row;
-		rows = idem_spi_execute(&insert_plan, values, nulls, false, 0);
-	}
-	PG_FINALLY();
-	{
-		/* by an error, too: the row is on the stack of our caller */
-		row_pass = NULL;
-	}
-	PG_END_TRY();
-
-	/* a trigger that returns null, or a rule, would lose it without a word */
-	if (rows != 1)
-		ereport(ERROR,
-				(errcode(ERRCODE_DATA_CORRUPTED),
-				 errmsg("a row of the audit log was suppressed"),
-				 errhint("Drop foreign triggers and rules on \"%s\"; see idem_health().",
-						 "idempotency_audit_log")));
-	idem_spi_end(&saved);
-	return id;
+	return write_rows(row, &row->action, 1);
 }
 
 /*
- * idem_audit_change
- *		Execute a statement that the guard of log and seals lets pass; how many
- *		rows.  As the owner of the log.
- */
-uint64
-idem_audit_change(IdemPlan *plan, Datum *values, const char *nulls)
-{
-	volatile uint64 rows = 0;
-
-	PG_TRY();
-	{
-		change_pass = true;
-		rows = idem_spi_execute(plan, values, nulls, false, 0);
-	}
-	PG_FINALLY();
-	{
-		/* by an error, too: whoever catches it must not have the pass */
-		change_pass = false;
-	}
-	PG_END_TRY();
-	return rows;
-}
-
-/*
- * idem_audit_transition
- *		Record what became of a key.
+ * idem_audit_transitions, idem_audit_transition
+ *		Record what became of a key, in this order.
  */
 void
-idem_audit_transition(const char *action, const IdemKey *id,
-					  const IdemRow *key)
+idem_audit_transitions(const char *const *actions, int number,
+					   const IdemKey *id, const IdemRow *key)
 {
 	IdemAuditRow row = {
-		.action = action,
 		.entity = IDEM_ENTITY_KEY,
-		.entity_id = psprintf("%s/%s", idem_digest_log_id(id->scope),
-							  idem_digest_log_id(id->key)),
+		.entity_id = idem_digest_log_ids(id),
 		.attempt = key->attempt,
 		.token = key->token,
 		.effective_role = GetUserNameFromId(GetUserId(), false)
 	};
 
-	(void) idem_audit_write(&row);
+	(void) write_rows(&row, actions, number);
+}
+
+void
+idem_audit_transition(const char *action, const IdemKey *id,
+					  const IdemRow *key)
+{
+	idem_audit_transitions(&action, 1, id, key);
 }
 
 IDEM_FUNCTION(idem_audit);
@@ -326,80 +302,4 @@ idem_audit(PG_FUNCTION_ARGS)
 	row.detail = PointerGetDatum(idem_args_detail(fcinfo, 3, "detail"));
 	row.effective_role = GetUserNameFromId(GetUserId(), false);
 	PG_RETURN_INT64(idem_audit_write(&row));
-}
-
-/* Whether a column of a row has this text; a null has none. */
-static bool
-has_text(HeapTuple tuple, TupleDesc desc, const char *column,
-		 const char *expected)
-{
-	char	   *value = SPI_getvalue(tuple, desc, SPI_fnumber(desc, column));
-
-	return strcmp(value != NULL ? value : "", expected) == 0;
-}
-
-/* Likewise for a number, where a null is 0. */
-static bool
-has_number(HeapTuple tuple, TupleDesc desc, const char *column,
-		   int64 expected)
-{
-	char	   *value = SPI_getvalue(tuple, desc, SPI_fnumber(desc, column));
-
-	return (value != NULL ? strtoll(value, NULL, 10) : 0) == expected;
-}
-
-/* Whether the row to be inserted is the one that has the pass; spends it. */
-static bool
-has_row_pass(const TriggerData *trigdata)
-{
-	TupleDesc	desc = RelationGetDescr(trigdata->tg_relation);
-	HeapTuple	tuple = trigdata->tg_trigtuple;
-	const IdemAuditRow *row = row_pass;
-
-	/* the guard is that of the seals, too, which have no entity_id */
-	if (row == NULL || !TRIGGER_FIRED_BY_INSERT(trigdata->tg_event) ||
-		!TRIGGER_FIRED_FOR_ROW(trigdata->tg_event) ||
-		SPI_fnumber(desc, "entity_id") == SPI_ERROR_NOATTRIBUTE)
-		return false;
-
-	/*
-	 * Spent before it is compared: a trigger that changes our row is refused,
-	 * and so is a second row that it makes look like ours.
-	 */
-	row_pass = NULL;
-	return has_text(tuple, desc, "action", row->action) &&
-		has_text(tuple, desc, "entity", row->entity) &&
-		has_text(tuple, desc, "entity_id", row->entity_id) &&
-		has_text(tuple, desc, "effective_role", row->effective_role) &&
-		has_number(tuple, desc, "attempt", row->attempt) &&
-		has_number(tuple, desc, "token", row->token);
-}
-
-IDEM_FUNCTION(idem_audit_guard);
-
-/*
- * idem_audit_guard() RETURNS trigger
- *		Before INSERT, UPDATE, DELETE and TRUNCATE of the log and its seals;
- *		42501 unless it has a pass or is a superuser's (who restores a dump,
- *		and could drop the trigger anyway).  39P01 when called by itself.
- */
-Datum
-idem_audit_guard(PG_FUNCTION_ARGS)
-{
-	TriggerData *trigdata = (TriggerData *) fcinfo->context;
-
-	if (!CALLED_AS_TRIGGER(fcinfo))
-		ereport(ERROR,
-				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
-				 errmsg("function \"%s\" was not called by trigger manager",
-						"idem_audit_guard")));
-	/* the pass is looked at first: it is spent where a superuser needs none */
-	if (!has_row_pass(trigdata) && !change_pass && !superuser())
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("the audit log can only be appended to, by idem_audit()")));
-	if (!TRIGGER_FIRED_FOR_ROW(trigdata->tg_event))
-		return PointerGetDatum(NULL);
-	return PointerGetDatum(TRIGGER_FIRED_BY_UPDATE(trigdata->tg_event) ?
-						   trigdata->tg_newtuple : trigdata->tg_trigtuple);
 }

@@ -12,17 +12,15 @@
  */
 #include "postgres.h"
 
-#include "access/table.h"
 #include "catalog/pg_inherits.h"
 #include "catalog/pg_type.h"
-#include "partitioning/partbounds.h"
-#include "partitioning/partdesc.h"
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/timestamp.h"
 
+#include "audit/cell.h"
 #include "audit/chain.h"
 #include "audit/log.h"
 #include "audit/partition.h"
@@ -81,20 +79,6 @@ static IdemPlan rows_plan = {
 	" WHERE at >= $1 AND at < $2", lengthof(cell_types), cell_types
 };
 
-static TimestampTz
-get_bound(PartitionBoundInfo bounds, int i)
-{
-	switch (bounds->kind[i][0])
-	{
-		case PARTITION_RANGE_DATUM_MINVALUE:
-			return DT_NOBEGIN;
-		case PARTITION_RANGE_DATUM_MAXVALUE:
-			return DT_NOEND;
-		default:
-			return DatumGetTimestampTz(bounds->datums[i][0]);
-	}
-}
-
 /* The partition whose indexes a new one gets, as SQL names it. */
 static char *
 find_model(void)
@@ -126,42 +110,6 @@ idem_partition_lock(LOCKMODE mode)
 			return false;
 	}
 	return true;
-}
-
-/*
- * idem_partition_cells
- *		All time, in its order.
- */
-IdemCell *
-idem_partition_cells(int *number)
-{
-	Relation	log = table_open(idem_catalog()->audit_log, AccessShareLock);
-	PartitionDesc desc = RelationGetPartitionDesc(log, true);
-	PartitionBoundInfo bounds = desc->boundinfo;
-	int			nbounds;
-	IdemCell   *cells;
-	int			i;
-
-	/*
-	 * A bound is where one cell ends and the next one begins, so there is one
-	 * cell more.  One without an index is a gap, whose rows are in the
-	 * default partition.  If that is detached and there is no other, there
-	 * are no bounds at all (t/034_audit_sealing.pl).
-	 */
-	nbounds = bounds != NULL ? bounds->ndatums : 0;
-	cells = palloc(sizeof(IdemCell) * (nbounds + 1));
-	for (i = 0; i <= nbounds; i++)
-	{
-		int			index = nbounds > 0 ? bounds->indexes[i] : -1;
-
-		cells[i].from = i == 0 ? DT_NOBEGIN : get_bound(bounds, i - 1);
-		cells[i].to = i == nbounds ? DT_NOEND : get_bound(bounds, i);
-		cells[i].partition = index >= 0 ? desc->oids[index] :
-			idem_catalog()->audit_default;
-	}
-	*number = nbounds + 1;
-	table_close(log, NoLock);
-	return cells;
 }
 
 static void
@@ -202,7 +150,7 @@ static void
 fill_hole(TimestampTz from, TimestampTz to)
 {
 	int			number;
-	IdemCell   *cells = idem_partition_cells(&number);
+	IdemCell   *cells = idem_cell_list(&number);
 	int			i;
 
 	for (i = 0; i < number; i++)
@@ -221,13 +169,10 @@ static bool
 is_covered(TimestampTz at)
 {
 	int			number;
-	IdemCell   *cells = idem_partition_cells(&number);
-	int			i;
+	IdemCell   *cells = idem_cell_list(&number);
+	const IdemCell *cell = idem_cell_find(cells, number, at);
 
-	for (i = 0; i < number; i++)
-		if (at >= cells[i].from && at < cells[i].to)
-			return cells[i].partition != idem_catalog()->audit_default;
-	return true;
+	return cell == NULL || cell->partition != idem_catalog()->audit_default;
 }
 
 /* For the present period and the next one, once there is a row at all. */

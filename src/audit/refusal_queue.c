@@ -77,30 +77,6 @@ static LWLock *lock = NULL;
 static const IdemRefused *written = NULL;
 static int	nwritten = 0;
 
-/* What inet_client_addr() says. */
-static const char *
-get_client_addr(void)
-{
-	static char address[NAMEDATALEN];
-	static bool known = false;
-
-	/* it stays what it is for a session, and a refusal may come in thousands */
-	if (!known)
-	{
-		LOCAL_FCINFO(call, 0);
-		Datum		found;
-
-		InitFunctionCallInfoData(*call, NULL, 0, InvalidOid, NULL, NULL);
-		found = inet_client_addr(call);
-		if (!call->isnull)
-			strlcpy(address,
-					DatumGetCString(DirectFunctionCall1(inet_out, found)),
-					sizeof(address));
-		known = true;
-	}
-	return address;
-}
-
 static void
 copy_role_name(char *name, Oid role)
 {
@@ -123,7 +99,7 @@ fill_subject(IdemRefusalSubject *subject, IdemRefusal action,
 	strlcpy(subject->rule, rule, NAMEDATALEN);
 	copy_role_name(subject->session_role, GetSessionUserId());
 	copy_role_name(subject->effective_role, GetUserId());
-	strlcpy(subject->client_addr, get_client_addr(), NAMEDATALEN);
+	strlcpy(subject->client_addr, idem_audit_row_client_addr(), NAMEDATALEN);
 	if (application_name != NULL)
 		strlcpy(subject->application_name, application_name, NAMEDATALEN);
 }
@@ -216,9 +192,7 @@ idem_refusals_note(IdemRefusal action, const IdemKey *id,
 	/* a standby has no log of its own, and what only reads is not audited */
 	if (!policy->audit || XactReadOnly || RecoveryInProgress())
 		return;
-	fill_subject(&subject, action, psprintf("%s/%s",
-											idem_digest_log_id(id->scope),
-											idem_digest_log_id(id->key)),
+	fill_subject(&subject, action, idem_digest_log_ids(id),
 				 NameStr(policy->name));
 	note(&subject, policy->counters);
 }

@@ -16,6 +16,7 @@
 #include "utils/fmgroids.h"
 #include "utils/timestamp.h"
 
+#include "audit/cell.h"
 #include "audit/chain.h"
 #include "audit/log.h"
 #include "audit/partition.h"
@@ -177,7 +178,7 @@ static bool
 seal_range(SealStep *step, IdemSealRange range, SealBound bound)
 {
 	int			number;
-	IdemCell   *cells = idem_partition_cells(&number);
+	IdemCell   *cells = idem_cell_list(&number);
 	int			i;
 
 	for (i = 0; i < number; i++)
@@ -495,7 +496,7 @@ idem_audit_prune(PG_FUNCTION_ARGS)
 	idem_chain_each(collect_segment, &pruning);
 
 	/* whole partitions first; what they do not remove is deleted */
-	cells = idem_partition_cells(&number);
+	cells = idem_cell_list(&number);
 	for (i = 0; i < number; i++)
 		prune_cell(&pruning, &cells[i]);
 	foreach(lc, pruning.segments)

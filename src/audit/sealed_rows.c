@@ -17,6 +17,7 @@
 #include "utils/lsyscache.h"
 
 #include "audit/chain.h"
+#include "audit/guard.h"
 #include "audit/log.h"
 #include "base/utf8.h"
 
@@ -297,7 +298,7 @@ idem_sealed_remove(const IdemSealRange *range)
 	Datum		values[lengthof(range_types)];
 
 	range_values(range, 0, values);
-	(void) idem_audit_change(&remove_plan, values, NULL);
+	(void) idem_guard_change(&remove_plan, values, NULL);
 }
 
 static uint64

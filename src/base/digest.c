@@ -135,6 +135,39 @@ idem_digest_log_id(const text *name)
 	return idem_digest_short(digest);
 }
 
+/* The log id of a name, written to so many bytes and one. */
+static void
+write_log_id(IdemDigest *digest, const text *name, char *id)
+{
+	uint8		result[IDEM_DIGEST_BYTES];
+
+	check_result(digest, pg_cryptohash_init(digest));
+	idem_digest_add(digest, VARDATA_ANY(name), VARSIZE_ANY_EXHDR(name));
+	check_result(digest, pg_cryptohash_final(digest, result,
+											 IDEM_DIGEST_BYTES));
+	hex_encode((const char *) result, LOG_ID_BYTES, id);
+}
+
+/*
+ * idem_digest_log_ids
+ *		What the audit log says in place of a key: the log ids of scope and
+ *		key, with a slash between them.
+ */
+char *
+idem_digest_log_ids(const IdemKey *id)
+{
+	IdemDigest *digest = pg_cryptohash_create(PG_SHA256);
+	char	   *ids = palloc(4 * LOG_ID_BYTES + 2);
+
+	/* setting up what computes costs more than so few bytes: once for both */
+	write_log_id(digest, id->scope, ids);
+	ids[2 * LOG_ID_BYTES] = '/';
+	write_log_id(digest, id->key, ids + 2 * LOG_ID_BYTES + 1);
+	ids[4 * LOG_ID_BYTES + 1] = '\0';
+	pg_cryptohash_free(digest);
+	return ids;
+}
+
 /*
  * idem_digest_key
  *		What a message says in place of a key: "key ... in scope ...".

@@ -23,6 +23,7 @@ extern void idem_digest(const void *data, size_t len, uint8 *result);
 extern bytea *idem_digest_bytea(const void *data, size_t len);
 extern char *idem_digest_short(const void *digest);
 extern char *idem_digest_log_id(const text *name);
+extern char *idem_digest_log_ids(const IdemKey *id);
 extern char *idem_digest_key(const IdemKey *id);
 
 #endif							/* IDEM_BASE_DIGEST_H */

@@ -195,17 +195,14 @@ idem_claim_count(const IdemClaim *claim, IdemOutcome outcome)
 }
 
 /*
- * idem_claim_audit
- *		Record a claim that was written, where its policy wants that.
+ * idem_claim_action
+ *		What the audit log says of a claim that was written.
  */
-void
-idem_claim_audit(const IdemClaim *claim)
+const char *
+idem_claim_action(const IdemClaim *claim)
 {
-	const char *action = claim->decision.taken_over ?
-	"taken_over" : idem_outcomes[IDEM_OUTCOME_CLAIMED].action;
-
-	if (claim->row_policy.audit)
-		idem_audit_transition(action, &claim->id, &claim->row);
+	return claim->decision.taken_over ?
+		"taken_over" : idem_outcomes[IDEM_OUTCOME_CLAIMED].action;
 }
 
 /*
@@ -533,7 +530,9 @@ make_claim(IdemClaim *claim)
 		{
 			/* if it commits like this, that must survive a crash */
 			idem_xact_opened();
-			idem_claim_audit(claim);
+			if (claim->row_policy.audit)
+				idem_audit_transition(idem_claim_action(claim), &claim->id,
+									  &claim->row);
 			return IDEM_OUTCOME_CLAIMED;
 		}
 		idem_store_drop(&claim->store);

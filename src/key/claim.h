@@ -45,7 +45,7 @@ extern bool idem_claim_granted(const IdemClaim *claim);
 extern void idem_claim_check_cap(const IdemClaim *claim, int more);
 extern void idem_claim_fill(IdemClaim *claim);
 extern void idem_claim_start(IdemClaim *claim);
-extern void idem_claim_audit(const IdemClaim *claim);
+extern const char *idem_claim_action(const IdemClaim *claim);
 extern void idem_claim_count(const IdemClaim *claim, IdemOutcome outcome);
 extern Datum idem_claim_result(const IdemClaim *claim, IdemOutcome outcome);
 IDEM_COMPAT_NORETURN extern void idem_claim_too_many_tries(const IdemKey *id);

@@ -316,10 +316,16 @@ store(IdemRun *run)
 		idem_store_insert_new(&claim->store, &claim->id, &written);
 	}
 	idem_store_close(&claim->store);
-	idem_claim_audit(claim);
 	if (claim->row_policy.audit)
-		idem_audit_transition(idem_outcomes[outcome_of(run)].action,
-							  &claim->id, row);
+	{
+		const char *actions[] = {
+			idem_claim_action(claim),
+			idem_outcomes[outcome_of(run)].action
+		};
+
+		idem_audit_transitions(actions, lengthof(actions), &claim->id,
+							   row);
+	}
 }
 
 static bool

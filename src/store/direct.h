@@ -13,6 +13,7 @@
 #include "storage/itemptr.h"
 #include "utils/snapshot.h"
 
+#include "store/entries.h"
 #include "store/store.h"
 
 /* What there is of a key that our snapshot does not see. */
@@ -46,7 +47,7 @@ extern bool idem_direct_insert(IdemStore *store, const IdemKey *id,
 							   const IdemRow *row);
 extern bool idem_direct_insert_slot(IdemStore *store, const IdemKey *id,
 									TupleTableSlot *slot,
-									ResultRelInfo *indexes);
+									IdemEntries *entries);
 extern void idem_direct_insert_new(IdemStore *store, const IdemKey *id,
 								   const IdemRow *row);
 extern bool idem_direct_update(IdemStore *store, const IdemKey *id,

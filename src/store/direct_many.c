@@ -226,7 +226,7 @@ typedef struct Insertion
 	IdemStore  *store;
 	IdemKey		id;				/* of the row at hand */
 	TupleTableSlot *values;		/* of all rows: only the key differs */
-	ResultRelInfo indexes;
+	IdemEntries entries;
 	TupleTableSlot **slots;		/* of a batch; made when they are needed */
 	int			nslots;
 	MemoryContext context;		/* of a batch */
@@ -253,8 +253,7 @@ begin_insertion(Insertion *insertion, IdemStore *store, text *scope,
 	 * too, and refuse it.  Spec: t/012_subscriber.pl.
 	 */
 	insertion->alone = RelationIsLogicallyLogged(store->keys);
-	InitResultRelInfo(&insertion->indexes, store->keys, 0, NULL, 0);
-	ExecOpenIndices(&insertion->indexes, false);
+	idem_entries_open(&insertion->entries, store->keys, UNIQUE_CHECK_PARTIAL);
 }
 
 static void
@@ -265,7 +264,7 @@ end_insertion(Insertion *insertion)
 	for (i = 0; i < insertion->nslots; i++)
 		ExecDropSingleTupleTableSlot(insertion->slots[i]);
 	pfree(insertion->slots);
-	ExecCloseIndices(&insertion->indexes);
+	idem_entries_close(&insertion->entries);
 	ExecDropSingleTupleTableSlot(insertion->values);
 	MemoryContextDelete(insertion->context);
 	CommandCounterIncrement();
@@ -303,7 +302,7 @@ insert_alone(Insertion *insertion, IdemStoreItem *item)
 		item->inserted = idem_direct_insert_slot(insertion->store,
 												 &insertion->id,
 												 insertion->values,
-												 &insertion->indexes);
+												 &insertion->entries);
 		if (item->inserted)
 			return;
 		look = true;
@@ -374,8 +373,8 @@ static bool
 insert_entry(Insertion *insertion, int number, IdemStoreItem *item,
 			 const TupleTableSlot *slot)
 {
-	Relation	index = insertion->indexes.ri_IndexRelationDescs[number];
-	IndexInfo  *info = insertion->indexes.ri_IndexRelationInfo[number];
+	Relation	index = insertion->entries.result.ri_IndexRelationDescs[number];
+	IndexInfo  *info = insertion->entries.result.ri_IndexRelationInfo[number];
 	ItemPointerData tid = slot->tts_tid;
 	Datum		values[INDEX_MAX_KEYS];
 	bool		isnull[INDEX_MAX_KEYS];
@@ -435,7 +434,7 @@ static void
 write_batch(Insertion *insertion, IdemStoreItem **items, int number)
 {
 	Oid			pkey = insertion->store->pkey;
-	ResultRelInfo *indexes = &insertion->indexes;
+	ResultRelInfo *indexes = &insertion->entries.result;
 	int			i;
 	int			j;
 

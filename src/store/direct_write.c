@@ -10,16 +10,15 @@
  */
 #include "postgres.h"
 
-#include "access/genam.h"
 #include "access/tableam.h"
 #include "access/xact.h"
-#include "catalog/index.h"
 #include "executor/executor.h"
 #include "storage/lmgr.h"
 #include "utils/snapmgr.h"
 
 #include "base/compat.h"
 #include "store/direct.h"
+#include "store/entries.h"
 #include "store/row.h"
 
 /*
@@ -40,55 +39,28 @@ idem_direct_make_slot(IdemStore *store, const IdemKey *id,
 }
 
 /*
- * Index entries for a row that was written, as ExecInsertIndexTuples() makes
- * them.  All indexes are valid and plain, and one is unique, whose columns no
- * update changes.  Returns false when that one has the key already, of another
- * row that lives or whose transaction has not ended: it is told not to wait,
- * and not to raise an error, which would show the key.
+ * Index entries for a row that was written.  Returns false when another row
+ * that lives, or whose transaction has not ended, has the key already.
  */
 static bool
-insert_index_entries(IdemStore *store, const IdemKey *id, TupleTableSlot *slot,
-					 ResultRelInfo *indexes, bool update,
-					 IdemCompatIndexes which)
+insert_entries(IdemStore *store, const IdemKey *id, TupleTableSlot *slot,
+			   IdemEntries *entries, bool update, IdemCompatIndexes which)
 {
-	bool		unique = true;
-	int			i;
-
-	for (i = 0; i < indexes->ri_NumIndices; i++)
-	{
-		Relation	index = indexes->ri_IndexRelationDescs[i];
-		IndexInfo  *info = indexes->ri_IndexRelationInfo[i];
-		bool		is_unique = index->rd_index->indisunique;
-		Datum		values[INDEX_MAX_KEYS];
-		bool		isnull[INDEX_MAX_KEYS];
-
-		/* a HOT update needs entries only in what summarizes, such as BRIN */
-		if (!info->ii_ReadyForInserts ||
-			(which == IDEM_COMPAT_INDEXES_SUMMARIZING &&
-			 !idem_compat_is_summarizing(info)))
-			continue;
-		FormIndexDatum(info, slot, NULL, values, isnull);
-		if (!index_insert(index, values, isnull, &slot->tts_tid, store->keys,
-						  is_unique ? UNIQUE_CHECK_PARTIAL : UNIQUE_CHECK_NO,
-						  update && is_unique, info) && is_unique)
-			unique = false;
-	}
-
 	/*
 	 * To the index, a row that its own transaction has taken back is one that
 	 * may live.  Whoever is told of another looks himself, with his own entry
 	 * in its place: of two the later one is told, and finds the earlier.
 	 */
-	return unique ||
+	return idem_entries_insert(entries, slot, update, which) ||
 		idem_direct_find_rival(store, id, false, &slot->tts_tid) ==
 		IDEM_RIVAL_NONE;
 }
 
+/* The unique index is told not to wait, and not to raise an error with a key. */
 static void
-open_indexes(IdemStore *store, ResultRelInfo *indexes)
+open_entries(IdemStore *store, IdemEntries *entries)
 {
-	InitResultRelInfo(indexes, store->keys, 0, NULL, 0);
-	ExecOpenIndices(indexes, false);
+	idem_entries_open(entries, store->keys, UNIQUE_CHECK_PARTIAL);
 }
 
 /*
@@ -99,7 +71,7 @@ open_indexes(IdemStore *store, ResultRelInfo *indexes)
  */
 bool
 idem_direct_insert_slot(IdemStore *store, const IdemKey *id,
-						TupleTableSlot *slot, ResultRelInfo *indexes)
+						TupleTableSlot *slot, IdemEntries *entries)
 {
 	TransactionId xid = GetCurrentTransactionId();
 	uint32		token = SpeculativeInsertionLockAcquire(xid);
@@ -115,8 +87,8 @@ idem_direct_insert_slot(IdemStore *store, const IdemKey *id,
 	 */
 	table_tuple_insert_speculative(store->keys, slot,
 								   GetCurrentCommandId(true), 0, NULL, token);
-	unique = insert_index_entries(store, id, slot, indexes, false,
-								  IDEM_COMPAT_INDEXES_ALL);
+	unique = insert_entries(store, id, slot, entries, false,
+							IDEM_COMPAT_INDEXES_ALL);
 	table_tuple_complete_speculative(store->keys, slot, token, unique);
 	SpeculativeInsertionLockRelease(xid);
 	CommandCounterIncrement();
@@ -135,12 +107,12 @@ idem_direct_insert(IdemStore *store, const IdemKey *id,
 				   const IdemRow *row)
 {
 	TupleTableSlot *slot = idem_direct_make_slot(store, id, row);
-	ResultRelInfo indexes;
+	IdemEntries entries;
 	bool		unique;
 
-	open_indexes(store, &indexes);
-	unique = idem_direct_insert_slot(store, id, slot, &indexes);
-	ExecCloseIndices(&indexes);
+	open_entries(store, &entries);
+	unique = idem_direct_insert_slot(store, id, slot, &entries);
+	idem_entries_close(&entries);
 	ExecDropSingleTupleTableSlot(slot);
 
 	/* from now on the row itself tells rivals */
@@ -158,15 +130,15 @@ idem_direct_insert_new(IdemStore *store, const IdemKey *id,
 					   const IdemRow *row)
 {
 	TupleTableSlot *slot = idem_direct_make_slot(store, id, row);
-	ResultRelInfo indexes;
+	IdemEntries entries;
 
 	table_tuple_insert(store->keys, slot, GetCurrentCommandId(true), 0, NULL);
-	open_indexes(store, &indexes);
+	open_entries(store, &entries);
 	/* not speculatively: the error takes back the work and the row with it */
-	if (!insert_index_entries(store, id, slot, &indexes, false,
-							  IDEM_COMPAT_INDEXES_ALL))
+	if (!insert_entries(store, id, slot, &entries, false,
+						IDEM_COMPAT_INDEXES_ALL))
 		idem_store_row_raise_rival();
-	ExecCloseIndices(&indexes);
+	idem_entries_close(&entries);
 	ExecDropSingleTupleTableSlot(slot);
 	CommandCounterIncrement();
 	idem_store_drop(store);
@@ -174,17 +146,17 @@ idem_direct_insert_new(IdemStore *store, const IdemKey *id,
 
 /* The entries of a row that was updated, if that was not HOT. */
 static void
-update_index_entries(IdemStore *store, const IdemKey *id, TupleTableSlot *slot,
-					 IdemCompatIndexes which)
+update_entries(IdemStore *store, const IdemKey *id, TupleTableSlot *slot,
+			   IdemCompatIndexes which)
 {
-	ResultRelInfo indexes;
+	IdemEntries entries;
 
 	if (which == IDEM_COMPAT_INDEXES_NONE)
 		return;
-	open_indexes(store, &indexes);
-	if (!insert_index_entries(store, id, slot, &indexes, true, which))
+	open_entries(store, &entries);
+	if (!insert_entries(store, id, slot, &entries, true, which))
 		idem_store_row_raise_twins(id);
-	ExecCloseIndices(&indexes);
+	idem_entries_close(&entries);
 }
 
 /*
@@ -232,7 +204,7 @@ idem_direct_update(IdemStore *store, const IdemKey *id,
 									GetCurrentCommandId(true), snapshot,
 									&indexes);
 		if (result == TM_Ok)
-			update_index_entries(store, id, slot, indexes);
+			update_entries(store, id, slot, indexes);
 		ExecDropSingleTupleTableSlot(slot);
 	}
 	PopActiveSnapshot();

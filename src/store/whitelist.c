@@ -93,29 +93,33 @@ check_triggers(const TriggerDesc *triggers)
 	return "it has a foreign key, or an internal trigger";
 }
 
-/* Our columns, and behind them only such as were dropped. */
-static const char *
-check_columns(TupleDesc desc)
+/*
+ * idem_whitelist_check_columns
+ *		Our columns, and behind them only such as were dropped.
+ */
+const char *
+idem_whitelist_check_columns(TupleDesc desc, const IdemColumnShape *shapes,
+							 int number)
 {
 	int			i;
 
 	/* each by its place: rows are formed from an array of values */
-	if (desc->natts < IDEM_NUM_COLUMNS)
+	if (desc->natts < number)
 		return "its columns are not those of this library";
 	for (i = 0; i < desc->natts; i++)
 	{
 		Form_pg_attribute column = TupleDescAttr(desc, i);
 		const IdemColumnShape *shape;
 
-		/* a dropped one is null, which make_slot() writes behind ours */
-		if (i >= IDEM_NUM_COLUMNS)
+		/* a dropped one is null, which is written behind ours */
+		if (i >= number)
 		{
 			if (!column->attisdropped)
 				return "it has a column of somebody else's";
 			continue;
 		}
-		shape = &idem_store_columns[i];
-		if (column->attgenerated != '\0' || column->attidentity != '\0')
+		shape = &shapes[i];
+		if (column->attgenerated != '\0')
 			return "it has a generated column";
 		if (column->attisdropped ||
 			strcmp(NameStr(column->attname), shape->name) != 0 ||
@@ -127,11 +131,27 @@ check_columns(TupleDesc desc)
 	return NULL;
 }
 
-static const char *
-check_table(Relation keys)
+/* Whether a column, of so many, has its values from a sequence. */
+static bool
+has_identity(TupleDesc desc, int number)
 {
-	const Form_pg_class class = keys->rd_rel;
-	const TupleConstr *constraints = RelationGetDescr(keys)->constr;
+	int			i;
+
+	for (i = 0; i < number; i++)
+		if (TupleDescAttr(desc, i)->attidentity != '\0')
+			return true;
+	return false;
+}
+
+/*
+ * idem_whitelist_check_heap
+ *		A permanent heap, where nothing is computed or checked for a row.
+ */
+const char *
+idem_whitelist_check_heap(Relation table)
+{
+	const Form_pg_class class = table->rd_rel;
+	const TupleConstr *constraints = RelationGetDescr(table)->constr;
 
 	if (class->relkind != RELKIND_RELATION)
 		return "it is partitioned, or no table at all";
@@ -139,6 +159,22 @@ check_table(Relation keys)
 		return "it is not permanent";
 	if (class->relam != HEAP_TABLE_AM_OID)
 		return "it has another access method than heap";
+	if (class->relchecks > 0 ||
+		(constraints != NULL && constraints->num_check > 0))
+		return "it has a CHECK constraint";
+	if (constraints != NULL && constraints->has_generated_stored)
+		return "it has a generated column";
+	return NULL;
+}
+
+static const char *
+check_table(Relation keys)
+{
+	const Form_pg_class class = keys->rd_rel;
+	const char *obstacle = idem_whitelist_check_heap(keys);
+
+	if (obstacle != NULL)
+		return obstacle;
 	if (class->relispartition)
 		return "it is a partition";
 	if ((class->relhassubclass &&	/* for a while after the last is gone */
@@ -149,20 +185,29 @@ check_table(Relation keys)
 		return "it has a rule";
 	if (class->relforcerowsecurity)
 		return "row security is forced";
-	if (class->relchecks > 0 ||
-		(constraints != NULL && constraints->num_check > 0))
-		return "it has a CHECK constraint";
-	if (constraints != NULL && constraints->has_generated_stored)
-		return "it has a generated column";
 	return check_triggers(keys->trigdesc);
 }
 
-/*
- * Citus distributes a table by hooks of its own and leaves its rows elsewhere.
- * Where Citus is, it is left to the planner which table that is.
- */
 static const char *
-check_citus(void)
+check_columns(TupleDesc desc)
+{
+	const char *obstacle = idem_whitelist_check_columns(desc,
+														idem_store_columns,
+														IDEM_NUM_COLUMNS);
+
+	if (obstacle == NULL && has_identity(desc, IDEM_NUM_COLUMNS))
+		obstacle = "it has a generated column";
+	return obstacle;
+}
+
+/*
+ * idem_whitelist_check_citus
+ *		Citus distributes a table by hooks of its own and leaves its rows
+ *		elsewhere.  Where Citus is, it is left to the planner which table that
+ *		is.
+ */
+const char *
+idem_whitelist_check_citus(void)
 {
 	return OidIsValid(get_relname_relid("pg_dist_partition",
 										PG_CATALOG_NAMESPACE)) ?
@@ -178,9 +223,13 @@ vector_of(HeapTuple tuple, AttrNumber column)
 	return DatumGetPointer(SysCacheGetAttr(INDEXRELID, tuple, column, &isnull));
 }
 
-/* Whether the first columns of an index, so many, have this operator class. */
-static bool
-have_class(HeapTuple tuple, int number, Oid class)
+/*
+ * idem_whitelist_has_class
+ *		Whether the first columns of an index, so many, have this operator
+ *		class.
+ */
+bool
+idem_whitelist_has_class(HeapTuple tuple, int number, Oid class)
 {
 	const oidvector *classes = vector_of(tuple, Anum_pg_index_indclass);
 	int			i;
@@ -202,7 +251,7 @@ is_our_key(HeapTuple tuple)
 		index->indnatts == 2 && index->indnkeyatts == 2 &&
 		index->indkey.values[0] == COLUMN_SCOPE + 1 &&
 		index->indkey.values[1] == COLUMN_KEY + 1 &&
-		have_class(tuple, 2, TEXT_BTREE_OPS_OID) &&
+		idem_whitelist_has_class(tuple, 2, TEXT_BTREE_OPS_OID) &&
 		collations->values[0] == C_COLLATION_OID &&
 		collations->values[1] == C_COLLATION_OID;
 }
@@ -215,7 +264,7 @@ is_purge_index(HeapTuple tuple)
 	const int2vector *options = vector_of(tuple, Anum_pg_index_indoption);
 
 	return index->indkey.values[0] == COLUMN_PURGE_AT + 1 &&
-		have_class(tuple, 1, TIMESTAMPTZ_BTREE_OPS_OID) &&
+		idem_whitelist_has_class(tuple, 1, TIMESTAMPTZ_BTREE_OPS_OID) &&
 		options->values[0] == 0;
 }
 
@@ -224,12 +273,6 @@ check_index(HeapTuple tuple)
 {
 	Form_pg_index index = (Form_pg_index) GETSTRUCT(tuple);
 
-	/* one that is being built has rules of its own for who must insert what */
-	if (!index->indisvalid || !index->indisready || !index->indislive)
-		return "it has an index that is not valid";
-	if (!heap_attisnull(tuple, Anum_pg_index_indexprs, NULL) ||
-		!heap_attisnull(tuple, Anum_pg_index_indpred, NULL))
-		return "it has an index on an expression, or a partial one";
 	/* the sweep needs it; without it that alone goes the SQL way */
 	if (is_purge_index(tuple))
 		verdict.purge_index = index->indexrelid;
@@ -241,13 +284,29 @@ check_index(HeapTuple tuple)
 }
 
 static const char *
-check_indexes(const List *indexes)
+check_plain_index(HeapTuple tuple)
+{
+	Form_pg_index index = (Form_pg_index) GETSTRUCT(tuple);
+
+	/* one that is being built has rules of its own for who must insert what */
+	if (!index->indisvalid || !index->indisready || !index->indislive)
+		return "it has an index that is not valid";
+	if (!heap_attisnull(tuple, Anum_pg_index_indexprs, NULL) ||
+		!heap_attisnull(tuple, Anum_pg_index_indpred, NULL))
+		return "it has an index on an expression, or a partial one";
+	return NULL;
+}
+
+/*
+ * idem_whitelist_check_indexes
+ *		Whether all are valid and plain, and nothing else of them is in the way.
+ */
+const char *
+idem_whitelist_check_indexes(const List *indexes, IdemIndexCheck check)
 {
 	const char *obstacle = NULL;
 	ListCell   *cell;
 
-	verdict.pkey = InvalidOid;
-	verdict.purge_index = InvalidOid;
 	foreach(cell, indexes)
 	{
 		HeapTuple	tuple = SearchSysCache1(INDEXRELID,
@@ -257,25 +316,50 @@ check_indexes(const List *indexes)
 		if (!HeapTupleIsValid(tuple))
 			return "it has an index that is being dropped";
 		if (obstacle == NULL)
-			obstacle = check_index(tuple);
+			obstacle = check_plain_index(tuple);
+		if (obstacle == NULL)
+			obstacle = check(tuple);
 		ReleaseSysCache(tuple);
 	}
+	return obstacle;
+}
+
+static const char *
+check_indexes(const List *indexes)
+{
+	const char *obstacle;
+
+	verdict.pkey = InvalidOid;
+	verdict.purge_index = InvalidOid;
+	obstacle = idem_whitelist_check_indexes(indexes, check_index);
 	if (obstacle == NULL && !OidIsValid(verdict.pkey))
 		obstacle = "it has no primary key (scope, key)";
 	return obstacle;
+}
+
+/*
+ * idem_whitelist_keep
+ *		Keep the indexes of a table, whose invalidations count from now on.
+ */
+void
+idem_whitelist_keep(List **kept, const List *indexes)
+{
+	MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
+
+	/* it may be looked at by an invalidation at any moment */
+	list_free(*kept);
+	*kept = NIL;
+	*kept = list_copy(indexes);
+	MemoryContextSwitchTo(old);
 }
 
 static void
 judge(Relation keys)
 {
 	List	   *indexes = RelationGetIndexList(keys);
-	MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
 
-	/* whose invalidations count from now on, even if the verdict is SQL */
-	list_free(verdict.indexes);
-	verdict.indexes = NIL;
-	verdict.indexes = list_copy(indexes);
-	MemoryContextSwitchTo(old);
+	/* even if the verdict is SQL */
+	idem_whitelist_keep(&verdict.indexes, indexes);
 	verdict.keys = RelationGetRelid(keys);
 	verdict.obstacle = check_table(keys);
 	if (verdict.obstacle == NULL)
@@ -283,7 +367,7 @@ judge(Relation keys)
 	if (verdict.obstacle == NULL)
 		verdict.obstacle = check_indexes(indexes);
 	if (verdict.obstacle == NULL)
-		verdict.obstacle = check_citus();
+		verdict.obstacle = idem_whitelist_check_citus();
 	list_free(indexes);
 }
 
