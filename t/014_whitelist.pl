@@ -427,9 +427,10 @@ my @cases = (
 		# that there once was a child is known until the next ANALYZE
 		name => 'a child',
 		up => q{CREATE TABLE child () INHERITS (idempotency_keys);
-			INSERT INTO child SELECT 'w', 'child', 'c', 1, 1, 1::text::xid8,
-				now(), now(), now(), 'infinity', 'infinity', NULL, 200, NULL,
-				'default', 'postgres'},
+			INSERT INTO child (scope, key, state, claim_xid, created_at,
+				finished_at, expires_at, purge_at, claimed_by)
+				SELECT 'w', 'child', 'c', 1::text::xid8, now(), now(),
+				'infinity', 'infinity', 'postgres'},
 		down => q{DROP TABLE child; ANALYZE idempotency_keys},
 		why => qr/inheritance/,
 		see => q{SELECT outcome, status_code FROM idem_claim('w', 'child')},
@@ -529,9 +530,9 @@ my @cases = (
 	{
 		name => 'a column of ours that may be null',
 		up => q{ALTER TABLE idempotency_keys
-			ALTER COLUMN policy DROP NOT NULL},
+			ALTER COLUMN claimed_by DROP NOT NULL},
 		down => q{ALTER TABLE idempotency_keys
-			ALTER COLUMN policy SET NOT NULL},
+			ALTER COLUMN claimed_by SET NOT NULL},
 		why => qr/columns are not those/,
 	},
 	{
@@ -544,11 +545,13 @@ my @cases = (
 	},
 	{
 		name => 'a column of ours that counts by itself',
-		up => q{ALTER TABLE idempotency_keys
+		up => q{UPDATE idempotency_keys SET attempt = 1 WHERE attempt IS NULL;
+			ALTER TABLE idempotency_keys ALTER COLUMN attempt SET NOT NULL,
 			ALTER COLUMN attempt ADD GENERATED ALWAYS AS IDENTITY},
 		down => q{ALTER TABLE idempotency_keys
-			ALTER COLUMN attempt DROP IDENTITY},
-		why => qr/generated/,
+			ALTER COLUMN attempt DROP IDENTITY,
+			ALTER COLUMN attempt DROP NOT NULL},
+		why => qr/generated|columns are not those/,
 		fails => '428C9',
 	},
 	{
@@ -594,13 +597,19 @@ my @cases = (
 	},
 	{
 		name => 'a unique index more',
+		before => q{SELECT idem_policy('digest', max_body_bytes => 0,
+				on_oversize => 'digest');
+			BEGIN;
+			SELECT idem_claim('w', 'taken', policy => 'digest');
+			SELECT idem_complete('w', 'taken', '"same"'::json);
+			COMMIT},
 		up => q{CREATE UNIQUE INDEX u ON idempotency_keys (body_sha256)
 			INCLUDE (key)},
 		down => 'DROP INDEX u',
 		why => qr/another unique index/,
 		bad => q{BEGIN;
-			SELECT idem_claim('w', 'bad');
-			SELECT idem_complete('w', 'bad', '{"kept":   true}'::json);
+			SELECT idem_claim('w', 'bad', policy => 'digest');
+			SELECT idem_complete('w', 'bad', '"same"'::json);
 			COMMIT},
 		state => '23505',
 	},
@@ -617,8 +626,8 @@ my @cases = (
 		down => 'ALTER TABLE idempotency_keys DROP CONSTRAINT u',
 		why => qr/exclusion/,
 		bad => q{BEGIN;
-			SELECT idem_claim('w', 'bad');
-			SELECT idem_complete('w', 'bad', '{"kept":   true}'::json);
+			SELECT idem_claim('w', 'bad', policy => 'digest');
+			SELECT idem_complete('w', 'bad', '"same"'::json);
 			COMMIT},
 		state => '23P01',
 	},
@@ -667,7 +676,7 @@ my @cases = (
 	} [ 'that is deferrable', 'PRIMARY KEY (scope, key) DEFERRABLE',
 			qr/unique|internal trigger/ ],
 		[ 'with swapped columns', 'PRIMARY KEY (key, scope)', qr/unique/ ],
-		[ 'with a column more', 'PRIMARY KEY (scope, key, attempt)',
+		[ 'with a column more', 'PRIMARY KEY (scope, key, claim_xid)',
 			qr/unique/ ],
 		[ 'that covers a column', 'PRIMARY KEY (scope, key) INCLUDE (state)',
 			qr/unique/ ]),
@@ -1032,7 +1041,9 @@ SELECT outcome, attempt FROM gone, idem_claim('w', gone.key);
 WITH done AS (UPDATE idempotency_keys SET state = 'c' WHERE key = '$key'
 	RETURNING key)
 SELECT outcome FROM done, idem_claim('w', done.key);
-WITH new AS (INSERT INTO idempotency_keys
+WITH new AS (INSERT INTO idempotency_keys (scope, key, state, attempt, token,
+	claim_xid, created_at, finished_at, lease_until, expires_at, purge_at, ttl,
+	status_code, owner, policy, claimed_by)
 	SELECT scope, key || ' new', state, attempt, token, claim_xid, created_at,
 		now(), lease_until, expires_at, purge_at, ttl, 200, owner, policy,
 		claimed_by
@@ -1092,7 +1103,8 @@ sub agrees
 
 {
 	my %indexes = (
-		keys_by_policy => [ '(policy, scope)', q{policy > ''}, 'key, state' ],
+		keys_by_policy => [ '(policy, scope)', q{policy IS NULL},
+			'key, state' ],
 		keys_by_state => [ '(state) INCLUDE (attempt)', q{state > ''},
 			'state, attempt' ],
 		keys_by_token => [ 'USING hash (token)',

@@ -93,7 +93,9 @@ my %steps = (
 			"note $key" =>
 			  "SELECT outcome FROM idem_run('note(jsonb)', 's', '$key')",
 			"dedupe $key" => "SELECT first FROM idem_dedupe('s', '{$key}')",
-			"plain $key" => "INSERT INTO idempotency_keys
+			"plain $key" => "INSERT INTO idempotency_keys (scope, key, state,
+				attempt, token, claim_xid, created_at, finished_at, lease_until,
+				expires_at, purge_at, ttl, status_code, owner, policy, claimed_by)
 				SELECT scope, '$key', state, attempt, token, claim_xid,
 				created_at, finished_at, lease_until, expires_at, purge_at, ttl,
 				status_code, owner, policy, claimed_by FROM idempotency_keys

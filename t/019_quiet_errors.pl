@@ -147,7 +147,7 @@ my @cases = (
 	{
 		name => 'an exclusion constraint',
 		before => q{SELECT idem_run('answer(jsonb)', scope, 'CANARY first') FROM bird},
-		up => "ALTER TABLE $table ADD CONSTRAINT c EXCLUDE (body_sha256 WITH =)",
+		up => "ALTER TABLE $table ADD CONSTRAINT c EXCLUDE (body WITH =)",
 		down => "ALTER TABLE $table DROP CONSTRAINT c",
 		calls => [qw(run)],
 		state => 'XX001'
@@ -155,7 +155,7 @@ my @cases = (
 	{
 		name => 'an exclusion constraint, of an answer',
 		before => q{SELECT idem_run('answer(jsonb)', scope, 'CANARY first') FROM bird},
-		up => "ALTER TABLE $table ADD CONSTRAINT c EXCLUDE (body_sha256 WITH =)",
+		up => "ALTER TABLE $table ADD CONSTRAINT c EXCLUDE (body WITH =)",
 		down => "ALTER TABLE $table DROP CONSTRAINT c",
 		calls => [qw(complete fail)],
 		state => '23P01'

@@ -166,7 +166,7 @@ check_states(
 	[ 'deferred primary key', 'primary_key', '',
 		"ALTER TABLE $keys DROP CONSTRAINT idempotency_keys_pkey, ADD PRIMARY KEY (scope, key) DEFERRABLE" ],
 	[ 'primary key with another column', 'primary_key', '',
-		"ALTER TABLE $keys DROP CONSTRAINT idempotency_keys_pkey, ADD PRIMARY KEY (scope, key, policy)" ],
+		"ALTER TABLE $keys DROP CONSTRAINT idempotency_keys_pkey, ADD PRIMARY KEY (scope, key, claimed_by)" ],
 	[ 'invalid primary key', 'primary_key indexes', '',
 		"UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'idem.idempotency_keys_pkey'::regclass" ],
 	[ 'no index for the sweep', 'purge_index', '', 'DROP INDEX idem.idempotency_keys_purge_at' ],
