@@ -244,6 +244,16 @@ lock_row(IdemStore *store, const IdemKey *id, bool wait, IdemRow *row)
 		return IDEM_STORE_NEW;
 	}
 
+	/* what this transaction has written itself nobody else can lock */
+	if (TransactionIdIsCurrentTransactionId(HeapTupleHeaderGetXmin(tuple->t_data)))
+	{
+		PopActiveSnapshot();
+		if (!form_row(store, tuple, id, row))
+			return IDEM_STORE_NEW;
+		store->row = tuple->t_self;
+		return IDEM_STORE_ROW;
+	}
+
 	/*
 	 * In READ COMMITTED the last version is followed to, and decided upon;
 	 * above, a row that has changed since the snapshot is 40001.

@@ -48,6 +48,8 @@ extern bool idem_direct_insert(IdemStore *store, const IdemKey *id,
 extern bool idem_direct_insert_slot(IdemStore *store, const IdemKey *id,
 									TupleTableSlot *slot,
 									IdemEntries *entries);
+extern void idem_direct_take_back(IdemStore *store, TupleTableSlot *slot,
+								  CommandId cid);
 extern void idem_direct_insert_new(IdemStore *store, const IdemKey *id,
 								   const IdemRow *row);
 extern bool idem_direct_update(IdemStore *store, const IdemKey *id,

@@ -387,17 +387,6 @@ insert_entry(Insertion *insertion, int number, IdemStoreItem *item,
 						false, info) || !index->rd_index->indisunique;
 }
 
-/* Make a row of the batch nobody's, which a rival was faster than. */
-static void
-take_back(Insertion *insertion, TupleTableSlot *slot)
-{
-	/* a command does not see what it has inserted itself */
-	if (GetCurrentCommandId(false) == insertion->cid)
-		CommandCounterIncrement();
-	simple_table_tuple_delete(insertion->store->keys, &slot->tts_tid,
-							  SnapshotAny);
-}
-
 /*
  * Give the rows of a batch their entries in the primary key, in order: when a
  * rival is met no row above has one, so that he can be waited for.
@@ -423,7 +412,7 @@ insert_keys(Insertion *insertion, int pkey, IdemStoreItem **items, int number)
 		 * his, and must not wait for us then.  Specs: dedupe-many,
 		 * ways-dedupe.
 		 */
-		take_back(insertion, slot);
+		idem_direct_take_back(insertion->store, slot, insertion->cid);
 		insertion->careful = true;
 		insert_alone(insertion, items[i]);
 	}
