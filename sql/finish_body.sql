@@ -94,3 +94,31 @@ SELECT regress.finish('headers', $$idem_complete('finish', %L, '{}', 200, E'[ {"
 SELECT r.headers FROM idem_claim('finish', 'headers') r;
 SELECT r.headers::text = E'[ {"Set-Cookie":"a=1"},\n{"Set-Cookie" : "b=\u00e4"}, {"B": ""}, {"A":[1, 2]}, {"A": "\\\\"}]' AS same
 FROM idem_claim('finish', 'headers') r;
+
+--
+-- A content type that the body implies is not stored, and given back all the
+-- same; so are size and SHA-256.
+--
+SELECT idem_policy('finish-digest', max_body_bytes => 0, on_oversize => 'digest');
+CREATE TEMP TABLE typed (id serial, policy text, body bytea, type text);
+INSERT INTO typed (policy, body, type)
+SELECT policy, body, type
+FROM unnest('{default,finish-digest}'::text[]) policy, unnest(ARRAY['', '{}']::bytea[]) body,
+	unnest('{NULL,application/json,application/JSON,application/octet-stream,text/plain}'::text[]) type
+ORDER BY policy, body, type;
+SELECT count(idem_claim('finish', 'type ' || id, policy => policy)) AS claims FROM typed;
+SELECT count(idem_complete('finish', 'type ' || id, body, content_type => type,
+	token => regress.token('finish', 'type ' || id))) AS finished FROM typed;
+SELECT t.policy, convert_from(t.body, 'UTF8') AS body, t.type, k.content_type AS stored, r.content_type AS given,
+	r.body IS NOT DISTINCT FROM CASE WHEN t.policy = 'default' OR t.body = '' THEN t.body END AS same,
+	r.body_size = length(t.body) AS size, r.body_sha256 = sha256(t.body) AS sha256, k.body_size AS stored_size
+FROM typed t JOIN idempotency_keys k ON k.scope = 'finish' AND k.key = 'type ' || id,
+	LATERAL idem_lookup('finish', k.key) r ORDER BY id;
+-- the same answer again is recognized, another one too
+SELECT count(idem_complete('finish', 'type ' || id, body, content_type => type,
+	token => regress.token('finish', 'type ' || id))) AS again FROM typed;
+SELECT DISTINCT regress.sqlstate_of(format('SELECT idem_complete(''finish'', %L, %L::bytea, content_type => %L, token => %s)',
+	'type ' || id, body, CASE type WHEN 'text/plain' THEN 'text/html' ELSE 'text/plain' END, regress.token('finish', 'type ' || id))) AS other_type,
+	regress.sqlstate_of(format('SELECT idem_complete(''finish'', %L, ''x''::bytea, content_type => %L, token => %s)',
+	'type ' || id, type, regress.token('finish', 'type ' || id))) AS other_body
+FROM typed;

@@ -242,7 +242,7 @@ idem_response_set_response(IdemResponse *answer, Datum response)
 
 	for (i = 0; i < RESPONSE_COLUMNS; i++)
 		values[i] = GetAttributeByNum(tuple, i + 1, &nulls[i]);
-	idem_response_init(answer, nulls[RESPONSE_STATUS_CODE] ? 200 :
+	idem_response_init(answer, nulls[RESPONSE_STATUS_CODE] ? IDEM_STATUS_OK :
 					   DatumGetInt32(values[RESPONSE_STATUS_CODE]));
 	if (!nulls[RESPONSE_HEADERS])
 		idem_response_set_headers(answer, values[RESPONSE_HEADERS]);
@@ -313,20 +313,6 @@ is_media_type(const text *content_type, const char *media_type)
 }
 
 /*
- * The content type as a row keeps it: that of most answers as a null, that of
- * bytes as an empty text, which is no media type.
- */
-static text *
-stored_content_type(text *content_type)
-{
-	if (content_type == NULL || is_media_type(content_type, MEDIA_TYPE_JSON))
-		return NULL;
-	if (is_media_type(content_type, MEDIA_TYPE_BYTES))
-		return cstring_to_text_with_len("", 0);
-	return content_type;
-}
-
-/*
  * idem_response_size
  *		The size of the body of a finished row, kept or not; -1: it has none.
  */
@@ -362,10 +348,19 @@ idem_response_store(const IdemResponse *answer, IdemRow *row)
 {
 	row->status_code = answer->status;
 	row->headers = answer->headers;
-	row->content_type = stored_content_type(answer->content_type);
+	row->content_type = answer->content_type;
 	row->body = answer->body;
 	row->body_size = answer->body_size;
 	row->body_sha256 = answer->body_sha256;
+
+	/* what idem_response_content_type() gives without being told */
+	if (row->content_type == NULL)
+		return;
+	if (is_media_type(row->content_type, MEDIA_TYPE_BYTES))
+		row->content_type = cstring_to_text_with_len("", 0);
+	else if (is_media_type(row->content_type, MEDIA_TYPE_JSON) &&
+			 idem_response_size(row) > 0)
+		row->content_type = NULL;
 }
 
 static bool
@@ -379,8 +374,10 @@ same_bytes(const void *a, const void *b)
 static bool
 is_stored_body(const bytea *body, const IdemRow *row)
 {
-	if (row->body != NULL || body == NULL)
-		return row->body_size < 0 && same_bytes(body, row->body);
+	if (row->body != NULL)
+		return same_bytes(body, row->body);
+	if (body == NULL)
+		return row->body_size < 0;
 	return (int64) VARSIZE_ANY_EXHDR(body) == row->body_size &&
 		same_bytes(idem_digest_bytea(VARDATA_ANY(body), VARSIZE_ANY_EXHDR(body)),
 				   row->body_sha256);
@@ -396,8 +393,7 @@ idem_response_is_stored(const IdemResponse *answer, const IdemRow *row)
 	return answer->status == row->status_code &&
 		is_stored_body(answer->body, row) &&
 		same_bytes(answer->headers, row->headers) &&
-		same_bytes(stored_content_type(answer->content_type),
-				   row->content_type);
+		same_bytes(answer->content_type, idem_response_content_type(row));
 }
 
 IDEM_FUNCTION(idem_respond);
