@@ -253,14 +253,19 @@ idem_partition_try(void)
 /*
  * idem_partition_ensure
  *		For the worker, when nothing is left to seal: see to the next partition.
+ *		False when it could not, since somebody has locked the log or the seals.
  */
-void
+bool
 idem_partition_ensure(void)
 {
-	/* the locks of idem_seal_batch(), and nothing while a restore may go on */
-	if (idem_audit_begun() && idem_partition_lock(AccessShareLock) &&
-		idem_chain_lock(false))
-		make_as_owner(NULL);
+	/* nothing while a restore may go on */
+	if (!idem_audit_begun())
+		return true;
+	/* the locks of idem_seal_batch() */
+	if (!idem_partition_lock(AccessShareLock) || !idem_chain_lock(false))
+		return false;
+	make_as_owner(NULL);
+	return true;
 }
 
 /*

@@ -16,7 +16,7 @@ extern bool idem_partition_lock(LOCKMODE mode);
 extern int64 idem_partition_rows(const IdemCell *cell);
 extern void idem_partition_drop(const IdemCell *cell);
 extern void idem_partition_try(void);
-extern void idem_partition_ensure(void);
+extern bool idem_partition_ensure(void);
 extern void idem_partition_init(void);
 
 #endif							/* IDEM_AUDIT_PARTITION_H */

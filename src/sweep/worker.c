@@ -76,6 +76,7 @@ typedef struct IdemWorkerRun
 	int			refused_batch;	/* how many of them are a batch */
 	int64		seal_rows;		/* in a batch */
 	bool		unsealed;		/* the last batch left rows of the log so */
+	bool		partitions_seen;	/* it could see to them */
 	IdemTask	task;			/* that we are at */
 	BatchEnd	ends[IDEM_NUM_TASKS];	/* how the last batch of each ended */
 	bool		failed;			/* with an error, which was noted */
@@ -169,7 +170,7 @@ seal_batch(IdemWorkerRun *run)
 static void
 partitions_batch(IdemWorkerRun *run)
 {
-	idem_partition_ensure();
+	run->partitions_seen = idem_partition_ensure();
 }
 
 /* Remember the first error of a run. */
@@ -441,12 +442,16 @@ make_partitions(IdemWorkerRun *run)
 {
 	BatchEnd	end;
 
+	/* not come to: an error that idem_health() shows is not over by that */
 	if (run->unsealed)
-		return BATCH_DONE;
+		return BATCH_UNWANTED;
+	run->partitions_seen = false;
 	end = run_batch(run, partitions_batch, "partitioning the audit log");
 
-	/* it waits for nobody, so the disk is busy: another time */
-	return end == BATCH_TOO_LONG ? BATCH_DONE : end;
+	/* it waits for nobody, so a busy disk or a lock is for another time */
+	if (end == BATCH_TOO_LONG || (end == BATCH_DONE && !run->partitions_seen))
+		return BATCH_UNWANTED;
+	return end;
 }
 
 /* Tell the launcher, and idem_sweep_status, how it went. */
