@@ -305,8 +305,8 @@ try_lock(IdemStore *store, const IdemKey *id, IdemRow *row)
 
 /*
  * Whether the transaction that inserted a row has deleted it, too: then it is
- * nobody's, however that transaction ends.  idem_dedupe leaves such rows when it
- * loses a race.  Of an updated row the next version has the key.
+ * nobody's, however that transaction ends.  Who loses a race leaves such a row.
+ * Of an updated row the next version has the key.
  */
 static bool
 is_taken_back(TupleTableSlot *slot)
