@@ -20,44 +20,9 @@
 #include "storage/lmgr.h"
 #include "utils/timestamp.h"
 
-#include "base/bytes.h"
 #include "base/compat.h"
 #include "store/direct.h"
 #include "store/row.h"
-
-/* Rows of one policy that were removed one after the other. */
-typedef struct SweptRun
-{
-	text	   *policy;			/* as in IdemRow */
-	int64		rows;			/* 0: none yet */
-} SweptRun;
-
-static void
-count_run(SweptRun *run, IdemSweepCount count)
-{
-	if (run->rows > 0)
-		count(run->policy, run->rows);
-	if (run->policy != NULL)
-		pfree(run->policy);
-}
-
-/* Mostly many rows in a row are of one policy: count them at once. */
-static void
-count_swept(SweptRun *run, TupleTableSlot *slot, IdemSweepCount count)
-{
-	bool		isnull;
-	Datum		value = slot_getattr(slot, COLUMN_POLICY + 1, &isnull);
-	text	   *policy = isnull ? NULL : DatumGetTextPP(value);
-
-	if (run->rows == 0 ||
-		!idem_bytes_equal(idem_bytes_of(policy), idem_bytes_of(run->policy)))
-	{
-		count_run(run, count);
-		run->policy = isnull ? NULL : DatumGetTextPCopy(value);
-		run->rows = 0;
-	}
-	run->rows++;
-}
 
 /*
  * The next row that the snapshot shows, past the mark; false at the end.
@@ -119,7 +84,7 @@ sweep_index(IdemStore *store, IdemSweepMark *mark, TimestampTz now,
 	TM_FailureData failure;
 	IdemSweepMark from = *mark;
 	IdemSweepMark row;
-	SweptRun	run = {NULL, 0};
+	IdemSweptRun run = {count};
 	int64		rows = 0;
 
 	CheckCmdReplicaIdentity(store->keys, CMD_DELETE);
@@ -127,6 +92,8 @@ sweep_index(IdemStore *store, IdemSweepMark *mark, TimestampTz now,
 	while (rows < max_rows && next_due(scan, slot, &from, &row))
 	{
 		TM_Result	result;
+		Datum		policy;
+		bool		isnull;
 
 		CHECK_FOR_INTERRUPTS();
 		result = table_tuple_delete(store->keys, &slot->tts_tid, cid,
@@ -136,14 +103,15 @@ sweep_index(IdemStore *store, IdemSweepMark *mark, TimestampTz now,
 		if (result == TM_Ok)
 		{
 			*mark = row;
-			count_swept(&run, slot, count);
+			policy = slot_getattr(slot, COLUMN_POLICY + 1, &isnull);
+			idem_store_swept(&run, policy, isnull);
 			rows++;
 		}
 		else if ((result == TM_Updated || result == TM_Deleted) &&
 				 IsolationUsesXactSnapshot())
 			idem_store_row_raise_rival();
 	}
-	count_run(&run, count);
+	idem_store_swept_end(&run);
 	index_endscan(scan);
 	ExecDropSingleTupleTableSlot(slot);
 	index_close(index, NoLock);

@@ -20,6 +20,9 @@ typedef struct IdemPlace
 {
 	Oid			table;
 	ItemPointerData tid;
+	TimestampTz purge_at;		/* of the row, */
+	Datum		policy;			/* in memory of SPI */
+	bool		is_default;		/* no policy */
 } IdemPlace;
 
 /* The table at hand, while rows are locked; both NULL before. */

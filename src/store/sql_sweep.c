@@ -7,7 +7,6 @@
  */
 #include "postgres.h"
 
-#include "access/htup_details.h"
 #include "catalog/pg_type.h"
 #include "utils/snapmgr.h"
 
@@ -20,22 +19,20 @@
 
 
 static const Oid due_types[] = {TIMESTAMPTZOID, TIMESTAMPTZOID, INT8OID};
-static const Oid place_types[] = {OIDOID, TIDOID};
+static const Oid place_types[] = {OIDOID, TIDOID, TIMESTAMPTZOID, TEXTOID};
 static const Oid sweep_types[] = {OIDOID, TIDARRAYOID};
-static const Oid swept_types[] = {TEXTOID, INT8OID, TIMESTAMPTZOID};
 
 /* Oldest first. */
 static IdemPlan due_plan = {
-	"SELECT tableoid, ctid FROM %1$s.idempotency_keys"
+	"SELECT tableoid, ctid, purge_at, policy FROM %1$s.idempotency_keys"
 	" WHERE purge_at >= $1 AND purge_at <= $2 ORDER BY purge_at LIMIT $3",
 	lengthof(due_types), due_types
 };
 
 /* A place means something together with its table only. */
 static IdemPlan sweep_plan = {
-	"WITH swept AS (DELETE FROM %1$s.idempotency_keys"
-	" WHERE tableoid = $1 AND ctid = ANY ($2) RETURNING policy, purge_at)"
-	" SELECT policy, count(*), max(purge_at) FROM swept GROUP BY policy",
+	"DELETE FROM %1$s.idempotency_keys"
+	" WHERE tableoid = $1 AND ctid = ANY ($2)",
 	lengthof(sweep_types), sweep_types
 };
 
@@ -71,6 +68,9 @@ lock_due(TimestampTz low, TimestampTz now, int64 max_rows, IdemPlace *places)
 			place->table = DatumGetObjectId(idem_spi_value(i, 0, &isnull));
 			place->tid = *(ItemPointer)
 				DatumGetPointer(idem_spi_value(i, 1, &isnull));
+			place->purge_at =
+				DatumGetTimestampTz(idem_spi_value(i, 2, &isnull));
+			place->policy = idem_spi_value(i, 3, &place->is_default);
 			if (idem_store_parts_lock_row(place, &part))
 				count++;
 		}
@@ -87,27 +87,24 @@ delete_places(const IdemPlace *places, int number, IdemSweepMark *mark,
 			  IdemSweepCount count)
 {
 	Datum		values[2];
-	uint64		policies;
-	uint64		i;
-	int64		rows = 0;
+	IdemSweptRun run = {count};
+	TimestampTz last = mark->purge_at;
+	int			rows;
+	int			i;
 
 	values[0] = ObjectIdGetDatum(places[0].table);
 	values[1] = idem_store_parts_array(places, number);
-	policies = idem_spi_execute(&sweep_plan, values, NULL, false, 0);
-	idem_spi_require_types(swept_types, lengthof(swept_types));
-	for (i = 0; i < policies; i++)
+	rows = (int) idem_spi_execute(&sweep_plan, values, NULL, false, 0);
+	/* all of them, unless a trigger of somebody's has kept one */
+	for (i = 0; i < rows; i++)
 	{
-		Datum		row[3];
-		bool		nulls[3];
-
-		heap_deform_tuple(SPI_tuptable->vals[i], SPI_tuptable->tupdesc,
-						  row, nulls);
-		count(nulls[0] ? NULL : DatumGetTextPP(row[0]), DatumGetInt64(row[1]));
-		rows += DatumGetInt64(row[1]);
-		/* a place alone, of which table not being said, is none to go on from */
-		*mark = idem_store_sweep_from(Max(mark->purge_at,
-										  DatumGetTimestampTz(row[2])));
+		idem_store_swept(&run, places[i].policy, places[i].is_default);
+		last = Max(last, places[i].purge_at);
 	}
+	idem_store_swept_end(&run);
+
+	/* a place alone, of which table not being said, is none to go on from */
+	*mark = idem_store_sweep_from(last);
 	return rows;
 }
 

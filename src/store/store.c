@@ -15,6 +15,7 @@
 #include "storage/lmgr.h"
 #include "utils/snapmgr.h"
 
+#include "base/bytes.h"
 #include "base/catalog.h"
 #include "base/spi.h"
 #include "store/parts.h"
@@ -137,6 +138,36 @@ idem_store_delete(IdemStore *store, const IdemKey *id)
 {
 	if (!idem_store_way(store, RowExclusiveLock)->delete(store, id))
 		idem_store_row_raise_suppressed(id);
+}
+
+/*
+ * idem_store_swept, idem_store_swept_end
+ *		Count a row that was removed.  Mostly many rows in a row are of one policy:
+ *		they are counted at once.
+ */
+void
+idem_store_swept(IdemSweptRun *run, Datum policy, bool isnull)
+{
+	text	   *name = isnull ? NULL : DatumGetTextPP(policy);
+
+	if (run->rows == 0 ||
+		!idem_bytes_equal(idem_bytes_of(name), idem_bytes_of(run->policy)))
+	{
+		idem_store_swept_end(run);
+		run->policy = isnull ? NULL : DatumGetTextPCopy(policy);
+	}
+	run->rows++;
+}
+
+void
+idem_store_swept_end(IdemSweptRun *run)
+{
+	if (run->rows > 0)
+		run->count(run->policy, run->rows);
+	if (run->policy != NULL)
+		pfree(run->policy);
+	run->policy = NULL;
+	run->rows = 0;
 }
 
 /*

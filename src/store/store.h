@@ -52,6 +52,14 @@ typedef struct IdemSweepMark
 /* What a sweep is told of rows that it removed; policy as in IdemRow. */
 typedef void (*IdemSweepCount) (const text *policy, int64 rows);
 
+/* Rows of one policy that were removed one after the other. */
+typedef struct IdemSweptRun
+{
+	IdemSweepCount count;
+	text	   *policy;			/* as in IdemRow */
+	int64		rows;			/* 0: none yet */
+} IdemSweptRun;
+
 /*
  * The handle of a call.  All zero: not opened yet.  Whoever has used it closes
  * it, also before user code runs; after an error the transaction does.
@@ -273,6 +281,8 @@ extern void idem_store_delete(IdemStore *store, const IdemKey *id);
 extern bool idem_store_is_new(const IdemKey *id);
 extern void idem_store_require_current(IdemStore *store, const IdemKey *id,
 									   const IdemRow *row);
+extern void idem_store_swept(IdemSweptRun *run, Datum policy, bool isnull);
+extern void idem_store_swept_end(IdemSweptRun *run);
 extern int64 idem_store_sweep(IdemSweepMark *mark, TimestampTz now,
 							  int64 max_rows, IdemSweepCount count);
 
