@@ -95,7 +95,7 @@ CREATE TABLE @extschema@.idempotency_keys (
 	recovery_point text,
 	checkpoint jsonb,
 	CONSTRAINT idempotency_keys_pkey PRIMARY KEY (scope, key)
-) WITH (fillfactor = 80);
+) WITH (fillfactor = 95);
 
 -- A null costs nothing, and alignment costs what the order of the columns makes
 -- it: so what most rows have in common is null, and wide columns come first.

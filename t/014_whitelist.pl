@@ -502,10 +502,10 @@ my @cases = (
 		name => 'a primary key that is set not valid',
 		up => q{UPDATE pg_index SET indisvalid = false
 				WHERE indexrelid = 'idempotency_keys_pkey'::regclass;
-			ALTER TABLE idempotency_keys SET (fillfactor = 80)},
+			ALTER TABLE idempotency_keys SET (fillfactor = 95)},
 		down => q{UPDATE pg_index SET indisvalid = true
 				WHERE indexrelid = 'idempotency_keys_pkey'::regclass;
-			ALTER TABLE idempotency_keys SET (fillfactor = 80)},
+			ALTER TABLE idempotency_keys SET (fillfactor = 95)},
 		why => qr/not valid/,
 		fails => 'XX001',
 	},
@@ -712,11 +712,11 @@ my @cases = (
 		up => q{SET allow_system_table_mods = on;
 			CREATE TABLE pg_catalog.pg_dist_partition (logicalrelid regclass);
 			RESET allow_system_table_mods;
-			ALTER TABLE idempotency_keys SET (fillfactor = 80)},
+			ALTER TABLE idempotency_keys SET (fillfactor = 95)},
 		down => q{SET allow_system_table_mods = on;
 			DROP TABLE pg_catalog.pg_dist_partition;
 			RESET allow_system_table_mods;
-			ALTER TABLE idempotency_keys SET (fillfactor = 80)},
+			ALTER TABLE idempotency_keys SET (fillfactor = 95)},
 		why => qr/Citus/,
 	},
 	{
@@ -735,7 +735,7 @@ my @cases = (
 				ALTER COLUMN body SET STORAGE EXTENDED,
 				ALTER COLUMN headers SET STATISTICS -1,
 				ALTER COLUMN policy DROP DEFAULT,
-				RESET (autovacuum_enabled), SET (fillfactor = 80),
+				RESET (autovacuum_enabled), SET (fillfactor = 95),
 				REPLICA IDENTITY DEFAULT, SET WITHOUT CLUSTER;
 			DROP STATISTICS stat;
 			REVOKE SELECT ON idempotency_keys FROM PUBLIC},
