@@ -47,11 +47,14 @@ OBJS = \
 	src/key/dedupe.o \
 	src/key/fingerprint.o \
 	src/key/finish.o \
+	src/key/granted.o \
 	src/key/headers.o \
+	src/key/leases.o \
 	src/key/lifetime.o \
 	src/key/name.o \
 	src/key/outcome.o \
 	src/key/owner.o \
+	src/key/recover.o \
 	src/key/response.o \
 	src/key/result.o \
 	src/key/run.o \
@@ -107,6 +110,8 @@ REGRESS = \
 	finish_body \
 	finish_holder \
 	finish_lease \
+	unfinished \
+	recover \
 	run \
 	run_error \
 	run_once \
@@ -137,6 +142,8 @@ ISOLATION = \
 	sweep-open-direct \
 	sweep-changed \
 	claim-takeover \
+	recover-two \
+	unfinished-claim \
 	claim-takeover-open \
 	claim-isolation \
 	claim-isolation-row \

@@ -56,7 +56,7 @@ CREATE TYPE @extschema@.idem_result AS (
 	finished_at timestamptz,
 	lease_until timestamptz,
 	expires_at timestamptz,
-	retry_after interval,
+	retry_after_ms bigint,
 	http_status integer,
 	error_code text
 );
@@ -134,6 +134,25 @@ COMMENT ON COLUMN @extschema@.idempotency_keys.ttl IS
 COMMENT ON COLUMN @extschema@.idempotency_keys.claimed_by IS
 'name of the role whose rights a caller needs';
 
+-- Written by claims under a policy that is recoverable, and removed when they
+-- end: what idem_recover() has to look at is as long as what is open.
+CREATE TABLE @extschema@.idempotency_leases (
+	lease_until timestamptz NOT NULL,
+	purge_at timestamptz NOT NULL,
+	token bigint NOT NULL,
+	scope text COLLATE pg_catalog."C" NOT NULL,
+	key text COLLATE pg_catalog."C" NOT NULL,
+	policy text COLLATE pg_catalog."C" NOT NULL,
+	claimed_by text NOT NULL,
+	CONSTRAINT idempotency_leases_pkey PRIMARY KEY (scope, key)
+);
+CREATE INDEX idempotency_leases_ended
+	ON @extschema@.idempotency_leases (policy, lease_until);
+CREATE INDEX idempotency_leases_purge_at
+	ON @extschema@.idempotency_leases (purge_at);
+COMMENT ON TABLE @extschema@.idempotency_leases IS
+'claims in progress that idem_recover may take over';
+
 CREATE TABLE @extschema@.idempotency_policies (
 	name text COLLATE pg_catalog."C" NOT NULL,
 	completed_ttl interval,
@@ -144,6 +163,8 @@ CREATE TABLE @extschema@.idempotency_policies (
 	on_expiry text,
 	tombstone interval,
 	require_fingerprint boolean,
+	on_unfinished text,
+	recoverable boolean,
 	key_format text,
 	max_key_bytes integer,
 	mismatch_status integer,
@@ -174,6 +195,8 @@ CREATE TABLE @extschema@.idempotency_policies (
 	CONSTRAINT idempotency_policies_on_expiry_check
 		CHECK (on_expiry IN ('reuse', 'reject')
 			AND (on_expiry = 'reuse' OR coalesce(tombstone, '0') > '0')),
+	CONSTRAINT idempotency_policies_on_unfinished_check
+		CHECK (on_unfinished IN ('lease', 'error')),
 	CONSTRAINT idempotency_policies_key_format_check
 		CHECK (key_format IN ('any', 'uuid', 'uuidv4', 'uuidv7')),
 	CONSTRAINT idempotency_policies_max_key_bytes_check
@@ -326,6 +349,7 @@ COMMENT ON TABLE @extschema@.idempotency_secrets IS
 
 REVOKE ALL ON
 	@extschema@.idempotency_keys,
+	@extschema@.idempotency_leases,
 	@extschema@.idempotency_policies,
 	@extschema@.idempotency_limiters,
 	@extschema@.idempotency_audit_log,
@@ -338,6 +362,7 @@ FROM PUBLIC;
 -- All but the secrets is dumped: whoever restores sets those anew.  So is a
 -- partitioned table, by its partitions.
 SELECT pg_catalog.pg_extension_config_dump('idempotency_keys', '');
+SELECT pg_catalog.pg_extension_config_dump('idempotency_leases', '');
 SELECT pg_catalog.pg_extension_config_dump('idempotency_policies', '');
 SELECT pg_catalog.pg_extension_config_dump('idempotency_limiters', '');
 SELECT pg_catalog.pg_extension_config_dump('idempotency_audit_log_default', '');
@@ -499,12 +524,14 @@ CREATE FUNCTION @extschema@.idem_run(
 	policy text DEFAULT 'default',
 	context bytea DEFAULT NULL,
 	wait interval DEFAULT NULL,
-	on_error text DEFAULT 'raise'
+	on_error text DEFAULT 'raise',
+	fingerprint bytea DEFAULT NULL,
+	ttl interval DEFAULT NULL
 )
 RETURNS @extschema@.idem_result
 AS 'MODULE_PATHNAME', 'idem_run'
 LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION @extschema@.idem_run(regprocedure, text, text, jsonb, text, bytea, interval, text) IS
+COMMENT ON FUNCTION @extschema@.idem_run(regprocedure, text, text, jsonb, text, bytea, interval, text, bytea, interval) IS
 'claim a key, call handler(request) and store its answer, in one statement';
 
 CREATE FUNCTION @extschema@.idem_dedupe(
@@ -539,12 +566,13 @@ CREATE FUNCTION @extschema@.idem_complete(
 	status_code integer DEFAULT 200,
 	headers json DEFAULT NULL,
 	content_type text DEFAULT NULL,
-	token bigint DEFAULT NULL
+	token bigint DEFAULT NULL,
+	ttl interval DEFAULT NULL
 )
-RETURNS timestamptz
+RETURNS @extschema@.idem_result
 AS 'MODULE_PATHNAME', 'idem_complete'
 LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION @extschema@.idem_complete(text, text, text, integer, json, text, bigint) IS
+COMMENT ON FUNCTION @extschema@.idem_complete(text, text, text, integer, json, text, bigint, interval) IS
 'store the answer of a claimed key';
 
 CREATE FUNCTION @extschema@.idem_complete(
@@ -554,12 +582,13 @@ CREATE FUNCTION @extschema@.idem_complete(
 	status_code integer DEFAULT 200,
 	headers json DEFAULT NULL,
 	content_type text DEFAULT NULL,
-	token bigint DEFAULT NULL
+	token bigint DEFAULT NULL,
+	ttl interval DEFAULT NULL
 )
-RETURNS timestamptz
+RETURNS @extschema@.idem_result
 AS 'MODULE_PATHNAME', 'idem_complete'
 LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION @extschema@.idem_complete(text, text, json, integer, json, text, bigint) IS
+COMMENT ON FUNCTION @extschema@.idem_complete(text, text, json, integer, json, text, bigint, interval) IS
 'store the answer of a claimed key';
 
 CREATE FUNCTION @extschema@.idem_complete(
@@ -569,12 +598,13 @@ CREATE FUNCTION @extschema@.idem_complete(
 	status_code integer DEFAULT 200,
 	headers json DEFAULT NULL,
 	content_type text DEFAULT NULL,
-	token bigint DEFAULT NULL
+	token bigint DEFAULT NULL,
+	ttl interval DEFAULT NULL
 )
-RETURNS timestamptz
+RETURNS @extschema@.idem_result
 AS 'MODULE_PATHNAME', 'idem_complete'
 LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION @extschema@.idem_complete(text, text, jsonb, integer, json, text, bigint) IS
+COMMENT ON FUNCTION @extschema@.idem_complete(text, text, jsonb, integer, json, text, bigint, interval) IS
 'store the answer of a claimed key';
 
 CREATE FUNCTION @extschema@.idem_complete(
@@ -584,12 +614,13 @@ CREATE FUNCTION @extschema@.idem_complete(
 	status_code integer DEFAULT 200,
 	headers json DEFAULT NULL,
 	content_type text DEFAULT NULL,
-	token bigint DEFAULT NULL
+	token bigint DEFAULT NULL,
+	ttl interval DEFAULT NULL
 )
-RETURNS timestamptz
+RETURNS @extschema@.idem_result
 AS 'MODULE_PATHNAME', 'idem_complete'
 LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION @extschema@.idem_complete(text, text, bytea, integer, json, text, bigint) IS
+COMMENT ON FUNCTION @extschema@.idem_complete(text, text, bytea, integer, json, text, bigint, interval) IS
 'store the answer of a claimed key';
 
 CREATE FUNCTION @extschema@.idem_fail(
@@ -600,12 +631,13 @@ CREATE FUNCTION @extschema@.idem_fail(
 	headers json DEFAULT NULL,
 	content_type text DEFAULT NULL,
 	token bigint DEFAULT NULL,
-	retryable boolean DEFAULT true
+	retryable boolean DEFAULT true,
+	ttl interval DEFAULT NULL
 )
-RETURNS timestamptz
+RETURNS @extschema@.idem_result
 AS 'MODULE_PATHNAME', 'idem_fail'
 LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION @extschema@.idem_fail(text, text, text, integer, json, text, bigint, boolean) IS
+COMMENT ON FUNCTION @extschema@.idem_fail(text, text, text, integer, json, text, bigint, boolean, interval) IS
 'store the failure of a claimed key';
 
 CREATE FUNCTION @extschema@.idem_fail(
@@ -616,12 +648,13 @@ CREATE FUNCTION @extschema@.idem_fail(
 	headers json DEFAULT NULL,
 	content_type text DEFAULT NULL,
 	token bigint DEFAULT NULL,
-	retryable boolean DEFAULT true
+	retryable boolean DEFAULT true,
+	ttl interval DEFAULT NULL
 )
-RETURNS timestamptz
+RETURNS @extschema@.idem_result
 AS 'MODULE_PATHNAME', 'idem_fail'
 LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION @extschema@.idem_fail(text, text, json, integer, json, text, bigint, boolean) IS
+COMMENT ON FUNCTION @extschema@.idem_fail(text, text, json, integer, json, text, bigint, boolean, interval) IS
 'store the failure of a claimed key';
 
 CREATE FUNCTION @extschema@.idem_fail(
@@ -632,12 +665,13 @@ CREATE FUNCTION @extschema@.idem_fail(
 	headers json DEFAULT NULL,
 	content_type text DEFAULT NULL,
 	token bigint DEFAULT NULL,
-	retryable boolean DEFAULT true
+	retryable boolean DEFAULT true,
+	ttl interval DEFAULT NULL
 )
-RETURNS timestamptz
+RETURNS @extschema@.idem_result
 AS 'MODULE_PATHNAME', 'idem_fail'
 LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION @extschema@.idem_fail(text, text, jsonb, integer, json, text, bigint, boolean) IS
+COMMENT ON FUNCTION @extschema@.idem_fail(text, text, jsonb, integer, json, text, bigint, boolean, interval) IS
 'store the failure of a claimed key';
 
 CREATE FUNCTION @extschema@.idem_fail(
@@ -648,12 +682,13 @@ CREATE FUNCTION @extschema@.idem_fail(
 	headers json DEFAULT NULL,
 	content_type text DEFAULT NULL,
 	token bigint DEFAULT NULL,
-	retryable boolean DEFAULT true
+	retryable boolean DEFAULT true,
+	ttl interval DEFAULT NULL
 )
-RETURNS timestamptz
+RETURNS @extschema@.idem_result
 AS 'MODULE_PATHNAME', 'idem_fail'
 LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION @extschema@.idem_fail(text, text, bytea, integer, json, text, bigint, boolean) IS
+COMMENT ON FUNCTION @extschema@.idem_fail(text, text, bytea, integer, json, text, bigint, boolean, interval) IS
 'store the failure of a claimed key';
 
 CREATE FUNCTION @extschema@.idem_extend(
@@ -675,7 +710,7 @@ CREATE FUNCTION @extschema@.idem_checkpoint(
 	recovery_point text,
 	data jsonb DEFAULT NULL
 )
-RETURNS void
+RETURNS timestamptz
 AS 'MODULE_PATHNAME', 'idem_checkpoint'
 LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION @extschema@.idem_checkpoint(text, text, bigint, text, jsonb) IS
@@ -687,6 +722,27 @@ AS 'MODULE_PATHNAME', 'idem_release'
 LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION @extschema@.idem_release(text, text, bigint) IS
 'give a claim up; the key is free at once';
+
+CREATE FUNCTION @extschema@.idem_recover(
+	policy text,
+	max_keys integer DEFAULT 1,
+	lease interval DEFAULT NULL
+)
+RETURNS TABLE (
+	scope text,
+	key text,
+	attempt integer,
+	token bigint,
+	recovery_point text,
+	checkpoint jsonb,
+	fingerprint bytea,
+	created_at timestamptz,
+	lease_until timestamptz
+)
+AS 'MODULE_PATHNAME', 'idem_recover'
+LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 10;
+COMMENT ON FUNCTION @extschema@.idem_recover(text, integer, interval) IS
+'take over claims of a recoverable policy that were abandoned';
 
 CREATE FUNCTION @extschema@.idem_forget(scope text, key text)
 RETURNS boolean
@@ -709,6 +765,8 @@ CREATE FUNCTION @extschema@.idem_policy(
 	on_expiry text DEFAULT NULL,
 	tombstone interval DEFAULT NULL,
 	require_fingerprint boolean DEFAULT NULL,
+	on_unfinished text DEFAULT NULL,
+	recoverable boolean DEFAULT NULL,
 	key_format text DEFAULT NULL,
 	max_key_bytes integer DEFAULT NULL,
 	mismatch_status integer DEFAULT NULL,
@@ -722,7 +780,7 @@ CREATE FUNCTION @extschema@.idem_policy(
 RETURNS void
 AS 'MODULE_PATHNAME', 'idem_policy'
 LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION @extschema@.idem_policy(text, interval, interval, interval, interval, text, text, interval, boolean, text, integer, integer, int4multirange, integer, text, text, integer, boolean) IS
+COMMENT ON FUNCTION @extschema@.idem_policy(text, interval, interval, interval, interval, text, text, interval, boolean, text, boolean, text, integer, integer, int4multirange, integer, text, text, integer, boolean) IS
 'create or change a policy; an omitted value stays';
 
 CREATE FUNCTION @extschema@.idem_policy_drop(name text)
@@ -743,6 +801,8 @@ RETURNS TABLE (
 	on_expiry text,
 	tombstone interval,
 	require_fingerprint boolean,
+	on_unfinished text,
+	recoverable boolean,
 	key_format text,
 	max_key_bytes integer,
 	mismatch_status integer,
@@ -769,6 +829,8 @@ SELECT
 	p.on_expiry,
 	p.tombstone,
 	p.require_fingerprint,
+	p.on_unfinished,
+	p.recoverable,
 	p.key_format,
 	p.max_key_bytes,
 	p.mismatch_status,
@@ -1173,22 +1235,23 @@ REVOKE ALL ON ROUTINE
 	@extschema@.idem_audit_guard(),
 	@extschema@.idem_claim(text, text, jsonb, bytea, text, bytea, uuid, interval, interval, interval),
 	@extschema@.idem_require(text, text, jsonb, bytea, text, bytea, uuid, interval, interval, interval),
-	@extschema@.idem_run(regprocedure, text, text, jsonb, text, bytea, interval, text),
+	@extschema@.idem_run(regprocedure, text, text, jsonb, text, bytea, interval, text, bytea, interval),
 	@extschema@.idem_dedupe(text, text[], text),
 	@extschema@.idem_lookup(text, text),
-	@extschema@.idem_complete(text, text, text, integer, json, text, bigint),
-	@extschema@.idem_complete(text, text, json, integer, json, text, bigint),
-	@extschema@.idem_complete(text, text, jsonb, integer, json, text, bigint),
-	@extschema@.idem_complete(text, text, bytea, integer, json, text, bigint),
-	@extschema@.idem_fail(text, text, text, integer, json, text, bigint, boolean),
-	@extschema@.idem_fail(text, text, json, integer, json, text, bigint, boolean),
-	@extschema@.idem_fail(text, text, jsonb, integer, json, text, bigint, boolean),
-	@extschema@.idem_fail(text, text, bytea, integer, json, text, bigint, boolean),
+	@extschema@.idem_complete(text, text, text, integer, json, text, bigint, interval),
+	@extschema@.idem_complete(text, text, json, integer, json, text, bigint, interval),
+	@extschema@.idem_complete(text, text, jsonb, integer, json, text, bigint, interval),
+	@extschema@.idem_complete(text, text, bytea, integer, json, text, bigint, interval),
+	@extschema@.idem_fail(text, text, text, integer, json, text, bigint, boolean, interval),
+	@extschema@.idem_fail(text, text, json, integer, json, text, bigint, boolean, interval),
+	@extschema@.idem_fail(text, text, jsonb, integer, json, text, bigint, boolean, interval),
+	@extschema@.idem_fail(text, text, bytea, integer, json, text, bigint, boolean, interval),
 	@extschema@.idem_extend(text, text, bigint, interval),
 	@extschema@.idem_checkpoint(text, text, bigint, text, jsonb),
 	@extschema@.idem_release(text, text, bigint),
+	@extschema@.idem_recover(text, integer, interval),
 	@extschema@.idem_forget(text, text),
-	@extschema@.idem_policy(text, interval, interval, interval, interval, text, text, interval, boolean, text, integer, integer, int4multirange, integer, text, text, integer, boolean),
+	@extschema@.idem_policy(text, interval, interval, interval, interval, text, text, interval, boolean, text, boolean, text, integer, integer, int4multirange, integer, text, text, integer, boolean),
 	@extschema@.idem_policy_drop(text),
 	@extschema@.idem_policy_values(),
 	@extschema@.idem_sweep(integer),

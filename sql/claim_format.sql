@@ -28,7 +28,7 @@ SELECT key FROM idempotency_keys WHERE scope = 'claim' AND policy LIKE 'claim-uu
 SELECT outcome FROM idem_lookup('claim', '8E03978E-40D5-43DD-bc93-6894A57F9324');
 SELECT idem_extend('claim', '8E03978E-40D5-43DD-BC93-6894A57F9324', token, '1 hour') IS NOT NULL AS extended,
 	idem_checkpoint('claim', '8E03978E-40D5-43DD-BC93-6894A57F9324', token, 'half') IS NOT NULL AS remembered,
-	idem_complete('claim', '8E03978E-40D5-43DD-BC93-6894A57F9324', '{}', token => token) IS NOT NULL AS done
+	(idem_complete('claim', '8E03978E-40D5-43DD-BC93-6894A57F9324', '{}', token => token)).outcome IS NOT NULL AS done
 FROM idempotency_keys WHERE scope = 'claim' AND key = '8e03978e-40d5-43dd-bc93-6894a57f9324';
 SELECT outcome FROM idem_claim('claim', '8E03978E-40d5-43dd-bc93-6894a57f9324', policy => 'claim-uuidv4');
 SELECT idem_forget('claim', '8E03978E-40D5-43DD-BC93-6894A57F9324');
@@ -59,7 +59,7 @@ CREATE FUNCTION pg_temp.repeats(in_key text) RETURNS text LANGUAGE sql AS $$
 		FROM idem_dedupe('claim spelled', ARRAY[upper(in_key)], 'claim-spelled')) r
 $$;
 CREATE FUNCTION pg_temp.finish(in_key text, in_policy text) RETURNS timestamptz LANGUAGE sql AS $$
-	SELECT idem_complete('claim spelled', in_key, '{}', token => token) FROM idem_claim('claim spelled', in_key, policy => in_policy)
+	SELECT (idem_complete('claim spelled', in_key, '{}', token => token)).expires_at FROM idem_claim('claim spelled', in_key, policy => in_policy)
 $$;
 SELECT idem_policy('claim-spelled');
 SELECT pg_temp.finish('8E03978E-40D5-43DD-BC93-6894A57F9001', 'claim-spelled') IS NOT NULL AS any;
@@ -74,7 +74,7 @@ SELECT pg_temp.repeats('8e03978e-40d5-43dd-bc93-6894a57f900' || n) FROM generate
 SELECT count(*) AS keys FROM idempotency_keys WHERE scope = 'claim spelled';
 SELECT regress.error_of($$SELECT idem_require('claim spelled', '8e03978e-40d5-43dd-BC93-6894a57f9001')$$) AS require;
 SELECT token FROM idem_claim('claim spelled', '8E03978E-40D5-43DD-BC93-6894A57F9003') \gset
-SELECT idem_fail('claim spelled', '8e03978e-40d5-43dd-bc93-6894a57f9003', token => :token) IS NOT NULL AS failed;
+SELECT (idem_fail('claim spelled', '8e03978e-40d5-43dd-bc93-6894a57f9003', token => :token)).outcome IS NOT NULL AS failed;
 SELECT attempt, token FROM idem_claim('claim spelled', '8e03978e-40d5-43dd-bc93-6894a57f9003') \gset
 -- a log id is that of the key as it is stored
 SELECT count(*) AS activity FROM idem_activity WHERE scope_id = idem_log_id('claim spelled')

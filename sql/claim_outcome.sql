@@ -11,7 +11,7 @@ SELECT outcome, attempt FROM idem_claim('claim', 'own', '{"a": 1}', context => '
 SELECT regress.token('claim', 'own') AS first_token \gset
 SELECT outcome FROM idem_claim('claim', 'own', '{"a": 1}', context => '\xc0');
 -- nothing is compared, and nobody waits
-SELECT outcome, retry_after > '0' AS retry, http_status, error_code
+SELECT outcome, retry_after_ms > 0 AS retry, http_status, error_code
 FROM idem_claim('claim', 'own', '{"a": 2}', wait => '1 minute');
 SELECT outcome, attempt, token = :first_token AS same_token
 FROM idem_claim('claim', 'own', '{"a": 2}', owner => '00000000-0000-4000-8000-000000000001');
@@ -23,17 +23,17 @@ SELECT outcome FROM idem_claim('claim', 'own', '{"a": 1}', context => '\xc0');
 SELECT outcome, attempt, token = :first_token AS same_token
 FROM idem_claim('claim', 'own', owner => '00000000-0000-4000-8000-000000000001');
 -- finished, it is like any other
-SELECT idem_complete('claim', 'own', '"done"') IS NOT NULL AS done;
+SELECT (idem_complete('claim', 'own', '"done"')).outcome IS NOT NULL AS done;
 SELECT outcome, idem_json(idem_claim) FROM idem_claim('claim', 'own', '{"a": 1}', context => '\xc0');
 SELECT outcome FROM idem_claim('claim', 'own', '{"a": 2}', context => '\xc0');
 COMMIT;
 BEGIN;
 SELECT outcome, attempt FROM idem_claim('claim', 'own failed');
-SELECT idem_fail('claim', 'own failed') IS NOT NULL AS failed;
+SELECT (idem_fail('claim', 'own failed')).outcome IS NOT NULL AS failed;
 SELECT outcome, attempt FROM idem_claim('claim', 'own failed');
 SELECT idem_release('claim', 'own failed');
 SELECT outcome, attempt FROM idem_claim('claim', 'own failed');
-SELECT idem_fail('claim', 'own failed', retryable => false) IS NOT NULL AS failed;
+SELECT (idem_fail('claim', 'own failed', retryable => false)).outcome IS NOT NULL AS failed;
 SELECT outcome, attempt FROM idem_claim('claim', 'own failed');
 COMMIT;
 
@@ -49,8 +49,8 @@ FROM idem_claim('claim', 'show', '{"a": 1}', policy => 'claim-show') c;
 -- of a claim without a fingerprint
 SELECT c.outcome, c.attempt, c.http_status, c.error_code, regress.given(c)
 FROM idem_claim('claim', 'show bare') c;
-SELECT c.outcome, c.http_status, c.error_code, c.retry_after > '50 s' AS later,
-	c.retry_after <= '60 s' AS in_time, regress.given(c)
+SELECT c.outcome, c.http_status, c.error_code, c.retry_after_ms > 50000 AS later,
+	c.retry_after_ms <= 60000 AS in_time, regress.given(c)
 FROM idem_claim('claim', 'show', '{"a": 1}') c;
 SELECT c.outcome, c.http_status, c.error_code, regress.given(c)
 FROM idem_claim('claim', 'show', '{"a": 2}') c;
@@ -58,15 +58,15 @@ FROM idem_claim('claim', 'show', '{"a": 2}') c;
 SELECT c.outcome, c.http_status FROM idem_claim('claim', 'show bare', '{"a": 2}', policy => 'claim-show') c;
 
 -- taken over, with a checkpoint
-SELECT idem_checkpoint('claim', 'show', regress.token('claim', 'show'), 'paid', '{"charge": 7}');
+SELECT isfinite(idem_checkpoint('claim', 'show', regress.token('claim', 'show'), 'paid', '{"charge": 7}')) AS checkpoint;
 SELECT regress.token('claim', 'show') AS first_token \gset
 SELECT regress.age('claim', 'show', '2 minutes');
 SELECT c.outcome, c.attempt, c.token > :first_token AS greater, c.recovery_point, c.checkpoint,
 	regress.given(c)
 FROM idem_claim('claim', 'show', '{"a": 1}') c;
 
-SELECT idem_complete('claim', 'show', '{"ok": true}', 201, '{"Location": "/1"}',
-					 token => regress.token('claim', 'show')) IS NOT NULL AS done;
+SELECT (idem_complete('claim', 'show', '{"ok": true}', 201, '{"Location": "/1"}',
+					 token => regress.token('claim', 'show'))).outcome IS NOT NULL AS done;
 SELECT c.outcome, c.attempt, c.status_code, c.headers, c.content_type,
 	convert_from(c.body, 'UTF8') AS body, c.body_size,
 	c.body_sha256 = sha256(c.body) AS digest_right, c.http_status, c.error_code
@@ -75,7 +75,7 @@ SELECT regress.given(c) FROM idem_claim('claim', 'show', '{"a": 1}') c;
 SELECT regress.given(c) FROM idem_claim('claim', 'show', '{"a": 2}') c;
 -- an answer without headers and body
 SELECT c.outcome FROM idem_claim('claim', 'show empty') c;
-SELECT idem_complete('claim', 'show empty', token => regress.token('claim', 'show empty')) IS NOT NULL AS done;
+SELECT (idem_complete('claim', 'show empty', token => regress.token('claim', 'show empty'))).outcome IS NOT NULL AS done;
 SELECT c.outcome, c.status_code, c.http_status, regress.given(c) FROM idem_claim('claim', 'show empty') c;
 
 SELECT regress.age('claim', 'show', '25 hours');
@@ -93,21 +93,21 @@ FROM idempotency_keys WHERE scope = 'claim' AND key = 'show' \gx
 
 SELECT outcome FROM idem_claim('claim', 'show once', '{"a": 1}', policy => 'claim-show-once');
 SELECT c.outcome FROM idem_claim('claim', 'show once', '{"a": 1}') c;
-SELECT idem_complete('claim', 'show once', 'true', token => regress.token('claim', 'show once')) IS NOT NULL AS done;
+SELECT (idem_complete('claim', 'show once', 'true', token => regress.token('claim', 'show once'))).outcome IS NOT NULL AS done;
 SELECT c.outcome, c.http_status, c.error_code, regress.given(c)
 FROM idem_claim('claim', 'show once', '{"a": 1}') c;
 SELECT outcome FROM idem_claim('claim', 'show once', '{"a": 2}');
 
 -- failed for good: the failure is the answer
 SELECT outcome FROM idem_claim('claim', 'show failed');
-SELECT idem_fail('claim', 'show failed', '{"error": 1}', 400, retryable => false,
-				 token => regress.token('claim', 'show failed')) IS NOT NULL AS failed;
+SELECT (idem_fail('claim', 'show failed', '{"error": 1}', 400, retryable => false,
+				 token => regress.token('claim', 'show failed'))).outcome IS NOT NULL AS failed;
 SELECT c.outcome, c.status_code, c.http_status, idem_json(c), regress.given(c)
 FROM idem_claim('claim', 'show failed') c;
 
 -- one that has expired
 SELECT outcome FROM idem_claim('claim', 'show expired', policy => 'claim-show');
-SELECT idem_complete('claim', 'show expired', token => regress.token('claim', 'show expired')) IS NOT NULL AS done;
+SELECT (idem_complete('claim', 'show expired', token => regress.token('claim', 'show expired'))).outcome IS NOT NULL AS done;
 SELECT regress.age('claim', 'show expired', '25 hours');
 
 --

@@ -10,8 +10,8 @@ SELECT regress.error_of($$SELECT idem_claim('claim', 'required', policy => 'clai
 -- A policy that is gone: "default" decides.
 SELECT idem_policy('claim-gone', on_repeat => 'reject', mismatch_status => 400, key_format => 'uuid');
 SELECT outcome FROM idem_claim('claim', '11111111-1111-4111-8111-111111111111', '{}', policy => 'claim-gone');
-SELECT idem_complete('claim', '11111111-1111-4111-8111-111111111111', '{}',
-	token => regress.token('claim', '11111111-1111-4111-8111-111111111111')) IS NOT NULL AS done;
+SELECT (idem_complete('claim', '11111111-1111-4111-8111-111111111111', '{}',
+	token => regress.token('claim', '11111111-1111-4111-8111-111111111111'))).outcome IS NOT NULL AS done;
 SELECT outcome FROM idem_claim('claim', '11111111-1111-4111-8111-111111111111', '{}');
 SELECT idem_policy_drop('claim-gone');
 SELECT outcome FROM idem_claim('claim', '11111111-1111-4111-8111-111111111111', '{}');
@@ -22,7 +22,7 @@ SELECT regress.error_of($$SELECT idem_claim('claim', 'gone', policy => 'claim-go
 SELECT idem_policy('claim-once', on_repeat => 'reject');
 SELECT idem_policy('claim-replay');
 SELECT outcome FROM idem_claim('claim', 'first policy', policy => 'claim-once');
-SELECT idem_complete('claim', 'first policy', token => regress.token('claim', 'first policy')) IS NOT NULL AS done;
+SELECT (idem_complete('claim', 'first policy', token => regress.token('claim', 'first policy'))).outcome IS NOT NULL AS done;
 SELECT outcome FROM idem_claim('claim', 'first policy', policy => 'claim-replay');
 
 -- The number of live keys of a scope.
@@ -79,6 +79,6 @@ BEGIN;
 ALTER TABLE idempotency_keys ADD COLUMN one integer, ADD COLUMN two integer, ADD COLUMN three integer;
 ALTER TABLE idempotency_keys DROP COLUMN one, DROP COLUMN two, DROP COLUMN three;
 SELECT outcome FROM idem_claim('claim', 'dropped columns');
-SELECT idem_complete('claim', 'dropped columns', '{"a":  1}'::json) IS NOT NULL AS stored;
+SELECT (idem_complete('claim', 'dropped columns', '{"a":  1}'::json)).outcome IS NOT NULL AS stored;
 SELECT outcome, idem_json(r) AS answer FROM idem_claim('claim', 'dropped columns') r;
 ROLLBACK;

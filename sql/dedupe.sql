@@ -26,12 +26,12 @@ SELECT outcome FROM idem_claim('dedupe', 'failed');
 SELECT outcome FROM idem_claim('dedupe', 'released');
 SELECT outcome FROM idem_claim('dedupe', 'expired', '{"a": 1}', context => '\x01', policy => 'dedupe-refuse');
 SELECT outcome FROM idem_claim('dedupe', 'long gone', '{"a": 1}', context => '\x01', policy => 'dedupe-refuse');
-SELECT idem_complete('dedupe', 'completed', '{}', token => regress.token('dedupe', 'completed')) IS NOT NULL AS done;
-SELECT idem_fail('dedupe', 'retryable', '{}', token => regress.token('dedupe', 'retryable')) IS NOT NULL AS done;
-SELECT idem_fail('dedupe', 'failed', '{}', retryable => false, token => regress.token('dedupe', 'failed')) IS NOT NULL AS done;
+SELECT (idem_complete('dedupe', 'completed', '{}', token => regress.token('dedupe', 'completed'))).outcome IS NOT NULL AS done;
+SELECT (idem_fail('dedupe', 'retryable', '{}', token => regress.token('dedupe', 'retryable'))).outcome IS NOT NULL AS done;
+SELECT (idem_fail('dedupe', 'failed', '{}', retryable => false, token => regress.token('dedupe', 'failed'))).outcome IS NOT NULL AS done;
 SELECT idem_release('dedupe', 'released', regress.token('dedupe', 'released'));
-SELECT idem_complete('dedupe', 'expired', '{}', 201, '{"A": "1"}', token => regress.token('dedupe', 'expired')) IS NOT NULL AS done;
-SELECT idem_complete('dedupe', 'long gone', '{}', 201, '{"A": "1"}', token => regress.token('dedupe', 'long gone')) IS NOT NULL AS done;
+SELECT (idem_complete('dedupe', 'expired', '{}', 201, '{"A": "1"}', token => regress.token('dedupe', 'expired'))).outcome IS NOT NULL AS done;
+SELECT (idem_complete('dedupe', 'long gone', '{}', 201, '{"A": "1"}', token => regress.token('dedupe', 'long gone'))).outcome IS NOT NULL AS done;
 SELECT regress.age('dedupe', 'lease over', '1 hour'), regress.age('dedupe', 'abandoned', '2 days'), regress.age('dedupe', 'm5', '2 days'),
 	regress.age('dedupe', 'expired', '25 hours'), regress.age('dedupe', 'long gone', '3 days');
 SELECT key, token INTO TEMP tokens FROM idempotency_keys WHERE scope = 'dedupe';

@@ -25,14 +25,14 @@ SET request.jwt.claims = '{"sub": "canary"}';
 -- failure for good, and one of another role.
 SELECT outcome FROM idem_claim('errors', 'canary-running', '{"a": 1}', context => '\x01');
 SELECT outcome FROM idem_claim('errors', 'canary-done', '{"a": 1}');
-SELECT idem_complete('errors', 'canary-done', '{"secret": "canary"}', token => token) IS NOT NULL AS done
+SELECT (idem_complete('errors', 'canary-done', '{"secret": "canary"}', token => token)).outcome IS NOT NULL AS done
 FROM idempotency_keys WHERE scope = 'errors' AND key = 'canary-done';
 SELECT idem_policy('errors-once', on_repeat => 'reject');
 SELECT idem_policy('errors-gone', on_expiry => 'reject', tombstone => '400 days');
 SELECT idem_policy('errors-uuid', key_format => 'uuid', require_fingerprint => true);
 SELECT idem_policy('errors-full', max_live_keys => 1);
 SELECT outcome FROM idem_claim('errors', 'canary-once', policy => 'errors-once');
-SELECT idem_complete('errors', 'canary-once', token => token) IS NOT NULL AS done
+SELECT (idem_complete('errors', 'canary-once', token => token)).outcome IS NOT NULL AS done
 FROM idempotency_keys WHERE scope = 'errors' AND key = 'canary-once';
 SELECT outcome FROM idem_claim('errors', 'canary-gone', policy => 'errors-gone', ttl => '1 us');
 UPDATE idempotency_keys SET expires_at = created_at WHERE scope = 'errors' AND key = 'canary-gone';
@@ -90,6 +90,17 @@ INSERT INTO calls (state, call) VALUES
 	('22004', 'idem_checkpoint(''errors'', ''canary-running'', 1, NULL)'),
 	('22004', 'idem_release(NULL, ''canary'')'),
 	('ID012', 'idem_release(''errors'', NULL)'),
+	('22004', 'idem_recover(NULL)'),
+	('22004', 'idem_recover(''default'', NULL)'),
+	('22023', 'idem_recover(''default'', 0)'),
+	('22023', 'idem_recover(''default'', 10001)'),
+	('22023', 'idem_recover(''default'', 1, ''0'')'),
+	('42704', 'idem_recover(''errors-unknown'')'),
+	('55000', 'idem_recover(''default'')'),
+	('22023', 'idem_run(''regress_errors.handler(jsonb)'', ''errors'', ''canary'', ttl => ''1 month'')'),
+	('22023', 'idem_run(''regress_errors.handler(jsonb)'', ''errors'', ''canary'', fingerprint => '''')'),
+	('22023', 'idem_complete(''errors'', ''canary-running'', ttl => ''-1 s'')'),
+	('22023', 'idem_fail(''errors'', ''canary-running'', ttl => ''401 days'')'),
 	('22004', 'idem_forget(NULL, ''canary'')'),
 	('ID012', 'idem_forget(''errors'', NULL)'),
 	('22004', 'idem_policy(NULL)'),
@@ -278,7 +289,6 @@ INSERT INTO calls (state, call) VALUES
 	('22023', 'idem_http_run(''regress_errors.text_handler(jsonb)'', ''{}'')'),
 	('22023', 'idem_http_run(''regress_errors.handler(jsonb)'', ''{}'', principal => E''canary\u001e'')'),
 	('22023', 'idem_http_run(''regress_errors.handler(jsonb)'', ''{}'', principal => repeat(''canary'', 200))'),
-	('22023', 'idem_http_headers(json_populate_record(NULL::idem_result, ''{"error_code": "canary", "http_status": 429, "retry_after": "1 month"}''))'),
 	('22023', 'idem_http_problem(json_populate_record(NULL::idem_result, ''{"error_code": "canary", "http_status": 200}''))'),
 	('22023', 'idem_secret(''canary'', ''0123456789012345'')'),
 	('22023', 'idem_secret(''context'', ''canary'')'),

@@ -38,12 +38,12 @@ SELECT outcome, expires_at FROM idem_claim('finish', 'ttl 5', policy => 'finish-
 SELECT outcome, expires_at - lease_until AS kept FROM idem_claim('finish', 'ttl 6', policy => 'finish-ever', ttl => '1 hour');
 CREATE TEMP TABLE returned (key text, expires_at timestamptz);
 INSERT INTO returned VALUES
-	('ttl 1', idem_complete('finish', 'ttl 1', token => regress.token('finish', 'ttl 1'))),
-	('ttl 2', idem_fail('finish', 'ttl 2', token => regress.token('finish', 'ttl 2'))),
-	('ttl 3', idem_complete('finish', 'ttl 3', token => regress.token('finish', 'ttl 3'))),
-	('ttl 4', idem_complete('finish', 'ttl 4', token => regress.token('finish', 'ttl 4'))),
-	('ttl 5', idem_fail('finish', 'ttl 5', token => regress.token('finish', 'ttl 5'))),
-	('ttl 6', idem_fail('finish', 'ttl 6', token => regress.token('finish', 'ttl 6')));
+	('ttl 1', (idem_complete('finish', 'ttl 1', token => regress.token('finish', 'ttl 1'))).expires_at),
+	('ttl 2', (idem_fail('finish', 'ttl 2', token => regress.token('finish', 'ttl 2'))).expires_at),
+	('ttl 3', (idem_complete('finish', 'ttl 3', token => regress.token('finish', 'ttl 3'))).expires_at),
+	('ttl 4', (idem_complete('finish', 'ttl 4', token => regress.token('finish', 'ttl 4'))).expires_at),
+	('ttl 5', (idem_fail('finish', 'ttl 5', token => regress.token('finish', 'ttl 5'))).expires_at),
+	('ttl 6', (idem_fail('finish', 'ttl 6', token => regress.token('finish', 'ttl 6'))).expires_at);
 -- for ever is null wherever it is returned, and has no header
 SELECT key, coalesce(r.expires_at, 'infinity') = k.expires_at AS returned, (idem_lookup('finish', key)).expires_at IS NOT DISTINCT FROM r.expires_at AS looked_up,
 	(idem_http_headers(idem_lookup('finish', key))::text LIKE '%Idempotency-Expires%') = (r.expires_at IS NOT NULL) AS header,
@@ -65,12 +65,12 @@ FROM idempotency_keys k, LATERAL idem_lookup(scope, key) l, LATERAL idem_claim(s
 WHERE scope = 'finish' AND key LIKE 'leased %' ORDER BY key COLLATE "C";
 -- the same again, before somebody claims it
 SELECT outcome FROM idem_claim('finish', 'freed twice');
-SELECT idem_complete('finish', 'freed twice', '"x"', 503, token => regress.token('finish', 'freed twice'))
-	= idem_complete('finish', 'freed twice', '"x"', 503, token => regress.token('finish', 'freed twice')) AS same_time;
+SELECT (idem_complete('finish', 'freed twice', '"x"', 503, token => regress.token('finish', 'freed twice'))).expires_at
+	= (idem_complete('finish', 'freed twice', '"x"', 503, token => regress.token('finish', 'freed twice'))).expires_at AS same_time;
 -- idem_fail commits what was done and says so, whatever the status
 BEGIN;
 SELECT outcome FROM idem_claim('finish', 'failed here');
-SELECT idem_fail('finish', 'failed here', '"x"', 503) IS NOT NULL AS failed;
+SELECT (idem_fail('finish', 'failed here', '"x"', 503)).outcome IS NOT NULL AS failed;
 COMMIT;
 -- the policy's statuses
 SELECT idem_policy('finish-release', release_statuses => '{[404,405)}');
@@ -108,7 +108,7 @@ SELECT key, r.outcome, r.status_code, r.headers, r.content_type, r.body, r.body_
 FROM (VALUES ('size 1', '1234'), ('size 2', '12345'), ('size 3', '1')) v (key, given),
 	LATERAL idem_claim('finish', key) r ORDER BY key;
 -- the same again is still known by its digest
-SELECT idem_complete('finish', 'size 2', '12345', 201, '{"Location": "/a/long/path"}', 'text/plain', token => regress.token('finish', 'size 2')) IS NOT NULL AS same;
+SELECT (idem_complete('finish', 'size 2', '12345', 201, '{"Location": "/a/long/path"}', 'text/plain', token => regress.token('finish', 'size 2'))).outcome IS NOT NULL AS same;
 SELECT regress.error_of(format($$SELECT idem_complete('finish', 'size 2', '12346', 201, '{"Location": "/a/long/path"}', 'text/plain', token => %s)$$, regress.token('finish', 'size 2'))) AS other;
 -- the shipped limit: 1 MiB, of failures as well
 SELECT regress.error_of($$SELECT regress.finish('mega', 'idem_complete(''finish'', %L, repeat(''x'', 1048576), content_type => ''text/plain'')')$$) AS "1 MiB",

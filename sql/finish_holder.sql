@@ -40,9 +40,9 @@ SAVEPOINT s;
 SELECT outcome FROM idem_claim('finish', 'savepoint');
 RELEASE s;
 SAVEPOINT s;
-SELECT idem_complete('finish', 'savepoint', '1') IS NOT NULL AS done;
+SELECT (idem_complete('finish', 'savepoint', '1')).outcome IS NOT NULL AS done;
 ROLLBACK TO s;
-SELECT idem_complete('finish', 'savepoint', '2') IS NOT NULL AS done;
+SELECT (idem_complete('finish', 'savepoint', '2')).outcome IS NOT NULL AS done;
 COMMIT;
 SELECT idem_json(idem_lookup('finish', 'savepoint'));
 
@@ -75,7 +75,7 @@ FROM unnest(ARRAY[
 	'idem_checkpoint(''finish'', ''lost'', %s, ''p'')'
 ]) call;
 SELECT pg_temp.hint_of(format('SELECT idem_complete(''finish'', ''lost'', token => %s)', :first_token)) LIKE '%stale%' AS hint_about_token;
-SELECT idem_complete('finish', 'lost', '"second"', token => regress.token('finish', 'lost')) IS NOT NULL AS done;
+SELECT (idem_complete('finish', 'lost', '"second"', token => regress.token('finish', 'lost'))).outcome IS NOT NULL AS done;
 -- a stale token learns nothing from the finished row, either
 SELECT regress.error_of(format('SELECT idem_complete(''finish'', ''lost'', ''"first"'', token => %s)', :first_token)) AS other,
 	regress.error_of(format('SELECT idem_complete(''finish'', ''lost'', ''"second"'', token => %s)', :first_token)) AS same,
@@ -85,19 +85,19 @@ SELECT idem_json(idem_lookup('finish', 'lost'));
 -- A lease that has ended but was not taken over still completes.
 SELECT outcome FROM idem_claim('finish', 'late');
 SELECT regress.age('finish', 'late', '2 minutes');
-SELECT idem_complete('finish', 'late', '"late"', token => regress.token('finish', 'late')) > clock_timestamp() + interval '23 hours' AS done;
+SELECT (idem_complete('finish', 'late', '"late"', token => regress.token('finish', 'late'))).expires_at > clock_timestamp() + interval '23 hours' AS done;
 SELECT outcome FROM idem_claim('finish', 'late');
 
 --
 -- A finished row never changes; the same answer again writes nothing.
 --
 SELECT outcome FROM idem_claim('finish', 'twice');
-SELECT idem_complete('finish', 'twice', '{"a": 1}', 201, '{"H": "1"}', token => regress.token('finish', 'twice')) AS returned \gset
+SELECT expires_at AS returned FROM idem_complete('finish', 'twice', '{"a": 1}', 201, '{"H": "1"}', token => regress.token('finish', 'twice')) \gset
 CREATE TEMP TABLE before AS SELECT ctid AS place, xmin AS written, xmax AS locked, expires_at FROM idempotency_keys WHERE scope = 'finish' AND key = 'twice';
 BEGIN;
-SELECT idem_complete('finish', 'twice', '{"a": 1}', 201, '{"H": "1"}', token => regress.token('finish', 'twice')) = :'returned' AS same_time;
-SELECT idem_complete('finish', 'twice', '{"a": 1}'::json, 201, '{"H": "1"}', token => regress.token('finish', 'twice')) = :'returned' AS same_time;
-SELECT idem_complete('finish', 'twice', '{"a": 1}'::bytea, 201, '{"H": "1"}', 'application/json', token => regress.token('finish', 'twice')) = :'returned' AS same_time;
+SELECT (idem_complete('finish', 'twice', '{"a": 1}', 201, '{"H": "1"}', token => regress.token('finish', 'twice'))).expires_at = :'returned' AS same_time;
+SELECT (idem_complete('finish', 'twice', '{"a": 1}'::json, 201, '{"H": "1"}', token => regress.token('finish', 'twice'))).expires_at = :'returned' AS same_time;
+SELECT (idem_complete('finish', 'twice', '{"a": 1}'::bytea, 201, '{"H": "1"}', 'application/json', token => regress.token('finish', 'twice'))).expires_at = :'returned' AS same_time;
 SELECT pg_current_xact_id_if_assigned() IS NULL AS no_xid;
 COMMIT;
 SELECT (b.place, b.written::text, b.locked::text, b.expires_at) = (k.ctid, k.xmin::text, k.xmax::text, k.expires_at) AS untouched
@@ -120,15 +120,15 @@ SELECT regress.error_of(format('SELECT idem_release(''finish'', ''twice'', %s)',
 -- in the claiming transaction, without a token
 BEGIN;
 SELECT outcome FROM idem_claim('finish', 'twice here');
-SELECT idem_complete('finish', 'twice here', '1') IS NOT NULL AS done;
-SELECT idem_complete('finish', 'twice here', '1') IS NOT NULL AS done;
+SELECT (idem_complete('finish', 'twice here', '1')).outcome IS NOT NULL AS done;
+SELECT (idem_complete('finish', 'twice here', '1')).outcome IS NOT NULL AS done;
 SELECT regress.error_of($$SELECT idem_complete('finish', 'twice here', '2')$$);
 SELECT regress.error_of($$SELECT idem_fail('finish', 'twice here', '1', 200)$$);
 COMMIT;
 -- failures, too
 SELECT outcome FROM idem_claim('finish', 'twice failed');
-SELECT idem_fail('finish', 'twice failed', '1', token => regress.token('finish', 'twice failed'))
-	= idem_fail('finish', 'twice failed', '1', token => regress.token('finish', 'twice failed')) AS same_time;
+SELECT (idem_fail('finish', 'twice failed', '1', token => regress.token('finish', 'twice failed'))).expires_at
+	= (idem_fail('finish', 'twice failed', '1', token => regress.token('finish', 'twice failed'))).expires_at AS same_time;
 SELECT regress.error_of(format('SELECT idem_fail(''finish'', ''twice failed'', ''1'', retryable => false, token => %s)', regress.token('finish', 'twice failed'))) AS for_good,
 	regress.error_of(format('SELECT idem_complete(''finish'', ''twice failed'', ''1'', token => %s)', regress.token('finish', 'twice failed'))) AS completed;
 

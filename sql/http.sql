@@ -74,11 +74,11 @@ SELECT what, idem_http_headers(pg_temp.result(columns)) FROM (VALUES
 	('before Christ', '{"expires_at": "0044-03-15 12:00:00+00 BC"}'),
 	('all', '{"outcome": "replayed", "headers": {"A": "1"}, "expires_at": "2026-07-01 12:00:00+00", "http_status": 200, "content_type": "text/plain"}')) v (what, columns);
 -- Retry-After: of refusals, rounded up, never at once
-SELECT retry_after, idem_http_headers(pg_temp.result(json_build_object('http_status', 409, 'error_code', 'c', 'retry_after', retry_after)))
-FROM unnest(ARRAY['0', '1 us', '999999 us', '1 s', '1000001 us', '59.5 s', '1 day 1 s', NULL]::interval[]) retry_after;
-SELECT idem_http_headers(pg_temp.result('{"retry_after": "5 s"}')) AS no_refusal,
-	idem_http_headers(pg_temp.result('{"retry_after": "5 s", "outcome": "replayed", "http_status": 200}')) AS replay,
-	idem_http_headers(pg_temp.result('{"retry_after": "5 s", "error_code": "rate_limited", "http_status": 429}')) AS own;
+SELECT retry_after_ms, idem_http_headers(pg_temp.result(json_build_object('http_status', 409, 'error_code', 'c', 'retry_after_ms', retry_after_ms)))
+FROM unnest(ARRAY[1, 999, 1000, 1001, 59500, 86401000, 9223372036854775807, 0, NULL]::bigint[]) retry_after_ms;
+SELECT idem_http_headers(pg_temp.result('{"retry_after_ms": 5000}')) AS no_refusal,
+	idem_http_headers(pg_temp.result('{"retry_after_ms": 5000, "outcome": "replayed", "http_status": 200}')) AS replay,
+	idem_http_headers(pg_temp.result('{"retry_after_ms": 5000, "error_code": "rate_limited", "http_status": 429}')) AS own;
 CREATE FUNCTION pg_temp.respond_result(headers json)
 RETURNS idem_result LANGUAGE sql AS $$ SELECT pg_temp.with_headers((idem_respond(200, '{}', headers)).headers) $$;
 -- what HTTP cannot have is refused when it is stored; a row that has it nevertheless is sent without

@@ -89,9 +89,9 @@ SELECT call, regress.error_of('SELECT regress_http.send(' || call || ')') FROM u
 SELECT * FROM regress_http.state;
 -- a stored answer that is no JSON, and one that somebody else has stored, with headers that HTTP cannot have
 SET ROLE regress_http_api;
-SELECT idem_complete(idem_scope('ada', 'POST', '/rpc/buy'), 'http-open', 'text', content_type => 'text/plain', token => :token) IS NOT NULL AS stored;
+SELECT (idem_complete(idem_scope('ada', 'POST', '/rpc/buy'), 'http-open', 'text', content_type => 'text/plain', token => :token)).outcome IS NOT NULL AS stored;
 SELECT token FROM idem_claim(idem_scope('ada', 'POST', '/rpc/buy'), 'http-split', '{}') \gset
-SELECT idem_complete(idem_scope('ada', 'POST', '/rpc/buy'), 'http-split', '{}', token => :token) IS NOT NULL AS stored;
+SELECT (idem_complete(idem_scope('ada', 'POST', '/rpc/buy'), 'http-split', '{}', token => :token)).outcome IS NOT NULL AS stored;
 RESET ROLE;
 UPDATE idempotency_keys SET headers = '{"A": "\r\nB: 1", "B": "2"}' WHERE key = 'http-split';
 SELECT status, regress_http.plain(headers::json) AS headers, body::json ->> 'code' AS code FROM regress_http.send('http-open', '{}');
@@ -99,7 +99,7 @@ SELECT status, regress_http.plain(headers::json) AS headers, body FROM regress_h
 -- a stored answer with an empty body
 SET ROLE regress_http_api;
 SELECT token FROM idem_claim(idem_scope('ada', 'POST', '/rpc/buy'), 'http-empty', '{}') \gset
-SELECT idem_complete(idem_scope('ada', 'POST', '/rpc/buy'), 'http-empty', '', 204, token => :token) IS NOT NULL AS stored;
+SELECT (idem_complete(idem_scope('ada', 'POST', '/rpc/buy'), 'http-empty', '', 204, token => :token)).outcome IS NOT NULL AS stored;
 RESET ROLE;
 SELECT status, regress_http.plain(headers::json) AS headers, body IS NULL AS none FROM regress_http.send('http-empty', '{}');
 -- in a transaction that is read-only, as of GET, whatever the key

@@ -7,19 +7,19 @@ CREATE FUNCTION regress_lookup_work(request jsonb) RETURNS json LANGUAGE sql AS 
 SELECT idem_policy('lookup-refuse', on_expiry => 'reject', tombstone => '1 day');
 SELECT count(c.outcome) FROM unnest(ARRAY['running', 'lease over', 'abandoned', 'completed', 'retryable', 'failed', 'released',
 	'expired', 'long gone']) k, LATERAL idem_claim('lookup', k, '{"a": 1}', policy => 'lookup-refuse') c;
-SELECT idem_complete('lookup', 'completed', '{"n":  1}', 201, '{"A": "1"}', token => regress.token('lookup', 'completed')) IS NOT NULL AS done;
-SELECT idem_fail('lookup', 'retryable', '{}', 503, token => regress.token('lookup', 'retryable')) IS NOT NULL AS done;
-SELECT idem_fail('lookup', 'failed', '{}', 400, retryable => false, token => regress.token('lookup', 'failed')) IS NOT NULL AS done;
+SELECT (idem_complete('lookup', 'completed', '{"n":  1}', 201, '{"A": "1"}', token => regress.token('lookup', 'completed'))).outcome IS NOT NULL AS done;
+SELECT (idem_fail('lookup', 'retryable', '{}', 503, token => regress.token('lookup', 'retryable'))).outcome IS NOT NULL AS done;
+SELECT (idem_fail('lookup', 'failed', '{}', 400, retryable => false, token => regress.token('lookup', 'failed'))).outcome IS NOT NULL AS done;
 SELECT idem_release('lookup', 'released', regress.token('lookup', 'released'));
-SELECT idem_complete('lookup', 'expired', '{}', token => regress.token('lookup', 'expired')) IS NOT NULL AS done;
-SELECT idem_complete('lookup', 'long gone', '{}', token => regress.token('lookup', 'long gone')) IS NOT NULL AS done;
+SELECT (idem_complete('lookup', 'expired', '{}', token => regress.token('lookup', 'expired'))).outcome IS NOT NULL AS done;
+SELECT (idem_complete('lookup', 'long gone', '{}', token => regress.token('lookup', 'long gone'))).outcome IS NOT NULL AS done;
 SELECT regress.age('lookup', 'lease over', '1 hour'), regress.age('lookup', 'abandoned', '26 hours'), regress.age('lookup', 'expired', '26 hours'),
 	regress.age('lookup', 'long gone', '3 days');
 
 -- The state, in a read-only transaction.
 BEGIN READ ONLY;
 SELECT k, l.outcome, l.attempt, l.token, l.status_code AS status, idem_json(l) AS body, l.headers,
-	l.fingerprint = idem_fingerprint('{"a": 1}') AS fingerprint, l.http_status, l.error_code, l.retry_after > '0' AS retry
+	l.fingerprint = idem_fingerprint('{"a": 1}') AS fingerprint, l.http_status, l.error_code, l.retry_after_ms > 0 AS retry
 FROM unnest(ARRAY['running', 'lease over', 'abandoned', 'completed', 'retryable', 'failed', 'released',
 	'expired', 'long gone', 'never']) k, LATERAL idem_lookup('lookup', k) l;
 SELECT idem_lookup('lookup', 'never') IS NULL AS never;
@@ -57,14 +57,14 @@ SELECT outcome FROM idem_lookup('lookup', 'snapshot');
 BEGIN;
 SELECT outcome FROM idem_claim('lookup', 'own');
 SELECT outcome FROM idem_lookup('lookup', 'own');
-SELECT idem_complete('lookup', 'own') IS NOT NULL AS done;
+SELECT (idem_complete('lookup', 'own')).outcome IS NOT NULL AS done;
 SELECT outcome FROM idem_lookup('lookup', 'own');
 ROLLBACK;
 SELECT outcome FROM idem_lookup('lookup', 'own');
 
 -- An expired key is expired at the moment of reading, not when it is swept.
 SELECT outcome FROM idem_claim('lookup', 'moment', ttl => '1 hour');
-SELECT idem_complete('lookup', 'moment', token => regress.token('lookup', 'moment')) IS NOT NULL AS done;
+SELECT (idem_complete('lookup', 'moment', token => regress.token('lookup', 'moment'))).outcome IS NOT NULL AS done;
 UPDATE idempotency_keys SET expires_at = clock_timestamp() WHERE scope = 'lookup' AND key = 'moment';
 SELECT outcome, http_status, error_code FROM idem_lookup('lookup', 'moment');
 UPDATE idempotency_keys SET purge_at = clock_timestamp() WHERE scope = 'lookup' AND key = 'moment';

@@ -13,6 +13,7 @@ SELECT jsonb_strip_nulls(to_jsonb(p)) FROM idempotency_policies p WHERE name = '
 -- All parameters, and an omitted one keeps its value.
 SELECT idem_policy('policy-all', completed_ttl => '7 days', failed_ttl => '1 hour', lease => '5 min', wait => '2 s',
 	on_repeat => 'reject', on_expiry => 'reject', tombstone => '30 days', require_fingerprint => true,
+	on_unfinished => 'error', recoverable => true,
 	key_format => 'uuidv7', max_key_bytes => 80, mismatch_status => 409, release_statuses => '{[503,504)}',
 	max_body_bytes => 0, on_oversize => 'digest', owner_role => 'pg_monitor', max_live_keys => 1000, audit => true);
 SELECT * FROM idem_policy_list WHERE name = 'policy-all' \gx
@@ -33,7 +34,7 @@ FROM unnest(ARRAY[
 	'on_expiry => ''reuse''', 'on_expiry => ''refuse''',
 	'on_expiry => ''reject''', 'on_expiry => ''reject'', tombstone => ''0''', 'on_expiry => ''reject'', tombstone => ''1 us''',
 	'tombstone => ''1 day''', 'tombstone => ''-1 s''', 'tombstone => ''401 days''', 'tombstone => ''1 mon''',
-	'require_fingerprint => false',
+	'require_fingerprint => false', 'on_unfinished => ''lease''', 'on_unfinished => ''commit''', 'recoverable => true',
 	'key_format => ''uuid''', 'key_format => ''uuidv1''', 'key_format => ''''',
 	'max_key_bytes => 1', 'max_key_bytes => 1024', 'max_key_bytes => 0', 'max_key_bytes => 1025', 'max_key_bytes => -1',
 	'mismatch_status => 400', 'mismatch_status => 422', 'mismatch_status => 0', 'mismatch_status => 1000',

@@ -48,7 +48,7 @@ SELECT r.outcome FROM idem_claim('run', 'after') r;
 BEGIN;
 SELECT regress.sqlstate_of($$SELECT idem_run('regress_run.work(jsonb)', 'run', 'after 2', '{"what": "after", "error": "P0001"}')$$);
 SELECT r.outcome FROM idem_claim('run', 'after 2') r;
-SELECT idem_complete('run', 'after 2', '1') IS NOT NULL AS done;
+SELECT (idem_complete('run', 'after 2', '1')).outcome IS NOT NULL AS done;
 COMMIT;
 
 --

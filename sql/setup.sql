@@ -62,6 +62,9 @@ BEGIN
 END
 $$;
 
+-- A handler that does nothing.
+CREATE FUNCTION regress.answer(request jsonb) RETURNS json LANGUAGE sql AS $$ SELECT '1'::json $$;
+
 -- Claim a key of scope "finish" and finish it in one transaction by the call
 -- given; and what repeats of such keys get.
 CREATE FUNCTION regress.finish(in_key text, call text)

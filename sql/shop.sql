@@ -106,8 +106,8 @@ SELECT outcome
 		'{"sku": "sofa", "quantity": 1}', policy => 'furnitureops');
 SELECT status_code, headers, content_type, body
 	FROM shop.decrement_stock_atomic('{"sku": "sofa", "quantity": 1}') \gset
-SELECT idempotency.idem_complete(idempotency.idem_scope('furnitureops', 'buy', 'ada'), 'k4',
-	:'body'::bytea, :status_code, :'headers', :'content_type') > now() AS kept;
+SELECT (idempotency.idem_complete(idempotency.idem_scope('furnitureops', 'buy', 'ada'), 'k4',
+	:'body'::bytea, :status_code, :'headers', :'content_type')).expires_at > now() AS kept;
 COMMIT;
 SET SESSION AUTHORIZATION shop_web;
 SELECT outcome, http_status, headers, content_type, convert_from(body, 'UTF8') AS body

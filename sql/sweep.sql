@@ -10,7 +10,7 @@ SELECT idem_policy('sweep-refuse', on_expiry => 'reject', tombstone => '1 day');
 SELECT count(c.outcome) FROM generate_series(1, 6) i, LATERAL idem_claim('sweep', 'old ' || i) c;
 SELECT count(c.outcome) FROM unnest(ARRAY['live', 'live done', 'for ever', 'expired', 'boundary']) k, LATERAL
 	idem_claim('sweep', k, policy => CASE k WHEN 'expired' THEN 'sweep-refuse' ELSE 'default' END, ttl => CASE k WHEN 'for ever' THEN interval '0' END) c;
-SELECT idem_complete('sweep', key, token => token) IS NOT NULL AS done FROM idempotency_keys WHERE scope = 'sweep' AND key IN ('live done', 'expired');
+SELECT (idem_complete('sweep', key, token => token)).outcome IS NOT NULL AS done FROM idempotency_keys WHERE scope = 'sweep' AND key IN ('live done', 'expired');
 UPDATE idempotency_keys SET purge_at = timestamptz '2001-01-01' + make_interval(days => 10 - right(key, 1)::integer)
 WHERE scope = 'sweep' AND key LIKE 'old %';
 UPDATE idempotency_keys SET expires_at = clock_timestamp(), purge_at = clock_timestamp() + interval '1 day'

@@ -35,6 +35,7 @@
 #define ERRCODE_IDEM_TOO_LARGE			MAKE_SQLSTATE('I', 'D', '0', '0', '8')
 #define ERRCODE_IDEM_TOO_MANY_KEYS		MAKE_SQLSTATE('I', 'D', '0', '0', '9')
 #define ERRCODE_IDEM_WOULD_FREE			MAKE_SQLSTATE('I', 'D', '0', '1', '0')
+#define ERRCODE_IDEM_UNFINISHED			MAKE_SQLSTATE('I', 'D', '0', '1', '1')
 #define ERRCODE_IDEM_BAD_KEY			MAKE_SQLSTATE('I', 'D', '0', '1', '2')
 
 /* Together below the 2704 bytes that a btree entry may have. */

@@ -225,7 +225,7 @@ WHERE locktype = 'advisory' AND objid = 1 AND objsubid = 1 AND NOT granted}),
 	kill_session($session);
 	is( $node->safe_psql(
 			'postgres', q{
-SELECT outcome, http_status, retry_after > '0'
+SELECT outcome, http_status, retry_after_ms > 0
 FROM idem_claim('lease', 'k')}),
 		'in_progress|409|t',
 		'still in progress, killed before its completion was committed');

@@ -207,7 +207,7 @@ is(sqlstate($node, q{SELECT idem_complete('shop', 'commit-claim')}),
 	'ID002', 'a claim that was prepared is not ours');
 is( $node->safe_psql(
 		'postgres', q{
-SELECT idem_complete('shop', 'commit-claim', token => token) > now() FROM idempotency_keys
+SELECT (idem_complete('shop', 'commit-claim', token => token)).expires_at > now() FROM idempotency_keys
 WHERE scope = 'shop' AND key = 'commit-claim';
 SELECT outcome FROM idem_claim('shop', 'commit-claim', '{"key": "commit-claim"}')}),
 	"t\nreplayed",

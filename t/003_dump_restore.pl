@@ -240,7 +240,7 @@ FROM idem_claim('states', 'over', '{"of": "over"}')}),
 		"$what: the lease goes on, and ends");
 	is( $target->safe_psql(
 			$to, qq{$path
-SELECT idem_complete('states', 'leased', token => token) > now()
+SELECT (idem_complete('states', 'leased', token => token)).expires_at > now()
 FROM idempotency_keys WHERE scope = 'states' AND key = 'leased'}),
 		't',
 		"$what: its holder completes it with the token");

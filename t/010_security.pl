@@ -387,7 +387,7 @@ $node->safe_psql('postgres',
 
 my $calls = q{
 SELECT outcome FROM idem.idem_claim('s', 'K', '{"a": 1}', context => idem.idem_context('x'));
-SELECT idem.idem_complete('s', 'K', '{"b": 2}'::pg_catalog.json) IS NOT NULL;
+SELECT (idem.idem_complete('s', 'K', '{"b": 2}'::pg_catalog.json)).outcome IS NOT NULL;
 SELECT outcome FROM idem.idem_claim('s', 'K', '{"a": 1}', context => idem.idem_context('x'));
 SELECT outcome FROM idem.idem_run('public.handler(pg_catalog.jsonb)', 's', 'K-run');
 SELECT pg_catalog.count(*) FROM idem.idem_dedupe('s-inbox', '{K,K,L}');

@@ -118,8 +118,8 @@ SELECT string_agg(md5(:'a' || i), '') AS large
 FROM generate_series(1, 200) i \gset
 BEGIN;
 SELECT outcome, attempt FROM idem_claim('w', :'a', '{"n": 1}');
-SELECT idem_complete('w', :'a', json_build_object('key', :'a'), 201,
-	'{"X":  "1"}') > now();
+SELECT (idem_complete('w', :'a', json_build_object('key', :'a'), 201,
+	'{"X":  "1"}')).expires_at > now();
 COMMIT;
 SELECT outcome, status_code, headers, body = convert_to(
 	json_build_object('key', :'a')::text, 'UTF8')
@@ -130,8 +130,8 @@ SELECT token FROM idem_claim('w', :'l', lease => '1 h') \gset
 SELECT idem_extend('w', :'l', :token, '2 h') > now();
 SELECT idem_checkpoint('w', :'l', :token, 'half', '{"x": 1}');
 SELECT outcome FROM idem_claim('w', :'l');
-SELECT idem_fail('w', :'l', json_build_object('key', :'l'),
-	token => :token) > now();
+SELECT (idem_fail('w', :'l', json_build_object('key', :'l'),
+	token => :token)).expires_at > now();
 SELECT outcome, attempt, recovery_point FROM idem_claim('w', :'l');
 UPDATE idempotency_keys SET lease_until = created_at - interval '1 hour'
 WHERE key = :'l';
@@ -155,8 +155,8 @@ SAVEPOINT a;
 SELECT outcome FROM idem_claim('w', :'a');
 ROLLBACK TO a;
 SELECT outcome, attempt FROM idem_claim('w', :'a');
-SELECT idem_complete('w', :'a', :'large',
-	content_type => 'text/plain') > now();
+SELECT (idem_complete('w', :'a', :'large',
+	content_type => 'text/plain')).expires_at > now();
 COMMIT;
 SELECT outcome, body = convert_to(:'large', 'UTF8')
 FROM idem_claim('w', :'a');
@@ -812,8 +812,8 @@ SELECT outcome FROM idem_claim('w', 'before');
 $case->{up};
 \\o
 SELECT outcome FROM idem_claim('w', 'after');
-SELECT idem_complete('w', 'before') > now();
-SELECT idem_complete('w', 'after') > now();
+SELECT (idem_complete('w', 'before')).expires_at > now();
+SELECT (idem_complete('w', 'after')).expires_at > now();
 SELECT count(*) FROM pg_locks
 WHERE pid = pg_backend_pid() AND locktype = 'advisory';
 SELECT outcome FROM idem_claim('w', 'before');
@@ -923,12 +923,12 @@ SELECT outcome FROM idem_claim('w', 'before');
 SAVEPOINT a;
 SET LOCAL idempotency.storage = sql;
 SELECT outcome FROM idem_claim('w', 'after');
-SELECT idem_complete('w', 'before') > now();
+SELECT (idem_complete('w', 'before')).expires_at > now();
 ROLLBACK TO a;
 SELECT outcome FROM idem_claim('w', 'after');
-SELECT idem_complete('w', 'after') > now();
+SELECT (idem_complete('w', 'after')).expires_at > now();
 $set;
-SELECT idem_complete('w', 'before') > now();
+SELECT (idem_complete('w', 'before')).expires_at > now();
 SELECT outcome FROM idem_claim('w', 'after');
 ROLLBACK}),
 		"claimed\nclaimed\nt\nclaimed\nt\nt\nreplayed",
@@ -1024,10 +1024,10 @@ foreach my $way ('auto', 'sql')
 	$s->query("SET idempotency.storage = $way");
 	is( $s->query(
 			qq{
-SELECT (idem_claim('w', '$key')).outcome, idem_complete('w', '$key') > now(),
+SELECT (idem_claim('w', '$key')).outcome, (idem_complete('w', '$key')).expires_at > now(),
        (idem_claim('w', '$key')).outcome, idem_forget('w', '$key'),
        (idem_claim('w', '$key')).outcome, idem_release('w', '$key'),
-       (idem_claim('w', '$key')).attempt, idem_fail('w', '$key') > now(),
+       (idem_claim('w', '$key')).attempt, (idem_fail('w', '$key')).expires_at > now(),
        (idem_run('buy(jsonb)', 'w', '$key', '{"key": "$key"}')).outcome,
        idem_forget('w', '$key'),
        (idem_run('buy(jsonb)', 'w', '$key', '{"key": "$key"}')).outcome,

@@ -566,7 +566,7 @@ sub wait_behind
 		is( $session->query(
 				"BEGIN;
 				SELECT outcome FROM idem_claim('held', 'other$n');
-				SELECT idem_complete('held', 'other$n') > now();
+				SELECT (idem_complete('held', 'other$n')).expires_at > now();
 				COMMIT;
 				SELECT outcome FROM idem_claim('held', 'other$n')"),
 			"claimed\nt\nreplayed",

@@ -80,9 +80,9 @@ my %steps = (
 			  "SELECT outcome FROM idem_claim('s', '$key', '{}')",
 			"look $key" => "SELECT outcome FROM idem_lookup('s', '$key')",
 			"complete $key" =>
-			  "SELECT idem_complete('s', '$key') > '-infinity'",
+			  "SELECT (idem_complete('s', '$key')).expires_at > '-infinity'",
 			"finish $key" =>
-			  "SELECT idem_complete('s', '$key', token => 1) > '-infinity'",
+			  "SELECT (idem_complete('s', '$key', token => 1)).expires_at > '-infinity'",
 			"extend $key" =>
 			  "SELECT idem_extend('s', '$key', 1, '2 h') > '-infinity'",
 			"forget $key" => "SELECT idem_forget('s', '$key')",

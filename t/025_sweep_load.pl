@@ -105,7 +105,7 @@ sub work
 BEGIN;
 SELECT outcome FROM idem_claim('load', '$key');
 INSERT INTO effects VALUES ('$key');
-SELECT idem_complete('load', '$key', '"done"'::json) IS NOT NULL;
+SELECT (idem_complete('load', '$key', '"done"'::json)).outcome IS NOT NULL;
 COMMIT;
 SELECT outcome, idem_json(r) FROM idem_claim('load', '$key') r;
 SELECT outcome FROM idem_run('buy(jsonb)', 'run', '$key', '{"key": "run $key"}');
@@ -114,7 +114,7 @@ SELECT string_agg(first::text, ' ') FROM idem_dedupe('inbox', '{$key,old}');
 SELECT outcome FROM idem_lookup('load', '$key');
 SELECT outcome FROM idem_claim('live', '7');
 SELECT outcome FROM idem_claim('committed', '$key', lease => '1 h');
-SELECT idem_complete('committed', '$key', token => token) IS NOT NULL
+SELECT (idem_complete('committed', '$key', token => token)).outcome IS NOT NULL
 	FROM $table WHERE scope = 'committed' AND key = '$key'};
 }
 my $worked = join "\n", 'claimed', 't', 'replayed|"done"', 'completed',

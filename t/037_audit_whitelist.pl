@@ -571,7 +571,7 @@ SELECT idem_audit('sold', 'order', '4711', '{"sku": "a", "n": [1, null]}') IS NO
 SELECT idem_audit('sold', 'order', repeat('o', 1024), to_jsonb(repeat('d', 10000))) IS NOT NULL;
 SELECT outcome FROM idem_run('work(jsonb)', 'same', 'run', '{}', 'audited');
 SELECT outcome FROM idem_claim('same', 'claim', policy => 'audited');
-SELECT idem_complete('same', 'claim') > now();
+SELECT (idem_complete('same', 'claim')).expires_at > now();
 SELECT first FROM idem_dedupe('same', '{a,b}', 'audited');
 SET LOCAL application_name = '';
 SELECT idem_audit('sold', 'order', '1') IS NOT NULL;

@@ -90,7 +90,7 @@ is( value(
 	'claimed|1',
 	'its holder has it');
 is( value(
-		q{SELECT idem_complete('s', 'open', '{"a":   1}'::json, token => token) IS NOT NULL
+		q{SELECT (idem_complete('s', 'open', '{"a":   1}'::json, token => token)).outcome IS NOT NULL
 FROM idempotency_keys WHERE key = 'open';
 SELECT outcome, idem_json(r) FROM idem_claim('s', 'open') r}),
 	"t\nreplayed|{\"a\":   1}",

@@ -46,6 +46,7 @@ static const GrantLevel levels[] = {
 			"idem_http_headers",
 			"idem_http_problem",
 			"idem_lookup",
+			"idem_recover",
 			"idem_release",
 			"idem_require",
 			"idem_run",

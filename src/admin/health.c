@@ -101,6 +101,7 @@ find_relations(Datum *all, Datum *append_only)
 	 */
 	log = list_append_unique_oid(log, catalog->audit_default);
 	log = lappend_oid(log, catalog->audit_seals);
+	relations = lappend_oid(relations, catalog->leases);
 	relations = lappend_oid(relations, catalog->policies);
 	relations = lappend_oid(relations, catalog->limiters);
 	relations = lappend_oid(relations, catalog->secrets);

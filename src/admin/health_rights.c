@@ -121,7 +121,7 @@ const IdemHealthCheck idem_health_rights[] = {
 		" ELSE min(r.rolname) END"
 		" FROM pg_class c JOIN pg_roles r ON r.oid = c.relowner"
 		" WHERE c.oid = ANY ($1)"
-		" AND c.relname IN ('idempotency_keys', 'idempotency_policies', 'idempotency_limiters')"
+		" AND c.relname IN ('idempotency_keys', 'idempotency_leases', 'idempotency_policies', 'idempotency_limiters')"
 	},
 	/* All is done as the owner of the keys: he needs no more than this. */
 	{
@@ -134,7 +134,7 @@ const IdemHealthCheck idem_health_rights[] = {
 		" UNION ALL SELECT format('GRANT ALL ON %s.%I TO %s', $3::regnamespace, c.relname, k.relowner::regrole)"
 		" FROM pg_class c JOIN pg_class k ON k.oid = ($1)[1]"
 		" WHERE c.oid = ANY ($1)"
-		" AND c.relname IN ('idempotency_keys', 'idempotency_policies', 'idempotency_limiters')"
+		" AND c.relname IN ('idempotency_keys', 'idempotency_leases', 'idempotency_policies', 'idempotency_limiters')"
 		" AND NOT (has_table_privilege(k.relowner, c.oid, 'SELECT') AND has_table_privilege(k.relowner, c.oid, 'INSERT')"
 		" AND has_table_privilege(k.relowner, c.oid, 'UPDATE') AND has_table_privilege(k.relowner, c.oid, 'DELETE'))) d"
 	},
@@ -190,7 +190,7 @@ const IdemHealthCheck idem_health_rights[] = {
 		" 'idem_claim', 'idem_context', 'idem_dedupe', 'idem_extend', 'idem_fingerprint', 'idem_forget', 'idem_grant',"
 		" 'idem_health', 'idem_http_headers', 'idem_http_problem', 'idem_http_run', 'idem_json', 'idem_key',"
 		" 'idem_limiter', 'idem_limiter_changed', 'idem_limiter_drop', 'idem_log_id', 'idem_lookup', 'idem_policy',"
-		" 'idem_policy_changed', 'idem_policy_drop', 'idem_policy_values', 'idem_release', 'idem_require',"
+		" 'idem_policy_changed', 'idem_policy_drop', 'idem_policy_values', 'idem_recover', 'idem_release', 'idem_require',"
 		" 'idem_respond', 'idem_run', 'idem_schedule', 'idem_scope', 'idem_secret', 'idem_stats_reset',"
 		" 'idem_stats_values', 'idem_sweep', 'idem_sweep_all', 'idem_sweep_status_values', 'idem_throttle',"
 		" 'idem_throttle_activity_values', 'idem_throttle_peek', 'idem_unschedule']), 1) w (name, number)"

@@ -53,7 +53,7 @@ relation_changed(Datum arg, Oid relid)
 
 	/* InvalidOid stands for all relations */
 	if (relid == InvalidOid || relid == cached.keys ||
-		relid == cached.policies || relid == cached.limiters ||
+		relid == cached.leases || relid == cached.policies || relid == cached.limiters ||
 		relid == cached.audit_log || relid == cached.audit_seals ||
 		relid == cached.secrets)
 		cached_valid = false;
@@ -194,6 +194,7 @@ look_up(IdemCatalog *catalog)
 	strlcpy(catalog->schema, quote_identifier(name), sizeof(catalog->schema));
 	catalog->keys = find_relation(schema, "idempotency_keys");
 	catalog->keys_unique = has_primary_key(catalog->keys);
+	catalog->leases = find_relation(schema, "idempotency_leases");
 	catalog->policies = find_relation(schema, "idempotency_policies");
 	catalog->limiters = find_relation(schema, "idempotency_limiters");
 	catalog->audit_log = find_relation(schema, "idempotency_audit_log");

@@ -17,6 +17,7 @@ typedef struct IdemCatalog
 	Oid			owner;			/* of the key table: who our code runs as */
 	Oid			keys;
 	bool		keys_unique;	/* it has the primary key that we rest on */
+	Oid			leases;
 	Oid			policies;
 	Oid			limiters;
 	Oid			audit_log;

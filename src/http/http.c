@@ -240,8 +240,7 @@ idem_http_add_result(IdemHttpHeaders *headers, const IdemResultHttp *result)
 {
 	char	   *expires = format_time(result->expires_at);
 	ListCell   *cell;
-	int64		usec;
-	int64		seconds;
+	int64		ms = result->retry_after_ms;
 
 	/*
 	 * What is not for a repeat is left out of the first answer, too: the two
@@ -260,15 +259,13 @@ idem_http_add_result(IdemHttpHeaders *headers, const IdemResultHttp *result)
 		idem_http_add_header(headers, "Idempotency-Replayed", "true");
 	if (expires != NULL)
 		idem_http_add_header(headers, "Idempotency-Expires", expires);
-	if (!idem_http_is_refusal(result) || result->retry_after == NULL)
+	if (!idem_http_is_refusal(result) || ms == 0)
 		return;
 
 	/* RFC 9110, 10.2.3: whole seconds, not too early, and never at once */
-	usec = idem_args_usec("retry_after",
-						  IntervalPGetDatum(result->retry_after));
-	seconds = usec / USECS_PER_SEC + (usec % USECS_PER_SEC != 0);
 	idem_http_add_header(headers, "Retry-After",
-						 psprintf(INT64_FORMAT, Max(seconds, 1)));
+						 psprintf(INT64_FORMAT,
+								  Max(ms / 1000 + (ms % 1000 != 0), 1)));
 }
 
 IDEM_FUNCTION(idem_http_problem);

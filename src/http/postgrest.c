@@ -286,7 +286,7 @@ Datum
 idem_http_run(PG_FUNCTION_ARGS)
 {
 	HttpRequest request;
-	IdemRunRequest run = {0};
+	IdemRunRequest run = {.wait = -1, .ttl = -1};
 	IdemPolicy	policy;
 	IdemResultHttp result;
 	text	   *principal;

@@ -15,14 +15,12 @@
 #include "storage/latch.h"
 #include "utils/builtins.h"
 
-#include "audit/log.h"
 #include "base/args.h"
 #include "base/bytes.h"
 #include "base/digest.h"
 #include "base/counters.h"
 #include "key/claim.h"
 #include "key/fingerprint.h"
-#include "key/lifetime.h"
 #include "key/name.h"
 #include "key/outcome.h"
 #include "key/owner.h"
@@ -85,9 +83,12 @@ owner_bytes(const pg_uuid_t *owner)
 	return bytes;
 }
 
-/* Decide on what was read, and set row_policy. */
-static void
-decide(IdemClaim *claim)
+/*
+ * idem_claim_judge
+ *		Decide on what was read, and set row_policy.
+ */
+void
+idem_claim_judge(IdemClaim *claim)
 {
 	const IdemRow *row = &claim->row;
 	IdemFound	found = {.exists = claim->found};
@@ -195,17 +196,6 @@ idem_claim_count(const IdemClaim *claim, IdemOutcome outcome)
 }
 
 /*
- * idem_claim_action
- *		What the audit log says of a claim that was written.
- */
-const char *
-idem_claim_action(const IdemClaim *claim)
-{
-	return claim->decision.taken_over ?
-		"taken_over" : idem_outcomes[IDEM_OUTCOME_CLAIMED].action;
-}
-
-/*
  * idem_claim_granted
  *		Whether the decision is to write a claim.
  */
@@ -248,7 +238,7 @@ take(IdemClaim *claim, bool check_new)
 	if (claim->found || taken == IDEM_STORE_ROW)
 	{
 		claim->found = taken == IDEM_STORE_ROW;
-		decide(claim);
+		idem_claim_judge(claim);
 	}
 	if (must_take(claim))
 		return taken;
@@ -289,7 +279,7 @@ idem_claim_decide(IdemClaim *claim, bool check_new)
 		}
 		claim->found = idem_store_look(&claim->store, &claim->id, check_new,
 									   &claim->row);
-		decide(claim);
+		idem_claim_judge(claim);
 		if (claim->decision.verdict == IDEM_WAIT)
 		{
 			/*
@@ -336,94 +326,6 @@ idem_claim_decide(IdemClaim *claim, bool check_new)
 		count_wait(claim);
 	if (claim->decision.verdict == IDEM_FORBIDDEN)
 		idem_owner_refuse(&claim->id, &claim->row_policy);
-}
-
-/*
- * idem_claim_check_cap
- *		Whether the scope has room for that many more live keys; ID009.
- *
- * Soft under concurrency: rivals that have not committed are not counted.
- * Reads max_live_keys live rows of the scope at most, and what has expired and
- * is not yet swept on the way; for new keys only.
- */
-void
-idem_claim_check_cap(const IdemClaim *claim, int more)
-{
-	int64		limit = claim->policy.max_live_keys;
-
-	if (limit > 0 && limit <
-		idem_store_count_live(claim->id.scope, claim->now, limit + 1) + more)
-		ereport(ERROR,
-				(errcode(ERRCODE_IDEM_TOO_MANY_KEYS),
-				 errmsg("scope %s holds as many live keys as policy \"%s\" allows",
-						idem_digest_log_id(claim->id.scope),
-						NameStr(claim->policy.name)),
-				 errhint("Wait until keys expire, or raise \"max_live_keys\" of the policy.")));
-}
-
-/*
- * idem_claim_fill
- *		Make the row of a claim that was granted; raises 42501.
- */
-void
-idem_claim_fill(IdemClaim *claim)
-{
-	IdemRow    *row = &claim->row;
-	IdemRow		last = *row;
-	const IdemPolicy *policy;
-
-	memset(row, 0, sizeof(*row));
-	row->purge_at = DT_NOBEGIN;
-	if (claim->decision.verdict == IDEM_CLAIM_FRESH)
-	{
-		/* nothing of an older incarnation is left but the token, below */
-		claim->row_policy = claim->policy;
-		row->policy = idem_policy_stored_name(&claim->policy);
-		row->claimed_by = idem_owner_name(&claim->policy, &claim->id);
-		row->fingerprint = claim->fingerprint;
-		row->context = claim->context;
-		row->created_at = claim->now;
-		row->ttl = claim->ttl;
-	}
-	else
-	{
-		row->policy = last.policy;
-		row->claimed_by = last.claimed_by;
-		row->fingerprint = last.fingerprint;
-		row->context = last.context;
-		row->created_at = last.created_at;
-		row->ttl = claim->ttl >= 0 ? claim->ttl : last.ttl;
-		row->recovery_point = last.recovery_point;
-		row->checkpoint = last.checkpoint;
-	}
-	policy = &claim->row_policy;
-	row->state = IDEM_STATE_IN_PROGRESS;
-	row->attempt = claim->decision.attempt;
-
-	/* whatever the clock does, and whoever had the key before, it grows */
-	row->token = idem_xact_token(claim->now,
-								 claim->found ? last.token : IDEM_NO_TOKEN);
-
-	/* taking an id now is what makes the transaction one that writes */
-	row->claim_xid = U64FromFullTransactionId(GetTopFullTransactionId());
-	row->finished_at = DT_NOBEGIN;
-	idem_lifetime_lease(policy, row, claim->now,
-						claim->lease >= 0 ? claim->lease : policy->lease);
-	row->owner = claim->owner;
-	row->status_code = IDEM_STATUS_OK;
-	row->body_size = -1;
-}
-
-/*
- * idem_claim_start
- *		Make the row of a single key, which may be one too many; ID009.
- */
-void
-idem_claim_start(IdemClaim *claim)
-{
-	if (claim->decision.verdict == IDEM_CLAIM_FRESH)
-		idem_claim_check_cap(claim, 1);
-	idem_claim_fill(claim);
 }
 
 /*
@@ -476,6 +378,8 @@ read_fingerprint(FunctionCallInfo fcinfo, IdemClaim *claim)
 static void
 read_arguments(FunctionCallInfo fcinfo, IdemClaim *claim)
 {
+	int64		wait;
+
 	idem_args_require_writable();
 	idem_claim_begin(claim, idem_name_scope(fcinfo, ARG_SCOPE),
 					 idem_args_text(fcinfo, ARG_POLICY, "policy"));
@@ -486,15 +390,12 @@ read_arguments(FunctionCallInfo fcinfo, IdemClaim *claim)
 	claim->context = idem_args_digest(fcinfo, ARG_CONTEXT, "context");
 	if (!PG_ARGISNULL(ARG_OWNER))
 		claim->owner = PG_GETARG_UUID_P(ARG_OWNER);
-	if (!PG_ARGISNULL(ARG_WAIT))
-		claim->wait = idem_policy_wait_usec("wait",
-											idem_args_usec("wait", PG_GETARG_DATUM(ARG_WAIT)));
-	if (!PG_ARGISNULL(ARG_LEASE))
-		claim->lease = idem_policy_lease_usec("lease",
-											  idem_args_usec("lease", PG_GETARG_DATUM(ARG_LEASE)));
-	if (!PG_ARGISNULL(ARG_TTL))
-		claim->ttl = idem_policy_ttl_usec("ttl",
-										  idem_args_usec("ttl", PG_GETARG_DATUM(ARG_TTL)));
+	wait = idem_policy_arg(fcinfo, ARG_WAIT, "wait", idem_policy_wait_usec);
+	if (wait >= 0)
+		claim->wait = wait;
+	claim->lease = idem_policy_arg(fcinfo, ARG_LEASE, "lease",
+								   idem_policy_lease_usec);
+	claim->ttl = idem_policy_arg(fcinfo, ARG_TTL, "ttl", idem_policy_ttl_usec);
 }
 
 /* Write the row; false when a rival without the key lock was first. */
@@ -528,11 +429,7 @@ make_claim(IdemClaim *claim)
 		 */
 		if (write_claim(claim))
 		{
-			/* if it commits like this, that must survive a crash */
-			idem_xact_opened();
-			if (claim->row_policy.audit)
-				idem_audit_transition(idem_claim_action(claim), &claim->id,
-									  &claim->row);
+			idem_claim_written(claim);
 			return IDEM_OUTCOME_CLAIMED;
 		}
 		idem_store_drop(&claim->store);

@@ -40,14 +40,18 @@ typedef struct IdemClaim
 extern void idem_claim_begin(IdemClaim *claim, text *scope,
 							 const text *policy);
 extern void idem_claim_require_fingerprint(const IdemClaim *claim);
+extern void idem_claim_judge(IdemClaim *claim);
 extern void idem_claim_decide(IdemClaim *claim, bool check_new);
 extern bool idem_claim_granted(const IdemClaim *claim);
-extern void idem_claim_check_cap(const IdemClaim *claim, int more);
-extern void idem_claim_fill(IdemClaim *claim);
-extern void idem_claim_start(IdemClaim *claim);
-extern const char *idem_claim_action(const IdemClaim *claim);
 extern void idem_claim_count(const IdemClaim *claim, IdemOutcome outcome);
 extern Datum idem_claim_result(const IdemClaim *claim, IdemOutcome outcome);
 IDEM_COMPAT_NORETURN extern void idem_claim_too_many_tries(const IdemKey *id);
+
+/* granted.c */
+extern void idem_claim_check_cap(const IdemClaim *claim, int more);
+extern void idem_claim_fill(IdemClaim *claim);
+extern void idem_claim_start(IdemClaim *claim);
+extern void idem_claim_written(const IdemClaim *claim);
+extern const char *idem_claim_action(const IdemClaim *claim);
 
 #endif							/* IDEM_KEY_CLAIM_H */

@@ -355,7 +355,7 @@ make_row(IdemDedupe *dedupe)
 	claim->row.purge_at = DT_NOBEGIN;
 	idem_response_init(&answer, IDEM_STATUS_OK);
 	idem_response_store(&answer, &claim->row);
-	idem_lifetime_finish(&claim->row_policy, &claim->row, IDEM_STATE_COMPLETED,
+	idem_lifetime_finish(&claim->row_policy, &claim->row, IDEM_STATE_COMPLETED, -1,
 						 claim->now);
 
 	/* nobody is given the token, which only the log shows */

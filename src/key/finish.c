@@ -22,6 +22,7 @@
 #include "base/counters.h"
 #include "key/claim.h"
 #include "key/decide.h"
+#include "key/leases.h"
 #include "key/lifetime.h"
 #include "key/name.h"
 #include "key/outcome.h"
@@ -44,7 +45,9 @@ typedef enum FinishArg
 	ARG_HEADERS,
 	ARG_CONTENT_TYPE,
 	ARG_TOKEN,
-	ARG_RETRYABLE
+	ARG_COMPLETE_TTL,
+	ARG_RETRYABLE = ARG_COMPLETE_TTL,
+	ARG_FAIL_TTL
 } FinishArg;
 
 /* A key being worked on: its row, locked, and the policy of that. */
@@ -156,7 +159,14 @@ write_claim(IdemHeld *held, const char *action)
 
 	/* one less for which COMMIT would have to be flushed */
 	if (held->own && held->row.state != IDEM_STATE_IN_PROGRESS)
-		idem_xact_closed();
+		idem_xact_closed(&held->id, &held->row);
+	if (held->policy.recoverable)
+	{
+		if (held->row.state == IDEM_STATE_IN_PROGRESS)
+			idem_leases_put(&held->id, &held->row);
+		else
+			idem_leases_drop(&held->id, IDEM_NO_TOKEN);
+	}
 	if (action != NULL && held->policy.audit)
 		idem_audit_transition(action, &held->id, &held->row);
 }
@@ -210,15 +220,6 @@ completed_state(const IdemHeld *held, int status)
 	return IDEM_STATE_RETRYABLE;
 }
 
-/* When the row expires; null for never, as idem_result has it. */
-static Datum
-return_expiry(FunctionCallInfo fcinfo, const IdemRow *row)
-{
-	if (TIMESTAMP_IS_NOEND(row->expires_at))
-		PG_RETURN_NULL();
-	PG_RETURN_TIMESTAMPTZ(row->expires_at);
-}
-
 /* A finished row never changes; ID003 for another answer than it has. */
 static void
 require_same(const IdemHeld *held, const IdemResponse *answer, IdemState state)
@@ -232,28 +233,37 @@ require_same(const IdemHeld *held, const IdemResponse *answer, IdemState state)
 				 errhint("Get the stored answer with idem_lookup().")));
 }
 
-static void
-store_answer(IdemHeld *held, IdemResponse *answer, IdemState state)
+/* What a finished row is. */
+static IdemOutcome
+finished_outcome(IdemState state)
 {
-	const IdemOutcomeMeaning *meaning =
-	&idem_outcomes[state == IDEM_STATE_COMPLETED ?
-				   IDEM_OUTCOME_COMPLETED : IDEM_OUTCOME_FAILED];
+	return state == IDEM_STATE_COMPLETED ?
+		IDEM_OUTCOME_COMPLETED : IDEM_OUTCOME_FAILED;
+}
+
+static void
+store_answer(IdemHeld *held, IdemResponse *answer, IdemState state, int64 ttl)
+{
+	const IdemOutcomeMeaning *meaning = &idem_outcomes[finished_outcome(state)];
 
 	idem_response_limit(answer, &held->id, &held->policy);
 	idem_response_store(answer, &held->row);
-	idem_lifetime_finish(&held->policy, &held->row, state, idem_xact_now());
+	idem_lifetime_finish(&held->policy, &held->row, state, ttl,
+						 idem_xact_now());
 	write_claim(held, meaning->action);
 	idem_counters_add(held->policy.counters, meaning->counter, 1);
 }
 
 /* Store an answer; the state is COMPLETED or one of the failed ones. */
 static Datum
-finish(FunctionCallInfo fcinfo, IdemState state)
+finish(FunctionCallInfo fcinfo, IdemState state, int ttl_argno)
 {
 	IdemHeld	held;
 	IdemResponse answer;
+	int64		ttl;
 
 	read_answer(fcinfo, &answer);
+	ttl = idem_policy_arg(fcinfo, ttl_argno, "ttl", idem_policy_ttl_usec);
 	idem_args_require_writable();
 	begin(fcinfo, &held);
 	if (!hold_or_read_finished(&held) ||
@@ -272,31 +282,33 @@ finish(FunctionCallInfo fcinfo, IdemState state)
 	if (idem_decide_is_finished(held.row.state))
 		require_same(&held, &answer, state);
 	else
-		store_answer(&held, &answer, state);
+		store_answer(&held, &answer, state, ttl);
 	idem_store_close(&held.store);
-	return return_expiry(fcinfo, &held.row);
+	return idem_result_form(finished_outcome(state), &held.row,
+							held.policy.mismatch_status, idem_xact_now());
 }
 
 IDEM_FUNCTION(idem_complete);
 
 /*
  * idem_complete(scope, key, response {text|json|jsonb|bytea}, status_code,
- *				 headers, content_type, token) RETURNS timestamptz
- *		Store the answer of a claim; returns when it expires, null for never.
+ *				 headers, content_type, token, ttl) RETURNS idem_result
+ *		Store the answer of a claim; returns the row as it is now.
  *
- * Raises 22004, 22023, 22P02, 25006, 40001, 42501, ID001, ID002, ID003, ID008,
+ * The ttl is the retention of this answer, in place of the claim's.  Raises 22004, 22023, 22P02, 25006, 40001, 42501, ID001, ID002, ID003, ID008,
  * ID010, ID012.  Holds the key lock and the row to the end of the transaction.
  */
 Datum
 idem_complete(PG_FUNCTION_ARGS)
 {
-	return finish(fcinfo, IDEM_STATE_COMPLETED);
+	return finish(fcinfo, IDEM_STATE_COMPLETED, ARG_COMPLETE_TTL);
 }
 
 IDEM_FUNCTION(idem_fail);
 
 /*
- * idem_fail(as idem_complete, retryable boolean) RETURNS timestamptz
+ * idem_fail(as idem_complete to token, retryable boolean, ttl)
+ *		RETURNS idem_result
  *		Store the failure of a claim.
  */
 Datum
@@ -304,7 +316,7 @@ idem_fail(PG_FUNCTION_ARGS)
 {
 	idem_args_require(fcinfo, ARG_RETRYABLE, "retryable");
 	return finish(fcinfo, PG_GETARG_BOOL(ARG_RETRYABLE) ?
-				  IDEM_STATE_RETRYABLE : IDEM_STATE_FAILED);
+				  IDEM_STATE_RETRYABLE : IDEM_STATE_FAILED, ARG_FAIL_TTL);
 }
 
 IDEM_FUNCTION(idem_extend);
@@ -340,8 +352,9 @@ IDEM_FUNCTION(idem_checkpoint);
 
 /*
  * idem_checkpoint(scope text, key text, token bigint, recovery_point text,
- *				   data jsonb) RETURNS void
- *		Remember how far the work has come, for a later attempt.
+ *				   data jsonb) RETURNS timestamptz
+ *		Remember how far the work has come, for a later attempt; returns when
+ *		the lease ends, which it leaves as it is.
  *
  * Raises 22004, 22023, 25006, 40001, 42501, ID001, ID002, ID012.  The commit
  * is flushed whatever synchronous_commit says.
@@ -361,7 +374,7 @@ idem_checkpoint(PG_FUNCTION_ARGS)
 	held.row.checkpoint = data;
 	write_claim(&held, NULL);
 	ForceSyncCommit();
-	PG_RETURN_VOID();
+	PG_RETURN_TIMESTAMPTZ(held.row.lease_until);
 }
 
 IDEM_FUNCTION(idem_release);
@@ -425,7 +438,9 @@ idem_forget(PG_FUNCTION_ARGS)
 		idem_store_delete(&held.store, &held.id);
 	idem_store_close(&held.store);
 	if (found && held.own && held.row.state == IDEM_STATE_IN_PROGRESS)
-		idem_xact_closed();
+		idem_xact_closed(&held.id, &held.row);
+	if (found && held.policy.recoverable)
+		idem_leases_drop(&held.id, IDEM_NO_TOKEN);
 	if (found)
 		idem_audit_transition("forgotten", &held.id, &held.row);
 	PG_RETURN_BOOL(found);
@@ -439,8 +454,7 @@ outcome_of(const IdemRow *row, TimestampTz now)
 		return IDEM_OUTCOME_EXPIRED;
 	if (row->state == IDEM_STATE_IN_PROGRESS)
 		return IDEM_OUTCOME_IN_PROGRESS;
-	return row->state == IDEM_STATE_COMPLETED ?
-		IDEM_OUTCOME_COMPLETED : IDEM_OUTCOME_FAILED;
+	return finished_outcome(row->state);
 }
 
 IDEM_FUNCTION(idem_lookup);

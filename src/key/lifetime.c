@@ -16,17 +16,14 @@
 #define PURGE_STEPS 1000
 
 /*
- * When a row expires whose retention begins at "since": after the time given
- * with its claim, else after the policy's for completed or failed.
+ * When a row expires whose retention begins at "since": after the given time,
+ * where that is not -1, else after the policy's for completed or failed.
  */
 static TimestampTz
-expiry(const IdemPolicy *policy, const IdemRow *row, bool completed,
-	   TimestampTz since)
+expiry(const IdemPolicy *policy, int64 ttl, bool completed, TimestampTz since)
 {
-	int64		ttl = completed ? policy->completed_ttl : policy->failed_ttl;
-
-	if (row->ttl >= 0)
-		ttl = row->ttl;
+	if (ttl < 0)
+		ttl = completed ? policy->completed_ttl : policy->failed_ttl;
 	return ttl == 0 ? DT_NOEND : idem_lifetime_add(since, ttl);
 }
 
@@ -75,23 +72,32 @@ idem_lifetime_lease(const IdemPolicy *policy, IdemRow *row, TimestampTz now,
 
 	/* counted from the end of the lease: until then the holder may be at work */
 	row->lease_until = end;
-	row->expires_at = expiry(policy, row, false, end);
+	row->expires_at = expiry(policy, row->ttl, false, end);
 	bound = purge_time(policy, Max(row->expires_at,
-								   expiry(policy, row, true, end)));
+								   expiry(policy, row->ttl, true, end)));
 	keep_until(row, now, bound);
 }
 
 /*
  * idem_lifetime_finish
- *		Make a row finished now.  purge_at moves only when it must.
+ *		Make a row finished now.  The ttl of this answer alone goes before that
+ *		of the claim; -1: none.  Without it purge_at moves only when it must.
  */
 void
 idem_lifetime_finish(const IdemPolicy *policy, IdemRow *row, IdemState state,
-					 TimestampTz now)
+					 int64 ttl, TimestampTz now)
 {
 	/* from the finish on, as the policy says for what it has become */
 	row->state = state;
 	row->finished_at = now;
-	row->expires_at = expiry(policy, row, state == IDEM_STATE_COMPLETED, now);
+	row->expires_at = expiry(policy, ttl >= 0 ? ttl : row->ttl,
+							 state == IDEM_STATE_COMPLETED, now);
+
+	/*
+	 * The bound of the claim was for ever, or the answer has a time of its
+	 * own, which may be much shorter: a row must not outstay it.
+	 */
+	if (ttl >= 0 || row->purge_at == DT_NOEND)
+		row->purge_at = DT_NOBEGIN;
 	keep_until(row, now, purge_time(policy, row->expires_at));
 }

@@ -30,6 +30,7 @@ idem_lifetime_is_over(int64 until, int64 now)
 extern void idem_lifetime_lease(const IdemPolicy *policy, IdemRow *row,
 								TimestampTz now, int64 lease);
 extern void idem_lifetime_finish(const IdemPolicy *policy, IdemRow *row,
-								 IdemState state, TimestampTz now);
+								 IdemState state, int64 ttl,
+								 TimestampTz now);
 
 #endif							/* IDEM_KEY_LIFETIME_H */

@@ -45,7 +45,7 @@ typedef enum ResultColumn
 	RESULT_FINISHED_AT,
 	RESULT_LEASE_UNTIL,
 	RESULT_EXPIRES_AT,
-	RESULT_RETRY_AFTER,
+	RESULT_RETRY_AFTER_MS,
 	RESULT_HTTP_STATUS,
 	RESULT_ERROR_CODE
 } ResultColumn;
@@ -53,7 +53,7 @@ typedef enum ResultColumn
 #define RESULT_COLUMNS (RESULT_ERROR_CODE + 1)
 
 /* When to ask again after a rival whose row cannot be seen yet. */
-#define RETRY_AFTER_UNSEEN USECS_PER_SEC
+#define RETRY_AFTER_UNSEEN_MS 1000
 
 static void
 put(Datum *values, bool *nulls, ResultColumn column, Datum value)
@@ -68,15 +68,6 @@ put_pointer(Datum *values, bool *nulls, ResultColumn column,
 {
 	if (pointer != NULL)
 		put(values, nulls, column, PointerGetDatum(pointer));
-}
-
-static void
-put_interval(Datum *values, bool *nulls, ResultColumn column, int64 usec)
-{
-	Interval   *interval = palloc0(sizeof(Interval));
-
-	interval->time = usec;
-	put(values, nulls, column, IntervalPGetDatum(interval));
 }
 
 static void
@@ -119,6 +110,15 @@ put_row(Datum *values, bool *nulls, const IdemRow *row)
 	if (!TIMESTAMP_IS_NOEND(row->expires_at))
 		put(values, nulls, RESULT_EXPIRES_AT,
 			TimestampTzGetDatum(row->expires_at));
+}
+
+/* In how many milliseconds to ask again: when the lease ends. */
+static int64
+retry_after_ms(const IdemRow *row, TimestampTz now)
+{
+	if (row == NULL)
+		return RETRY_AFTER_UNSEEN_MS;
+	return Max((row->lease_until - now + 999) / 1000, 1);
 }
 
 static void
@@ -183,9 +183,8 @@ idem_result_form(IdemOutcome outcome, const IdemRow *row, int mismatch_status,
 		case IDEM_OUTCOME_IN_PROGRESS:
 			if (row != NULL)
 				put_progress(values, nulls, row);
-			put_interval(values, nulls, RESULT_RETRY_AFTER,
-						 row == NULL ? RETRY_AFTER_UNSEEN :
-						 Max(row->lease_until - now, 0));
+			put(values, nulls, RESULT_RETRY_AFTER_MS,
+				Int64GetDatum(retry_after_ms(row, now)));
 			break;
 		case IDEM_OUTCOME_COMPLETED:
 		case IDEM_OUTCOME_FAILED:
@@ -229,7 +228,6 @@ idem_result_read(HeapTupleHeader result, IdemResultHttp *http)
 {
 	Oid			replayed = idem_outcome_label(IDEM_OUTCOME_REPLAYED);
 	Datum		outcome = get(result, RESULT_OUTCOME, ObjectIdGetDatum(InvalidOid));
-	Datum		retry_after = get(result, RESULT_RETRY_AFTER, (Datum) 0);
 
 	http->replayed = DatumGetObjectId(outcome) == replayed;
 	http->headers = get_varlena(result, RESULT_HEADERS);
@@ -237,8 +235,8 @@ idem_result_read(HeapTupleHeader result, IdemResultHttp *http)
 	http->body = get_varlena(result, RESULT_BODY);
 	http->expires_at = DatumGetTimestampTz(get(result, RESULT_EXPIRES_AT,
 											   TimestampTzGetDatum(DT_NOEND)));
-	http->retry_after = retry_after == (Datum) 0 ? NULL :
-		DatumGetIntervalP(retry_after);
+	http->retry_after_ms = DatumGetInt64(get(result, RESULT_RETRY_AFTER_MS,
+											 Int64GetDatum(0)));
 	http->status = DatumGetInt32(get(result, RESULT_HTTP_STATUS,
 									 Int32GetDatum(0)));
 	http->error_code = get_varlena(result, RESULT_ERROR_CODE);

@@ -20,7 +20,7 @@ typedef struct IdemResultHttp
 	text	   *content_type;	/* NULL: none */
 	bytea	   *body;			/* NULL: none, or not kept */
 	TimestampTz expires_at;		/* DT_NOEND: for ever, or not known */
-	const Interval *retry_after;	/* NULL: none */
+	int64		retry_after_ms; /* 0: none */
 	int			status;			/* 0: none */
 	text	   *error_code;		/* NULL: no refusal */
 } IdemResultHttp;

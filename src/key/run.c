@@ -32,6 +32,7 @@
 #include "base/compat.h"
 #include "key/claim.h"
 #include "key/fingerprint.h"
+#include "key/leases.h"
 #include "key/lifetime.h"
 #include "key/name.h"
 #include "key/outcome.h"
@@ -53,7 +54,9 @@ typedef enum RunArg
 	ARG_POLICY,
 	ARG_CONTEXT,
 	ARG_WAIT,
-	ARG_ON_ERROR
+	ARG_ON_ERROR,
+	ARG_FINGERPRINT,
+	ARG_TTL
 } RunArg;
 
 typedef struct IdemRun
@@ -298,7 +301,8 @@ store(IdemRun *run)
 	if (!claim->found)
 		row->purge_at = DT_NOBEGIN;
 	idem_response_store(&run->answer, row);
-	idem_lifetime_finish(&claim->row_policy, row, run->state, idem_xact_now());
+	idem_lifetime_finish(&claim->row_policy, row, run->state, -1,
+						 idem_xact_now());
 
 	/*
 	 * The key lock has kept off whoever asks for it, and the handler cannot
@@ -316,6 +320,10 @@ store(IdemRun *run)
 		idem_store_insert_new(&claim->store, &claim->id, &written);
 	}
 	idem_store_close(&claim->store);
+
+	/* of the holder whose lease had ended */
+	if (claim->decision.taken_over && claim->row_policy.recoverable)
+		idem_leases_drop(&claim->id, IDEM_NO_TOKEN);
 	if (claim->row_policy.audit)
 	{
 		const char *actions[] = {
@@ -353,10 +361,10 @@ read_arguments(FunctionCallInfo fcinfo, IdemRunRequest *asked)
 	asked->key = PG_ARGISNULL(ARG_KEY) ? NULL : PG_GETARG_TEXT_PP(ARG_KEY);
 	asked->request = fcinfo->args[ARG_REQUEST];
 	asked->context = idem_args_digest(fcinfo, ARG_CONTEXT, "context");
-	asked->wait = -1;
-	if (!PG_ARGISNULL(ARG_WAIT))
-		asked->wait = idem_policy_wait_usec("wait",
-											idem_args_usec("wait", PG_GETARG_DATUM(ARG_WAIT)));
+	asked->fingerprint = idem_args_digest(fcinfo, ARG_FINGERPRINT, "fingerprint");
+	asked->wait = idem_policy_arg(fcinfo, ARG_WAIT, "wait",
+								  idem_policy_wait_usec);
+	asked->ttl = idem_policy_arg(fcinfo, ARG_TTL, "ttl", idem_policy_ttl_usec);
 }
 
 /* Set up the claim and the handler; nothing is read of the key yet. */
@@ -368,13 +376,15 @@ begin_run(IdemRun *run, const IdemRunRequest *asked)
 	run->asked = asked;
 	idem_claim_begin(claim, asked->scope, asked->policy);
 	claim->id.key = idem_name_format_key(asked->key, &claim->policy);
-	if (!asked->request.isnull)
+	claim->fingerprint = asked->fingerprint;
+	if (claim->fingerprint == NULL && !asked->request.isnull)
 		claim->fingerprint =
 			idem_fingerprint_of(DatumGetJsonbP(asked->request.value));
 	idem_claim_require_fingerprint(claim);
 	claim->context = asked->context;
 	if (asked->wait >= 0)
 		claim->wait = asked->wait;
+	claim->ttl = asked->ttl;
 	prepare_handler(run);
 }
 
@@ -413,7 +423,8 @@ IDEM_FUNCTION(idem_run);
 
 /*
  * idem_run(handler regprocedure, scope text, key text, request jsonb,
- *			policy text, context bytea, wait interval, on_error text)
+ *			policy text, context bytea, wait interval, on_error text,
+ *			fingerprint bytea, ttl interval)
  *		RETURNS idem_result
  *		Claim a key, call handler(request), store what it returns, answer.
  *

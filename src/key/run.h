@@ -19,7 +19,9 @@ typedef struct IdemRunRequest
 	NullableDatum request;		/* jsonb */
 	text	   *policy;
 	bytea	   *context;		/* NULL: none */
+	bytea	   *fingerprint;	/* NULL: that of the request */
 	int64		wait;			/* microseconds; -1: the policy's */
+	int64		ttl;			/* microseconds; -1: the policy's; 0: for ever */
 	bool		record;			/* on_error = 'record' */
 } IdemRunRequest;
 

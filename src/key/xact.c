@@ -4,9 +4,10 @@
  *	  What the running transaction has claimed and is running.
  *
  * Owns the only state that outlives a call, all of it gone with the
- * transaction: the number of claims it leaves in progress, and the chain of
- * running idem_run calls.  Nothing here is needed for a decision but that
- * chain; the row of a claim says itself which transaction made it.
+ * transaction: the number of claims it leaves in progress, those among them
+ * that it must not leave so, and the chain of running idem_run calls.  Nothing
+ * here is needed for a decision but that chain; the row of a claim says itself
+ * which transaction made it.
  *
  *-------------------------------------------------------------------------
  */
@@ -14,10 +15,12 @@
 
 #include "access/transam.h"
 #include "access/xact.h"
+#include "utils/hsearch.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
 #include "base/bytes.h"
+#include "base/digest.h"
 #include "key/xact.h"
 
 /*
@@ -30,10 +33,26 @@ typedef struct OpenClaims
 {
 	int			level;
 	int64		count;
+	int64		guarded;		/* of them, with on_unfinished = 'error' */
 	struct OpenClaims *outer;
 } OpenClaims;
 
+/* Names a claim in the set below. */
+typedef struct GuardedClaim
+{
+	uint8		digest[IDEM_DIGEST_BYTES];
+} GuardedClaim;
+
 static OpenClaims *open_claims = NULL;	/* in TopTransactionContext */
+
+/*
+ * The claims of this transaction that were counted as guarded, finished or not.
+ * Their policy may change before they are finished, and then says no more what
+ * was counted.
+ */
+static HTAB *guarded_claims = NULL; /* in TopTransactionContext */
+static char *guarded_name;		/* of the first, for the message */
+
 static IdemXactRun *running = NULL;
 
 #define UNIX_EPOCH_OFFSET \
@@ -52,53 +71,153 @@ open_claims_here(void)
 
 		inner->level = level;
 		inner->count = 0;
+		inner->guarded = 0;
 		inner->outer = open_claims;
 		open_claims = inner;
 	}
 	return open_claims;
 }
 
-/*
- * idem_xact_opened, idem_xact_closed
- *		This transaction has made a claim; has finished one of its own.
- */
-void
-idem_xact_opened(void)
+/* A claim as the set has it: a key may be claimed twice, but not a token. */
+static void
+name_claim(const IdemKey *id, int64 token, GuardedClaim *claim)
 {
-	open_claims_here()->count++;
+	int			scope_len = VARSIZE_ANY_EXHDR(id->scope);
+	int			key_len = VARSIZE_ANY_EXHDR(id->key);
+	char		name[sizeof(token) + sizeof(scope_len) + IDEM_MAX_SCOPE_BYTES + IDEM_MAX_KEY_BYTES];
+	char	   *end = name;
+
+	memcpy(end, &token, sizeof(token));
+	end += sizeof(token);
+	memcpy(end, &scope_len, sizeof(scope_len));
+	end += sizeof(scope_len);
+	memcpy(end, VARDATA_ANY(id->scope), scope_len);
+	end += scope_len;
+	memcpy(end, VARDATA_ANY(id->key), key_len);
+	end += key_len;
+	idem_digest(name, end - name, claim->digest);
 }
 
-void
-idem_xact_closed(void)
+static void
+guard(const IdemKey *id, int64 token)
 {
-	open_claims_here()->count--;
+	GuardedClaim claim;
+
+	if (guarded_claims == NULL)
+	{
+		HASHCTL		info = {0};
+
+		info.keysize = sizeof(GuardedClaim);
+		info.entrysize = sizeof(GuardedClaim);
+		info.hcxt = TopTransactionContext;
+		guarded_name = MemoryContextStrdup(TopTransactionContext,
+										   idem_digest_key(id));
+		guarded_claims = hash_create("claims that must not stay unfinished",
+									 16, &info,
+									 HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	}
+	name_claim(id, token, &claim);
+	(void) hash_search(guarded_claims, &claim, HASH_ENTER, NULL);
+}
+
+static bool
+is_guarded(const IdemKey *id, int64 token)
+{
+	GuardedClaim claim;
+
+	if (guarded_claims == NULL)
+		return false;
+	name_claim(id, token, &claim);
+	return hash_search(guarded_claims, &claim, HASH_FIND, NULL) != NULL;
+}
+
+/*
+ * idem_xact_opened
+ *		This transaction has made a claim; guarded: with which it must not
+ *		commit.
+ */
+void
+idem_xact_opened(const IdemKey *id, const IdemRow *row, bool guarded)
+{
+	OpenClaims *here = open_claims_here();
+
+	if (guarded)
+	{
+		guard(id, row->token);
+		here->guarded++;
+	}
+	here->count++;
+}
+
+/*
+ * idem_xact_closed
+ *		A claim of this transaction is in progress no more.
+ */
+void
+idem_xact_closed(const IdemKey *id, const IdemRow *row)
+{
+	OpenClaims *here = open_claims_here();
+
+	here->count--;
+	if (is_guarded(id, row->token))
+		here->guarded--;
 }
 
 static void
 forget_transaction(void)
 {
 	open_claims = NULL;
+	guarded_claims = NULL;
 	running = NULL;
+}
+
+/*
+ * Before COMMIT or PREPARE TRANSACTION: ID011 when a claim would stay behind
+ * that must not.  The transaction is aborted by it, and the key is free.
+ * Returns the number of claims that may stay.
+ */
+static int64
+check_unfinished(void)
+{
+	OpenClaims *level;
+	int64		count = 0;
+	int64		guarded = 0;
+
+	for (level = open_claims; level != NULL; level = level->outer)
+	{
+		count += level->count;
+		guarded += level->guarded;
+	}
+	if (guarded > 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_IDEM_UNFINISHED),
+				 errmsg_plural("transaction cannot be committed with " INT64_FORMAT " unfinished claim",
+							   "transaction cannot be committed with " INT64_FORMAT " unfinished claims",
+							   (unsigned long) guarded, guarded),
+				 hash_get_num_entries(guarded_claims) == 1 ?
+				 errdetail("The claim on %s was made under a policy with \"on_unfinished\" = \"error\".",
+						   guarded_name) :
+				 errdetail("They were made under a policy with \"on_unfinished\" = \"error\"."),
+				 errhint("Finish each claim by idem_complete(), idem_fail() or idem_release() in the transaction that made it, or roll back.")));
+	return count;
 }
 
 /* PREPARE TRANSACTION and COMMIT PREPARED flush by themselves. */
 static void
 at_transaction_event(XactEvent event, void *arg)
 {
-	OpenClaims *level;
-	int64		count = 0;
-
 	switch (event)
 	{
+		case XACT_EVENT_PRE_PREPARE:
+			(void) check_unfinished();
+			break;
 		case XACT_EVENT_PRE_COMMIT:
-			for (level = open_claims; level != NULL; level = level->outer)
-				count += level->count;
 
 			/*
 			 * The holder of a claim acts outside as soon as COMMIT returns; a
 			 * crash must not make the server forget that.  t/001_crash.pl
 			 */
-			if (count > 0)
+			if (check_unfinished() > 0)
 				ForceSyncCommit();
 			break;
 		case XACT_EVENT_COMMIT:
@@ -130,6 +249,7 @@ at_subtransaction_event(SubXactEvent event, SubTransactionId mine,
 		if (inner->outer != NULL && inner->outer->level == level - 1)
 		{
 			inner->outer->count += inner->count;
+			inner->outer->guarded += inner->guarded;
 			open_claims = inner->outer;
 		}
 		else

@@ -19,8 +19,9 @@ typedef struct IdemXactRun
 
 extern TimestampTz idem_xact_now(void);
 extern bool idem_xact_owns(const IdemRow *row);
-extern void idem_xact_opened(void);
-extern void idem_xact_closed(void);
+extern void idem_xact_opened(const IdemKey *id, const IdemRow *row,
+							 bool guarded);
+extern void idem_xact_closed(const IdemKey *id, const IdemRow *row);
 extern void idem_xact_push_run(IdemXactRun *run, const IdemKey *id);
 extern void idem_xact_pop_run(IdemXactRun *run);
 extern bool idem_xact_is_running(const IdemKey *id);

@@ -36,6 +36,8 @@ typedef struct IdemPolicy
 	int			reject_expired; /* 0: reuse; 1: reject */
 	int64		tombstone;
 	bool		require_fingerprint;
+	int			error_unfinished;	/* 0: lease; 1: error */
+	bool		recoverable;
 	int			key_format;		/* an IdemKeyFormat */
 	int			max_key_bytes;
 	int			mismatch_status;
@@ -55,5 +57,8 @@ extern bool idem_policy_releases(const IdemPolicy *policy, int status);
 extern int64 idem_policy_lease_usec(const char *what, int64 usec);
 extern int64 idem_policy_ttl_usec(const char *what, int64 usec);
 extern int64 idem_policy_wait_usec(const char *what, int64 usec);
+extern int64 idem_policy_arg(FunctionCallInfo fcinfo, int argno,
+							 const char *what,
+							 int64 (*bound) (const char *what, int64 usec));
 
 #endif							/* IDEM_RULE_POLICY_H */

@@ -66,6 +66,7 @@ typedef struct PolicyColumn
 
 static const char *const repeat_names[] = {"replay", "reject", NULL};
 static const char *const expiry_names[] = {"reuse", "reject", NULL};
+static const char *const unfinished_names[] = {"lease", "error", NULL};
 static const char *const oversize_names[] = {"error", "digest", NULL};
 static const char *const format_names[] = {
 	[IDEM_KEY_ANY] = "any",
@@ -96,6 +97,9 @@ static const PolicyColumn columns[] = {
 	{"tombstone", COLUMN_DURATION, FIELD(tombstone),
 	.bound = idem_policy_ttl_usec},
 	{"require_fingerprint", COLUMN_FLAG, FIELD(require_fingerprint)},
+	{"on_unfinished", COLUMN_CHOICE, FIELD(error_unfinished),
+	.choices = unfinished_names},
+	{"recoverable", COLUMN_FLAG, FIELD(recoverable)},
 	{"key_format", COLUMN_CHOICE, FIELD(key_format),
 	.choices = format_names},
 	{"max_key_bytes", COLUMN_NUMBER, FIELD(max_key_bytes), "255",
@@ -145,6 +149,19 @@ idem_policy_wait_usec(const char *what, int64 usec)
 {
 	return idem_args_check_max(what, usec, (int64) max_wait * 1000,
 							   "idempotency.max_wait");
+}
+
+/*
+ * idem_policy_arg
+ *		A duration given with a call, by one of the three; -1 for a null.
+ */
+int64
+idem_policy_arg(FunctionCallInfo fcinfo, int argno, const char *what,
+				int64 (*bound) (const char *what, int64 usec))
+{
+	if (PG_ARGISNULL(argno))
+		return -1;
+	return bound(what, idem_args_usec(what, PG_GETARG_DATUM(argno)));
 }
 
 /*

@@ -34,6 +34,7 @@
 #include "base/counters.h"
 #include "base/databases.h"
 #include "base/foreign.h"
+#include "key/leases.h"
 #include "key/lifetime.h"
 #include "rule/policy.h"
 #include "store/store.h"
@@ -77,7 +78,13 @@ count_swept(const text *policy, int64 rows)
 int64
 idem_sweep_batch(IdemSweepMark *mark, int64 max_rows)
 {
-	return idem_store_sweep(mark, GetCurrentTimestamp(), max_rows, count_swept);
+	TimestampTz now = GetCurrentTimestamp();
+	int64		rows = idem_store_sweep(mark, now, max_rows, count_swept);
+
+	/* what was listed of them is no key: it is not counted */
+	if (rows < max_rows)
+		idem_leases_sweep(now, max_rows);
+	return rows;
 }
 
 /*

@@ -55,26 +55,32 @@ typedef struct Wrong
 	long		finish;
 	long		hot;
 	long		back;
+	long		own;
 } Wrong;
 
 static void
 try_finish(const IdemPolicy *policy, const IdemRow *claimed, bool completed,
-		   int64 later, Wrong *wrong)
+		   int64 ttl, int64 later, Wrong *wrong)
 {
 	IdemRow		row = *claimed;
 	int64		at = NOW + later;
-	int64		expires_at = expected_expiry(row.ttl, completed ?
+	int64		expires_at = expected_expiry(ttl >= 0 ? ttl : row.ttl, completed ?
 											 policy->completed_ttl :
 											 policy->failed_ttl, at);
+	int64		end = expected_purge(policy, expires_at);
 
 	idem_lifetime_finish(policy, &row, completed ? IDEM_STATE_COMPLETED :
-						 IDEM_STATE_RETRYABLE, at);
+						 IDEM_STATE_RETRYABLE, ttl, at);
 	wrong->finish += row.finished_at != at || row.expires_at != expires_at ||
-		(row.purge_at != claimed->purge_at &&
-		 !is_due(row.purge_at, expected_purge(policy, expires_at))) ||
-		row.purge_at < expected_purge(policy, expires_at);
-	wrong->hot += at <= row.lease_until && row.purge_at != claimed->purge_at;
-	wrong->back += row.purge_at < claimed->purge_at;
+		(row.purge_at != claimed->purge_at && !is_due(row.purge_at, end)) ||
+		row.purge_at < end;
+	if (ttl >= 0 || claimed->purge_at == DT_NOEND)
+		wrong->own += !is_due(row.purge_at, end) || row.ttl != claimed->ttl;
+	else
+	{
+		wrong->hot += at <= row.lease_until && row.purge_at != claimed->purge_at;
+		wrong->back += row.purge_at < claimed->purge_at;
+	}
 }
 
 static void
@@ -87,6 +93,7 @@ try_lease(const IdemPolicy *policy, int64 ttl, int64 lease, int64 purge_at,
 	int64		completed = expected_expiry(ttl, policy->completed_ttl, end);
 	int64		bound = expected_purge(policy, Max(failed, completed));
 	int			i;
+	int			own;
 
 	memset(&row, 0, sizeof(row));
 	row.ttl = ttl;
@@ -98,15 +105,20 @@ try_lease(const IdemPolicy *policy, int64 ttl, int64 lease, int64 purge_at,
 	wrong->back += row.purge_at < purge_at;
 	for (i = 0; i < 3; i++)
 	{
-		try_finish(policy, &row, true, durations[i], wrong);
-		try_finish(policy, &row, false, durations[i], wrong);
+		for (own = -1; own < (int) lengthof(durations); own++)
+		{
+			int64		own_ttl = own < 0 ? -1 : durations[own];
+
+			try_finish(policy, &row, true, own_ttl, durations[i], wrong);
+			try_finish(policy, &row, false, own_ttl, durations[i], wrong);
+		}
 	}
 }
 
 static void
 test_table(void)
 {
-	Wrong		wrong = {0, 0, 0, 0};
+	Wrong		wrong = {0, 0, 0, 0, 0};
 	IdemPolicy	policy;
 	int			i[5];
 
@@ -132,6 +144,7 @@ test_table(void)
 	ok(wrong.finish == 0, "a finish: its ttl from then, and the tombstone");
 	ok(wrong.hot == 0, "a finish within the lease leaves purge_at alone");
 	ok(wrong.back == 0, "purge_at never moves back");
+	ok(wrong.own == 0, "but for an answer with a ttl of its own, or from for ever");
 }
 
 static void

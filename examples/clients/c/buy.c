@@ -14,7 +14,7 @@
  * text is the same in both formats. */
 #define BUY \
 	"SELECT outcome::text, http_status::text, body," \
-	" extract(epoch FROM retry_after)::text" \
+	" retry_after_ms::text" \
 	" FROM idempotency.idem_run('shop.buy(jsonb)'," \
 	" idempotency.idem_scope('shop', 'buy'), $1, $2::jsonb, 'orders')"
 
@@ -63,7 +63,7 @@ buy(PGconn *conn, const char *key, const char *request)
 				PQclear(result);
 				return;
 			}
-			retry_after = atof(PQgetvalue(result, 0, 3));
+			retry_after = atof(PQgetvalue(result, 0, 3)) / 1000;
 		}
 		else
 		{

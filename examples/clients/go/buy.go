@@ -19,7 +19,7 @@ import (
 const tries = 10
 const driverName = "postgres"
 const statement = `
-	SELECT outcome, http_status, body, extract(epoch FROM retry_after)::float8
+	SELECT outcome, http_status, body, retry_after_ms
 		FROM idempotency.idem_run('shop.buy(jsonb)',
 			idempotency.idem_scope('shop', 'buy'), $1, $2::jsonb, 'orders')`
 
@@ -59,8 +59,8 @@ func buy(db *sql.DB, key, request string) {
 		var outcome string
 		var status int
 		var body []byte
-		var retryAfter sql.NullFloat64
-		err := db.QueryRow(statement, key, request).Scan(&outcome, &status, &body, &retryAfter)
+		var retryAfterMs sql.NullInt64
+		err := db.QueryRow(statement, key, request).Scan(&outcome, &status, &body, &retryAfterMs)
 		if err == nil && (outcome != "in_progress" || try == tries) {
 			fmt.Printf("%d %s %d %s\n", status, outcome, try, body)
 			return
@@ -70,7 +70,7 @@ func buy(db *sql.DB, key, request string) {
 			fmt.Printf("error %s %d\n", stateOf(err), try)
 			return
 		}
-		pauseBefore(try, retryAfter.Float64)
+		pauseBefore(try, float64(retryAfterMs.Int64)/1000)
 	}
 }
 

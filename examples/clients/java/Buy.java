@@ -16,7 +16,7 @@ import java.util.concurrent.ThreadLocalRandom;
 public class Buy {
     static final int TRIES = 10;
     static final String BUY = """
-        SELECT outcome, http_status, body, extract(epoch FROM retry_after)::float8
+        SELECT outcome, http_status, body, retry_after_ms
             FROM idempotency.idem_run('shop.buy(jsonb)',
                 idempotency.idem_scope('shop', 'buy'), ?, ?::jsonb, 'orders')""";
 
@@ -43,7 +43,7 @@ public class Buy {
                 ResultSet row = statement.executeQuery();
                 row.next();
                 Answer answer = new Answer(
-                    row.getString(1), row.getInt(2), row.getBytes(3), row.getDouble(4));
+                    row.getString(1), row.getInt(2), row.getBytes(3), row.getDouble(4) / 1000);
                 connection.commit();        // only now is it an answer
                 return answer;
             }

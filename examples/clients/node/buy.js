@@ -8,7 +8,7 @@ const sleep = require('node:timers/promises').setTimeout;
 
 const TRIES = 10;
 const BUY = `
-    SELECT outcome, http_status, body, extract(epoch FROM retry_after)::float8 AS retry_after
+    SELECT outcome, http_status, body, retry_after_ms
         FROM idempotency.idem_run('shop.buy(jsonb)',
             idempotency.idem_scope('shop', 'buy'), $1, $2::jsonb, 'orders')`;
 
@@ -34,7 +34,7 @@ async function buy(key, request) {
             if (row.outcome !== 'in_progress' || tries === TRIES) {
                 return [row.http_status, row.outcome, tries, row.body ?? ''];
             }
-            retryAfter = row.retry_after ?? 0;
+            retryAfter = (row.retry_after_ms ?? 0) / 1000;
         } catch (error) {
             if (!worthARetry(error) || tries === TRIES) {
                 console.error(error.message);

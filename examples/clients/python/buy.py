@@ -9,7 +9,7 @@ import psycopg
 
 TRIES = 10
 BUY = """
-    SELECT outcome, http_status, body, extract(epoch FROM retry_after)::float8
+    SELECT outcome, http_status, body, retry_after_ms
         FROM idempotency.idem_run('shop.buy(jsonb)',
             idempotency.idem_scope('shop', 'buy'), %s, %s::jsonb, 'orders')"""
 
@@ -34,12 +34,12 @@ def buy(key, request):
     """Status, outcome, number of tries and body."""
     global connection
     for tries in range(1, TRIES + 1):
-        retry_after = 0
+        retry_after_ms = 0
         try:
             if connection is None or connection.closed:
                 connection = psycopg.connect(connect_timeout=5)
             with connection.transaction():      # COMMIT at its end, ROLLBACK after an error
-                outcome, status, body, retry_after = connection.execute(
+                outcome, status, body, retry_after_ms = connection.execute(
                     BUY, (key, request)).fetchone()
             if outcome != "in_progress" or tries == TRIES:
                 return status, outcome, tries, body or b""
@@ -47,7 +47,7 @@ def buy(key, request):
             if not worth_a_retry(error) or tries == TRIES:
                 print(error, file=sys.stderr)
                 return "error", error.sqlstate or "none", tries, b""
-        pause_before(tries, retry_after or 0)
+        pause_before(tries, (retry_after_ms or 0) / 1000)
 
 
 for line in sys.stdin:
