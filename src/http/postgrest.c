@@ -286,7 +286,7 @@ Datum
 idem_http_run(PG_FUNCTION_ARGS)
 {
 	HttpRequest request;
-	IdemRunRequest run = {.wait = -1, .ttl = -1};
+	IdemRunRequest run = {0};
 	IdemPolicy	policy;
 	IdemResultHttp result;
 	text	   *principal;
@@ -310,6 +310,7 @@ idem_http_run(PG_FUNCTION_ARGS)
 	run.request = fcinfo->args[ARG_REQUEST];
 	run.policy = PG_GETARG_TEXT_PP(ARG_POLICY);
 	run.wait = -1;
+	run.ttl = -1;
 	idem_policy_get(text_to_cstring(run.policy), &policy);
 	if (principal == NULL)
 		PG_RETURN_TEXT_P(answer_bad_request("principal_missing", 401));
