@@ -250,6 +250,7 @@ my %decided = (
 	idem_policy_drop => 'operator',
 	idem_policy_list => 'operator auditor',
 	idem_policy_values => 'operator auditor',
+	idem_recover => 'app',
 	idem_release => 'app',
 	idem_require => 'app',
 	idem_respond => 'all',
@@ -275,6 +276,7 @@ my %decided = (
 	idempotency_audit_origin => '',
 	idempotency_audit_seals => 'auditor',
 	idempotency_keys => '',
+	idempotency_leases => '',
 	idempotency_limiters => 'operator',
 	idempotency_policies => '',
 	idempotency_secrets => '');
@@ -704,7 +706,7 @@ my %values = (
 	components => "ARRAY['c']", context => "'\\x00'", data => "'{}'", detail => "'{}'",
 	entity => "'e'", entity_id => "'i'", fingerprint => 'NULL', handler => "'public.handler(pg_catalog.jsonb)'",
 	header => "'\"k\"'", headers => "'{}'", key => "'nulls'", keys => "'{nulls}'",
-	limiter => "'nulls'", lease => "'1 min'", level => "'app'", max_duration => "'1 s'", max_rows => '1',
+	limiter => "'nulls'", lease => "'1 min'", level => "'app'", max_duration => "'1 s'", max_keys => '1', max_rows => '1',
 	name => "'nulls'", on_error => "'raise'", per => "'1 s'", owner => 'gen_random_uuid()', policy => "'default'",
 	principal => "'p'",
 	purpose => "'context'", recovery_point => "'r'", request => "'{}'", response => "'\"r\"'",
@@ -787,7 +789,7 @@ foreach my $function (sort keys %functions)
 		    $f->{strict} ? qr/^$/
 		  : $argument->{default} =~ /^NULL/
 		  || $argument->{name} eq 'response' && $null >= 0
-		  ? qr/^(?:|ID00[24])$/
+		  ? qr/^(?:|ID00[24]|55000)$/
 		  : $argument->{name} =~ /^(?:key|header)$/ ? qr/^ID012$/
 		  : qr/^22004$/;
 		push @bad, "$sql: $state" if $state !~ $expected;

@@ -121,7 +121,7 @@ const IdemHealthCheck idem_health_rights[] = {
 		" ELSE min(r.rolname) END"
 		" FROM pg_class c JOIN pg_roles r ON r.oid = c.relowner"
 		" WHERE c.oid = ANY ($1)"
-		" AND c.relname IN ('idempotency_keys', 'idempotency_leases', 'idempotency_policies', 'idempotency_limiters')"
+		" AND c.relname IN ('idempotency_keys', 'idempotency_policies', 'idempotency_limiters')"
 	},
 	/* All is done as the owner of the keys: he needs no more than this. */
 	{
@@ -134,7 +134,7 @@ const IdemHealthCheck idem_health_rights[] = {
 		" UNION ALL SELECT format('GRANT ALL ON %s.%I TO %s', $3::regnamespace, c.relname, k.relowner::regrole)"
 		" FROM pg_class c JOIN pg_class k ON k.oid = ($1)[1]"
 		" WHERE c.oid = ANY ($1)"
-		" AND c.relname IN ('idempotency_keys', 'idempotency_leases', 'idempotency_policies', 'idempotency_limiters')"
+		" AND c.relname IN ('idempotency_keys', 'idempotency_policies', 'idempotency_limiters')"
 		" AND NOT (has_table_privilege(k.relowner, c.oid, 'SELECT') AND has_table_privilege(k.relowner, c.oid, 'INSERT')"
 		" AND has_table_privilege(k.relowner, c.oid, 'UPDATE') AND has_table_privilege(k.relowner, c.oid, 'DELETE'))) d"
 	},

@@ -52,7 +52,7 @@ static const char own_sql[] =
 "SELECT format('ALTER %s %s OWNER TO %s', CASE WHEN relkind = 'v' THEN 'VIEW'"
 " ELSE kind END, identity, " CppAsString2(BOOTSTRAP_SUPERUSERID) "::regrole)"
 " FROM " MEMBERS " WHERE kind <> 'SEQUENCE' AND relname NOT IN"
-" ('idempotency_keys', 'idempotency_leases', 'idempotency_policies', 'idempotency_limiters')";
+" ('idempotency_keys', 'idempotency_policies', 'idempotency_limiters')";
 
 /*
  * Types are for everyone, as by default.  The owner has all rights even if the

@@ -195,6 +195,7 @@ look_up(IdemCatalog *catalog)
 	catalog->keys = find_relation(schema, "idempotency_keys");
 	catalog->keys_unique = has_primary_key(catalog->keys);
 	catalog->leases = find_relation(schema, "idempotency_leases");
+	catalog->leases_owner = find_owner(catalog->leases);
 	catalog->policies = find_relation(schema, "idempotency_policies");
 	catalog->limiters = find_relation(schema, "idempotency_limiters");
 	catalog->audit_log = find_relation(schema, "idempotency_audit_log");

@@ -18,6 +18,7 @@ typedef struct IdemCatalog
 	Oid			keys;
 	bool		keys_unique;	/* it has the primary key that we rest on */
 	Oid			leases;
+	Oid			leases_owner;	/* who writes to it */
 	Oid			policies;
 	Oid			limiters;
 	Oid			audit_log;

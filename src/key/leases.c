@@ -84,7 +84,7 @@ execute(IdemPlan *plan, Datum *values)
 	IdemSecctx	saved;
 	uint64		rows;
 
-	idem_spi_begin(&saved);
+	idem_spi_begin_as(&saved, idem_catalog()->leases_owner);
 	rows = idem_spi_execute(plan, values, NULL, false, 0);
 	idem_spi_end(&saved);
 	return rows;
@@ -147,7 +147,7 @@ idem_leases_ended(const char *policy, TimestampTz now, const IdemLease *after,
 	values[3] = after != NULL ? PointerGetDatum(after->id.scope) : CStringGetTextDatum("");
 	values[4] = after != NULL ? PointerGetDatum(after->id.key) : CStringGetTextDatum("");
 	values[5] = Int64GetDatum(max_leases);
-	idem_spi_begin(&saved);
+	idem_spi_begin_as(&saved, idem_catalog()->leases_owner);
 	number = (int) idem_spi_execute(&ended_plan, values, NULL, false, 0);
 	idem_spi_require_types(lease_types, lengthof(lease_types));
 	MemoryContextSwitchTo(context);
