@@ -903,19 +903,40 @@ CREATE FUNCTION @extschema@.idem_throttle(
 	limiter text,
 	subject text,
 	cost integer DEFAULT 1
-) RETURNS TABLE (allowed boolean, remaining integer, retry_after interval)
+) RETURNS TABLE (allowed boolean, remaining integer, retry_after_ms bigint)
 AS 'MODULE_PATHNAME', 'idem_throttle'
 LANGUAGE C VOLATILE PARALLEL RESTRICTED ROWS 1;
 COMMENT ON FUNCTION @extschema@.idem_throttle(text, text, integer) IS
 'take tokens from the bucket of a subject, for good; use it in FROM';
 
+CREATE FUNCTION @extschema@.idem_throttle_all(
+	limiters text[],
+	subjects text[],
+	costs integer[] DEFAULT NULL
+) RETURNS TABLE (allowed boolean, limiter text, remaining integer, retry_after_ms bigint)
+AS 'MODULE_PATHNAME', 'idem_throttle_all'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED ROWS 1;
+COMMENT ON FUNCTION @extschema@.idem_throttle_all(text[], text[], integer[]) IS
+'take tokens from several buckets, from all or from none, for good; use it in FROM';
+
+CREATE FUNCTION @extschema@.idem_throttle_return(
+	limiter text,
+	subject text,
+	cost integer DEFAULT 1
+) RETURNS integer
+AS 'MODULE_PATHNAME', 'idem_throttle_return'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+COMMENT ON FUNCTION @extschema@.idem_throttle_return(text, text, integer) IS
+'give tokens back to the bucket of a subject, for good; what remains then';
+
 CREATE FUNCTION @extschema@.idem_throttle_peek(
 	limiter text,
-	subject text
-) RETURNS TABLE (allowed boolean, remaining integer, retry_after interval)
+	subject text,
+	cost integer DEFAULT 1
+) RETURNS TABLE (allowed boolean, remaining integer, retry_after_ms bigint)
 AS 'MODULE_PATHNAME', 'idem_throttle_peek'
 LANGUAGE C VOLATILE PARALLEL RESTRICTED ROWS 1;
-COMMENT ON FUNCTION @extschema@.idem_throttle_peek(text, text) IS
+COMMENT ON FUNCTION @extschema@.idem_throttle_peek(text, text, integer) IS
 'what idem_throttle would say, without taking anything';
 
 --
@@ -1261,7 +1282,9 @@ REVOKE ALL ON ROUTINE
 	@extschema@.idem_limiter(text, integer, interval, interval, interval, text),
 	@extschema@.idem_limiter_drop(text),
 	@extschema@.idem_throttle(text, text, integer),
-	@extschema@.idem_throttle_peek(text, text),
+	@extschema@.idem_throttle_all(text[], text[], integer[]),
+	@extschema@.idem_throttle_return(text, text, integer),
+	@extschema@.idem_throttle_peek(text, text, integer),
 	@extschema@.idem_throttle_activity_values(),
 	@extschema@.idem_stats_values(),
 	@extschema@.idem_stats_reset(),

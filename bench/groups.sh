@@ -198,7 +198,7 @@ run_throttle() {
 		die "could not compile empty.c"
 	change_settings "shared_preload_libraries = 'idempotency'"
 	psql_quietly -d bench -c "CREATE FUNCTION empty(limiter text, subject text, cost integer DEFAULT 1)
-			RETURNS TABLE (allowed boolean, remaining integer, retry_after interval)
+			RETURNS TABLE (allowed boolean, remaining integer, retry_after_ms bigint)
 			AS '$WORK/empty.so' LANGUAGE C ROWS 1" \
 		-c "SELECT idem_limiter('bench', 20, '1 min', '1 s', '10 min')" >/dev/null
 	interleave throttle '' bench "$cores" 0 ours/throttle peers/empty

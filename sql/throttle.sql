@@ -36,6 +36,36 @@ SELECT change, pg_temp.error_of(change) AS error FROM unnest(ARRAY[
 	$$backoff_max = '1 month'$$, $$backoff_base = NULL, backoff_max = '1 h'$$, $$when_full = 'perhaps'$$,
 	$$when_full = NULL$$, $$backoff_base = '1 h', backoff_max = '1 h'$$]) change;
 
+-- What is refused of a call, before any bucket is asked.
+CREATE FUNCTION pg_temp.error_of_call(call text) RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+	hint text;
+BEGIN
+	EXECUTE 'SELECT * FROM ' || call;
+	RETURN 'none';
+EXCEPTION WHEN OTHERS THEN
+	GET STACKED DIAGNOSTICS hint = PG_EXCEPTION_HINT;
+	RETURN SQLSTATE || CASE WHEN hint = '' AND SQLSTATE <> '22004' THEN ' without a hint' ELSE '' END;
+END
+$$;
+SELECT call, pg_temp.error_of_call(call) AS error FROM unnest(ARRAY[
+	$$idem_throttle_all(NULL, '{s}')$$, $$idem_throttle_all('{throttle-a}', NULL)$$,
+	$$idem_throttle_all('{throttle-a,NULL}', '{s,s}')$$, $$idem_throttle_all('{throttle-a,throttle-a}', '{s,NULL}')$$,
+	$$idem_throttle_all('{throttle-a}', '{s}', '{NULL}')$$, $$idem_throttle_all('{}', '{}')$$,
+	$$idem_throttle_all('{throttle-a}', '{}')$$, $$idem_throttle_all('{throttle-a}', '{s,s}')$$,
+	$$idem_throttle_all('{throttle-a,throttle-a}', '{s}')$$, $$idem_throttle_all('{throttle-a}', '{s}', '{}')$$,
+	$$idem_throttle_all('{throttle-a}', '{s}', '{1,1}')$$, $$idem_throttle_all('{throttle-a}', '{s}', '{-1}')$$,
+	$$idem_throttle_all('{throttle-a}', '{""}')$$, $$idem_throttle_all('{throttle-a}', ARRAY[repeat('s', 1025)])$$,
+	$$idem_throttle_all('{{throttle-a}}', '{s}')$$, $$idem_throttle_all('{throttle-a}', '{{s}}')$$,
+	$$idem_throttle_all('{throttle-a}', '{s}', '{{1}}')$$,
+	$$idem_throttle_all(array_fill('throttle-a'::text, '{33}'), array_fill('s'::text, '{33}'))$$,
+	$$idem_throttle_all('{throttle-none}', '{s}')$$, $$idem_throttle_all('{throttle-a,throttle-none}', '{s,s}')$$,
+	$$idem_throttle_all('{""}', '{s}')$$,
+	$$idem_throttle_peek('throttle-a', 's', NULL)$$, $$idem_throttle_peek('throttle-a', 's', -1)$$,
+	$$idem_throttle_return(NULL, 's')$$, $$idem_throttle_return('throttle-a', NULL)$$,
+	$$idem_throttle_return('throttle-a', 's', NULL)$$, $$idem_throttle_return('throttle-a', 's', -1)$$,
+	$$idem_throttle_return('throttle-a', '')$$, $$idem_throttle_return('throttle-none', 's')$$]) call;
+
 -- Nobody has asked for a bucket; and what a read-only transaction may not do.
 SELECT count(*) AS buckets FROM idem_throttle_activity WHERE limiter LIKE 'throttle-%';
 SELECT count(*) AS checked FROM idem_health() WHERE check_name = 'buckets';

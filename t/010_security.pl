@@ -268,7 +268,9 @@ my %decided = (
 	idem_throttle => 'app',
 	idem_throttle_activity => 'operator',
 	idem_throttle_activity_values => 'operator',
+	idem_throttle_all => 'app',
 	idem_throttle_peek => 'app operator',
+	idem_throttle_return => 'app',
 	idem_unschedule => 'operator',
 	idempotency_audit_log => 'auditor',
 	idempotency_audit_log_default => '',
@@ -706,14 +708,15 @@ my %values = (
 	components => "ARRAY['c']", context => "'\\x00'", data => "'{}'", detail => "'{}'",
 	entity => "'e'", entity_id => "'i'", fingerprint => 'NULL', handler => "'public.handler(pg_catalog.jsonb)'",
 	header => "'\"k\"'", headers => "'{}'", key => "'nulls'", keys => "'{nulls}'",
-	limiter => "'nulls'", lease => "'1 min'", level => "'app'", max_duration => "'1 s'", max_keys => '1', max_rows => '1',
+	limiter => "'nulls'", limiters => "'{nulls}'", lease => "'1 min'", level => "'app'", max_duration => "'1 s'",
+	max_keys => '1', max_rows => '1',
 	name => "'nulls'", on_error => "'raise'", per => "'1 s'", owner => 'gen_random_uuid()', policy => "'default'",
 	principal => "'p'",
 	purpose => "'context'", recovery_point => "'r'", request => "'{}'", response => "'\"r\"'",
 	result => 'ROW(NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL)',
 	retryable => 'true', role => "'app'", scope => "'nulls'",
 	secret => "'0123456789abcdef'", status_code => '200', token => '1', ttl => "'1 min'",
-	subject => "'s'", value => "'{}'", wait => "'0'", when_full => "'refuse'");
+	subject => "'s'", subjects => "'{s}'", value => "'{}'", wait => "'0'", when_full => "'refuse'");
 
 my $arguments = $node->safe_psql(
 	'postgres', qq{
@@ -787,6 +790,8 @@ foreach my $function (sort keys %functions)
 		$calls_made++;
 		my $expected =
 		    $f->{strict} ? qr/^$/
+		  # a limiter that is not there, of whatever cost
+		  : $argument->{name} eq 'costs' ? qr/^42704$/
 		  : $argument->{default} =~ /^NULL/
 		  || $argument->{name} eq 'response' && $null >= 0
 		  ? qr/^(?:|ID00[24]|55000)$/

@@ -152,6 +152,7 @@ is(as('app', "SELECT $_"), '42501', "app: no $_")
 
 is(as('app', q{SELECT allowed FROM idem_throttle('logins', 'ada', 5)}), 't', 'app: can empty the bucket of another');
 is(as('other_app', q{SELECT allowed FROM idem_throttle('logins', 'ada')}), 'f', 'app: who is refused then');
+is(as('other_app', q{SELECT idem_throttle_return('logins', 'ada', 5)}), '5', 'app: can fill it again');
 
 #
 # Level operator

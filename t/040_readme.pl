@@ -265,7 +265,7 @@ my $existing = reader(
 SELECT regexp_replace(format('%s(%s)%s', p.proname,
          replace(pg_get_function_arguments(p.oid), 'IN max_duration', 'max_duration'),
          ' RETURNS ' || replace(pg_get_function_result(p.oid), 'TABLE(', 'TABLE (')),
-       '(NULL|''[^'']+'')::[a-z0-9 ]+', '\1', 'g')
+       '(NULL|''[^'']+'')::[a-z0-9 ]+(\[\])?', '\1', 'g')
 FROM pg_proc p
 JOIN pg_depend d ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid
      AND d.deptype = 'e'

@@ -151,7 +151,7 @@ BEGIN
 			RAISE EXCEPTION USING
 				ERRCODE = 'SHP04',
 				MESSAGE = 'too many purchases from this address',
-				DETAIL = ceil(extract(epoch FROM limited.retry_after));
+				DETAIL = ceil(limited.retry_after_ms / 1000.0);
 		END IF;
 	END IF;
 	RETURN decrement_stock_atomic(request);

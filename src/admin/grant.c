@@ -51,7 +51,9 @@ static const GrantLevel levels[] = {
 			"idem_require",
 			"idem_run",
 			"idem_throttle",
-			"idem_throttle_peek"
+			"idem_throttle_all",
+			"idem_throttle_peek",
+			"idem_throttle_return"
 		}
 	},
 	{

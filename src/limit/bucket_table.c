@@ -6,8 +6,9 @@
  * Values only, in memory that bucket_memory.c makes; a restart forgets them
  * all.  Buckets are in partitions, by a hash of the key with a seed that nobody
  * outside knows.  All of a partition (its chains, its free list, its buckets,
- * its shares) is read and written with its lock held; no call holds two of
- * them, nor takes any other lock under one, and nothing can throw there.
+ * its shares) is read and written with its lock held; no call takes any other
+ * lock under one, and nothing can throw there.  Only idem_buckets_take_all()
+ * holds several of them, taken in the order of their numbers.
  *
  *-------------------------------------------------------------------------
  */
@@ -253,11 +254,11 @@ idem_buckets_take(const IdemBucketKey *key, const IdemBucketRule *rule,
 
 /*
  * idem_buckets_peek
- *		What taking one token would give.
+ *		What taking would give.
  */
 bool
 idem_buckets_peek(const IdemBucketKey *key, const IdemBucketRule *rule,
-				  IdemBucketResult *result)
+				  int32 cost, IdemBucketResult *result)
 {
 	uint64		hash = hash_key(key);
 	IdemBucketsPartition *partition = get_partition(hash);
@@ -283,8 +284,198 @@ idem_buckets_peek(const IdemBucketKey *key, const IdemBucketRule *rule,
 		refuse_without_room(partition, now, result);
 	LWLockRelease(&partition->lock);
 	if (room)
-		idem_bucket_peek(rule, &seen.bucket, now, 1, result);
+		idem_bucket_peek(rule, &seen.bucket, now, cost, result);
 	return room;
+}
+
+/* Where one of several buckets is */
+typedef struct SetMember
+{
+	uint64		hash;
+	IdemBucketsPartition *partition;
+	IdemBucketEntry *entry;		/* NULL: there is no room */
+	bool		added;			/* by this call */
+	IdemBucket	unkept;			/* of a subject that is allowed without */
+} SetMember;
+
+/* The partitions of a set, each once, in the order of their locks */
+static int
+sort_partitions(const SetMember *members, int number,
+				IdemBucketsPartition **partitions)
+{
+	int			found = 0;
+	int			i;
+	int			j;
+
+	for (i = 0; i < number; i++)
+	{
+		IdemBucketsPartition *each = members[i].partition;
+
+		for (j = found; j > 0 && partitions[j - 1] > each; j--)
+			 /* its place */ ;
+		if (j > 0 && partitions[j - 1] == each)
+			continue;
+		memmove(&partitions[j + 1], &partitions[j],
+				(found++ - j) * sizeof(IdemBucketsPartition *));
+		partitions[j] = each;
+	}
+	return found;
+}
+
+/* Make an entry ready for a set, of which no other member may drive it out. */
+static void
+hold_entry(IdemBucketEntry *entry, const IdemBucketRule *rule, int64 now)
+{
+	change_rule(&entry->seen, rule, now);
+
+	/* settled, it is not looked at by make_room() for the clock's sake */
+	idem_bucket_settle(rule, &entry->seen.bucket, now);
+	entry->full_at = PG_INT64_MAX;
+}
+
+/* Find or add the buckets of a set, with all locks. */
+static void
+hold_members(IdemBucketAsked *asked, IdemBucketTake *takes,
+			 SetMember *members, int number, int64 now)
+{
+	int			i;
+
+	/* those that are there first, lest one that is new drive them out */
+	for (i = 0; i < number; i++)
+	{
+		members[i].added = false;
+		members[i].entry = find_entry(&asked[i].key, members[i].hash);
+		if (members[i].entry != NULL)
+			hold_entry(members[i].entry, takes[i].rule, now);
+	}
+	for (i = 0; i < number; i++)
+	{
+		SetMember  *each = &members[i];
+
+		if (each->entry == NULL &&
+			make_room(each->partition, &asked[i].key, now))
+		{
+			each->entry = add_entry(each->partition, &asked[i].key, each->hash,
+									takes[i].rule, now);
+			each->added = true;
+			hold_entry(each->entry, takes[i].rule, now);
+		}
+		asked[i].room = each->entry != NULL;
+		takes[i].bucket = asked[i].room ? &each->entry->seen.bucket : NULL;
+		if (asked[i].room)
+			continue;
+		each->partition->no_room++;
+		each->partition->no_room_at = now;
+		if (asked[i].allow_without_room)
+		{
+			idem_bucket_init(takes[i].rule, &each->unkept, now);
+			takes[i].bucket = &each->unkept;
+		}
+		else
+			refuse_without_room(each->partition, now, &takes[i].result);
+	}
+}
+
+/* What follows for the buckets of a set; none is held any more. */
+static void
+release_members(const IdemBucketAsked *asked, IdemBucketTake *takes,
+				SetMember *members, int number, bool allowed, int64 now)
+{
+	bool		room = true;
+	int			i;
+
+	for (i = 0; i < number; i++)
+		room = room && asked[i].room;
+
+	for (i = 0; i < number; i++)
+	{
+		SetMember  *each = &members[i];
+
+		takes[i].bucket = NULL;
+		if (each->entry == NULL)
+			continue;
+
+		each->entry->seen.allowed += allowed;
+		each->entry->seen.refused += !takes[i].result.allowed;
+		note_change(each->partition, each->entry);
+
+		/*
+		 * A new one from which nothing was taken, or where room is short any
+		 * that is full, would have each call for such a set search the
+		 * partition (README.md).
+		 */
+		if (each->entry->full_at <= now &&
+			((each->added && !allowed) || !room))
+			free_entry(each->partition, each->entry);
+	}
+}
+
+/*
+ * idem_buckets_take_all
+ *		Take from the buckets of at most IDEM_BUCKETS_MAX_SET subjects, no two
+ *		of them the same, or from none; see idem_bucket_take_all().  Of the
+ *		takes, rule and cost are given, and the results are set.
+ */
+bool
+idem_buckets_take_all(IdemBucketAsked *asked, IdemBucketTake *takes,
+					  int number)
+{
+	SetMember	members[IDEM_BUCKETS_MAX_SET];
+	IdemBucketsPartition *partitions[IDEM_BUCKETS_MAX_SET];
+	int			npartitions;
+	int64		now;
+	bool		allowed;
+	int			i;
+
+	for (i = 0; i < number; i++)
+	{
+		members[i].hash = hash_key(&asked[i].key);
+		members[i].partition = get_partition(members[i].hash);
+	}
+	npartitions = sort_partitions(members, number, partitions);
+
+	/*
+	 * In one order whatever that of the arguments, so that two sets never
+	 * wait for one another; and all before the first look, so that what was
+	 * seen is still so when it is taken (t/052_throttle_sets.pl).
+	 */
+	for (i = 0; i < npartitions; i++)
+		LWLockAcquire(&partitions[i]->lock, LW_EXCLUSIVE);
+	now = GetCurrentTimestamp();
+	hold_members(asked, takes, members, number, now);
+	allowed = idem_bucket_take_all(takes, number, now);
+	release_members(asked, takes, members, number, allowed, now);
+	for (i = npartitions - 1; i >= 0; i--)
+		LWLockRelease(&partitions[i]->lock);
+	return allowed;
+}
+
+/*
+ * idem_buckets_return
+ *		Give tokens back to the bucket of a subject; what is there then.  One
+ *		that has none has a full one.
+ */
+int32
+idem_buckets_return(const IdemBucketKey *key, const IdemBucketRule *rule,
+					int32 cost)
+{
+	uint64		hash = hash_key(key);
+	IdemBucketsPartition *partition = get_partition(hash);
+	IdemBucketEntry *entry;
+	int32		remaining = rule->capacity;
+	int64		now;
+
+	LWLockAcquire(&partition->lock, LW_EXCLUSIVE);
+	now = GetCurrentTimestamp();
+	entry = find_entry(key, hash);
+	if (entry != NULL)
+	{
+		change_rule(&entry->seen, rule, now);
+		remaining = idem_bucket_return(rule, &entry->seen.bucket, now, cost);
+		note_change(partition, entry);
+	}
+	LWLockRelease(&partition->lock);
+	return remaining;
 }
 
 /*

@@ -23,6 +23,17 @@ typedef struct IdemBucketKey
 	uint64		subject[2];
 } IdemBucketKey;
 
+/* The most buckets that are taken from together. */
+#define IDEM_BUCKETS_MAX_SET	32
+
+/* Whose bucket it is, of one of several takes */
+typedef struct IdemBucketAsked
+{
+	IdemBucketKey key;
+	bool		allow_without_room;
+	bool		room;			/* set: whether it has a bucket */
+} IdemBucketAsked;
+
 /* A bucket as an operator sees it. */
 typedef struct IdemBucketSeen
 {
@@ -48,8 +59,12 @@ extern bool idem_buckets_take(const IdemBucketKey *key,
 							  const IdemBucketRule *rule, int32 cost,
 							  IdemBucketResult *result);
 extern bool idem_buckets_peek(const IdemBucketKey *key,
-							  const IdemBucketRule *rule,
+							  const IdemBucketRule *rule, int32 cost,
 							  IdemBucketResult *result);
+extern bool idem_buckets_take_all(IdemBucketAsked *asked,
+								  IdemBucketTake *takes, int number);
+extern int32 idem_buckets_return(const IdemBucketKey *key,
+								 const IdemBucketRule *rule, int32 cost);
 extern void idem_buckets_forget(Oid database, const uint64 *limiter);
 extern int	idem_buckets_partitions(int *room);
 extern int	idem_buckets_copy(int partition, Oid database,

@@ -346,6 +346,82 @@ idem_bucket_peek(const IdemBucketRule *rule, const IdemBucket *bucket,
 }
 
 /*
+ * idem_bucket_take_all
+ *		Take from all of several buckets, no two of them the same, or from
+ *		none.  A refusal is one of those that refuse, and counts with them
+ *		alone; the others say what they would have allowed.
+ */
+bool
+idem_bucket_take_all(IdemBucketTake *takes, int number, int64 now)
+{
+	bool		allowed = true;
+	int			i;
+
+	for (i = 0; i < number; i++)
+	{
+		IdemBucketTake *each = &takes[i];
+
+		if (each->bucket != NULL)
+			idem_bucket_peek(each->rule, each->bucket, now, each->cost,
+							 &each->result);
+		allowed = allowed && each->result.allowed;
+	}
+
+	/* at the same time each answers as it has, now for good */
+	for (i = 0; i < number; i++)
+	{
+		IdemBucketTake *each = &takes[i];
+
+		if (each->bucket != NULL && each->result.allowed == allowed)
+			idem_bucket_take(each->rule, each->bucket, now, each->cost,
+							 &each->result);
+	}
+	return allowed;
+}
+
+/*
+ * idem_bucket_tell
+ *		Which of the answers of idem_bucket_take_all() speaks for all of them:
+ *		the refusal with the longest wait, else the one with the least left;
+ *		the first of equals.
+ */
+int
+idem_bucket_tell(const IdemBucketTake *takes, int number)
+{
+	int			found = 0;
+	int			i;
+
+	for (i = 1; i < number; i++)
+	{
+		const IdemBucketResult *best = &takes[found].result;
+		const IdemBucketResult *each = &takes[i].result;
+
+		if (each->allowed != best->allowed ? best->allowed :
+			each->allowed ? each->remaining < best->remaining :
+			each->retry_after > best->retry_after)
+			found = i;
+	}
+	return found;
+}
+
+/*
+ * idem_bucket_return
+ *		Give tokens back, up to a full bucket; what is there then.  Strikes and
+ *		a pause stay: only staying away undoes them.
+ */
+int32
+idem_bucket_return(const IdemBucketRule *rule, IdemBucket *bucket, int64 now,
+				   int32 cost)
+{
+	idem_bucket_settle(rule, bucket, now);
+	if (cost >= rule->capacity - bucket->tokens)
+		fill(rule, bucket);
+	else
+		bucket->tokens += cost;
+	return bucket->tokens;
+}
+
+/*
  * idem_bucket_full_at
  *		From when on a settled bucket may be forgotten, if nobody calls: a new
  *		one would be its equal.  PG_INT64_MAX: never.

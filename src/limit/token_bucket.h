@@ -51,6 +51,15 @@ typedef struct IdemBucketResult
 	int64		retry_after;	/* 0: allowed; PG_INT64_MAX: never */
 } IdemBucketResult;
 
+/* One of several takes that are made together, or none of them. */
+typedef struct IdemBucketTake
+{
+	const IdemBucketRule *rule;
+	IdemBucket *bucket;			/* NULL: none, and result is a refusal */
+	int32		cost;
+	IdemBucketResult result;
+} IdemBucketTake;
+
 extern void idem_bucket_init(const IdemBucketRule *rule, IdemBucket *bucket,
 							 int64 now);
 extern void idem_bucket_settle(const IdemBucketRule *rule,
@@ -61,6 +70,11 @@ extern void idem_bucket_take(const IdemBucketRule *rule, IdemBucket *bucket,
 extern void idem_bucket_peek(const IdemBucketRule *rule,
 							 const IdemBucket *bucket, int64 now, int32 cost,
 							 IdemBucketResult *result);
+extern bool idem_bucket_take_all(IdemBucketTake *takes, int number,
+								 int64 now);
+extern int	idem_bucket_tell(const IdemBucketTake *takes, int number);
+extern int32 idem_bucket_return(const IdemBucketRule *rule,
+								IdemBucket *bucket, int64 now, int32 cost);
 extern int64 idem_bucket_full_at(const IdemBucketRule *rule,
 								 const IdemBucket *bucket);
 

@@ -5,8 +5,8 @@
  *
  * cc -I`pg_config --includedir-server` test/unit/token_bucket.c src/limit/token_bucket.c
  *
- * Shown here: a year without drift; then back-off, clock, rules and bounds by
- * example.  token_bucket_random.h has what is shown with random histories.
+ * Shown here: a year without drift; then back-off, clock, rules, bounds and
+ * giving back by example; then sets, by example and against single takes.  token_bucket_random.h has what is shown with random histories.
  *
  *-------------------------------------------------------------------------
  */
@@ -348,6 +348,173 @@ test_extremes(void)
 	ok(sizeof(IdemBucket) <= 40, "the state is small");
 }
 
+static void
+test_return(void)
+{
+	IdemBucketRule ten = make_rule(10, 1000, 0, 0);
+	IdemBucketRule hard = make_rule(2, 1000000, 100, 700);
+	IdemBucketRule big = make_rule(IDEM_BUCKET_MAX_CAPACITY, 1, 0, 0);
+	IdemBucket	b;
+
+	idem_bucket_init(&ten, &b, 0);
+	ok(idem_bucket_return(&ten, &b, 0, 1) == 10 &&
+	   idem_bucket_return(&ten, &b, 0, PG_INT32_MAX) == 10 &&
+	   is_full(&ten, &b, 0), "a full bucket stays full");
+	ok(gets(&ten, &b, 0, 10, true, 0, 0) &&
+	   idem_bucket_return(&ten, &b, 0, 3) == 3 &&
+	   idem_bucket_return(&ten, &b, 0, 0) == 3 &&
+	   gets(&ten, &b, 0, 4, false, 3, 100) &&
+	   gets(&ten, &b, 0, 3, true, 0, 0), "what is given back can be taken");
+	ok(idem_bucket_return(&ten, &b, 150, 2) == 3 &&
+	   gets(&ten, &b, 150, 4, false, 3, 50),
+	   "with what has flowed in, and the rest of a token");
+	ok(idem_bucket_return(&ten, &b, 150, 7) == 10 &&
+	   gets(&ten, &b, 150, 10, true, 0, 0) &&
+	   gets(&ten, &b, 200, 1, false, 0, 50),
+	   "never above the capacity, by no part of a token");
+	ok(idem_bucket_return(&ten, &b, 200, 11) == 10,
+	   "more than there can be fills it");
+
+	idem_bucket_init(&big, &b, 0);
+	ok(gets(&big, &b, 0, IDEM_BUCKET_MAX_CAPACITY, true, 0, 0) &&
+	   idem_bucket_return(&big, &b, 0, 1) == 1 &&
+	   idem_bucket_return(&big, &b, 0, PG_INT32_MAX) ==
+	   IDEM_BUCKET_MAX_CAPACITY, "the largest bucket does not overflow");
+
+	idem_bucket_init(&hard, &b, 0);
+	ok(gets(&hard, &b, 0, 2, true, 0, 0) &&
+	   gets(&hard, &b, 0, 1, false, 0, 500000) &&
+	   idem_bucket_return(&hard, &b, 0, 1) == 1 &&
+	   gets(&hard, &b, 50, 1, false, 1, 200) &&
+	   idem_bucket_return(&hard, &b, 60, 1) == 2 &&
+	   gets(&hard, &b, 249, 1, false, 2, 400) &&
+	   gets(&hard, &b, 649, 1, true, 1, 0) && b.strikes == 3,
+	   "a pause and its strikes stay");
+}
+
+#define MOST_MEMBERS 5
+
+/* Sets of random buckets: what went wrong */
+typedef struct WrongSets
+{
+	long		allowed;
+	long		refused;
+	long		decision;
+	long		members;
+	long		told;
+} WrongSets;
+
+/* Whether a set does what single takes say, all or none of them */
+static void
+try_set(IdemBucketTake *takes, int number, int64 now, WrongSets *wrong)
+{
+	IdemBucketResult due[MOST_MEMBERS];
+	IdemBucket	after[MOST_MEMBERS];
+	bool		allowed = true;
+	const IdemBucketResult *told;
+	int			i;
+
+	for (i = 0; i < number; i++)
+	{
+		after[i] = *takes[i].bucket;
+		due[i] = take(takes[i].rule, &after[i], now, takes[i].cost);
+		allowed = allowed && due[i].allowed;
+	}
+	for (i = 0; i < number; i++)
+		if (due[i].allowed && !allowed)
+		{
+			after[i] = *takes[i].bucket;
+			idem_bucket_peek(takes[i].rule, &after[i], now, takes[i].cost,
+							 &due[i]);
+		}
+	wrong->allowed += allowed;
+	wrong->refused += !allowed;
+	wrong->decision += idem_bucket_take_all(takes, number, now) != allowed;
+	for (i = 0; i < number; i++)
+		wrong->members += !is_same(&takes[i].result, &due[i]) ||
+			memcmp(takes[i].bucket, &after[i], sizeof(IdemBucket)) != 0;
+	told = &takes[idem_bucket_tell(takes, number)].result;
+	wrong->told += told->allowed != allowed;
+	for (i = 0; i < number; i++)
+		if (due[i].allowed == allowed)
+			wrong->told += allowed ? due[i].remaining < told->remaining :
+				due[i].retry_after > told->retry_after;
+}
+
+static void
+test_random_sets(void)
+{
+	WrongSets	wrong = {0};
+	int			i;
+
+	for (i = 0; i < 20000; i++)
+	{
+		IdemBucketRule rules[MOST_MEMBERS];
+		IdemBucket	buckets[MOST_MEMBERS];
+		IdemBucketTake takes[MOST_MEMBERS];
+		int			number = 1 + (int) pick(MOST_MEMBERS - 1);
+		int64		now = 0;
+		int			step;
+		int			j;
+
+		memset(buckets, 0, sizeof(buckets));
+		for (j = 0; j < number; j++)
+		{
+			pick_rule(&rules[j]);
+			idem_bucket_init(&rules[j], &buckets[j], now);
+			takes[j].rule = &rules[j];
+			takes[j].bucket = &buckets[j];
+		}
+		for (step = 0; step < STEPS; step++)
+		{
+			now += pick_magnitude(rules[pick(number - 1)].per) - 1;
+			for (j = 0; j < number; j++)
+				takes[j].cost = (int32) pick(pick(9) > 0 ?
+											 Min(rules[j].capacity, 3) :
+											 (int64) rules[j].capacity + 1);
+			try_set(takes, number, now, &wrong);
+		}
+	}
+	ok(wrong.allowed > 10000 && wrong.refused > 10000,
+	   "sets are allowed (%ld) and refused (%ld)", wrong.allowed,
+	   wrong.refused);
+	ok(wrong.decision == 0, "a set is allowed if all are");
+	ok(wrong.members == 0,
+	   "else those refuse that would alone, the others are as they were");
+	ok(wrong.told == 0, "the longest wait is told, or the least left");
+}
+
+static void
+test_sets(void)
+{
+	IdemBucketRule ten = make_rule(10, 1000, 0, 0);
+	IdemBucketRule two = make_rule(2, 1000, 100, 700);
+	IdemBucket	a;
+	IdemBucket	b;
+	IdemBucketTake takes[] = {{&ten, &a, 1}, {&two, &b, 1}, {&ten, NULL, 1}};
+
+	idem_bucket_init(&ten, &a, 0);
+	idem_bucket_init(&two, &b, 0);
+	ok(idem_bucket_take_all(takes, 2, 0) && idem_bucket_tell(takes, 2) == 1 &&
+	   idem_bucket_take_all(takes, 2, 0) && a.tokens == 8 && b.tokens == 0,
+	   "all take");
+	ok(!idem_bucket_take_all(takes, 2, 0) && idem_bucket_tell(takes, 2) == 1 &&
+	   takes[0].result.allowed && takes[0].result.remaining == 8 &&
+	   takes[1].result.retry_after == 500 && a.tokens == 8 && b.strikes == 1,
+	   "none takes, and the strike is of the one that refuses");
+	takes[0].cost = 11;
+	ok(!idem_bucket_take_all(takes, 2, 0) && idem_bucket_tell(takes, 2) == 0 &&
+	   a.strikes == 0 && b.strikes == 2, "never is the longest wait");
+	takes[0].cost = 1;
+	takes[1].cost = 0;
+	takes[2].result.allowed = false;
+	takes[2].result.retry_after = 7;
+	ok(!idem_bucket_take_all(takes, 3, 2000) &&
+	   idem_bucket_tell(takes, 3) == 2 && a.tokens == 8 &&
+	   b.strikes == 2, "one without a bucket refuses for all");
+	test_random_sets();
+}
+
 int
 main(void)
 {
@@ -363,5 +530,7 @@ main(void)
 	test_clock();
 	test_rules();
 	test_extremes();
+	test_return();
+	test_sets();
 	return finish();
 }
