@@ -117,6 +117,7 @@ REGRESS = \
 	audit \
 	audit_append_only \
 	helpers \
+	context \
 	http \
 	http_run \
 	http_refused \
@@ -182,6 +183,7 @@ ISOLATION = \
 	ways-change-run \
 	release-claim \
 	policy-change \
+	secret-rotation \
 	policy-create \
 	lock-timeout \
 	lock-timeout-claim

@@ -322,7 +322,7 @@ CREATE TABLE @extschema@.idempotency_secrets (
 );
 ALTER TABLE @extschema@.idempotency_secrets ENABLE ROW LEVEL SECURITY;
 COMMENT ON TABLE @extschema@.idempotency_secrets IS
-'HMAC keys of idem_secret; granted to nobody, not dumped';
+'HMAC keys of idem_secret, empty once dropped; granted to nobody, not dumped';
 
 REVOKE ALL ON
 	@extschema@.idempotency_keys,
@@ -927,7 +927,7 @@ RETURNS bytea
 AS 'MODULE_PATHNAME', 'idem_context'
 LANGUAGE C STABLE PARALLEL RESTRICTED;
 COMMENT ON FUNCTION @extschema@.idem_context(text[]) IS
-'key id and HMAC-SHA256 over the components, to bind a key to a client';
+'key ids and HMAC-SHA256s over the components, to bind a key to a client';
 
 CREATE FUNCTION @extschema@.idem_secret(purpose text, secret bytea)
 RETURNS integer
@@ -935,6 +935,13 @@ AS 'MODULE_PATHNAME', 'idem_secret'
 LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION @extschema@.idem_secret(text, bytea) IS
 'store the next HMAC key of a purpose, context or audit';
+
+CREATE FUNCTION @extschema@.idem_secret_drop(purpose text, key_id integer)
+RETURNS boolean
+AS 'MODULE_PATHNAME', 'idem_secret_drop'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION @extschema@.idem_secret_drop(text, integer) IS
+'forget an HMAC key';
 
 CREATE FUNCTION @extschema@.idem_log_id(value text)
 RETURNS text
@@ -1214,6 +1221,7 @@ REVOKE ALL ON ROUTINE
 	@extschema@.idem_scope(text[]),
 	@extschema@.idem_context(text[]),
 	@extschema@.idem_secret(text, bytea),
+	@extschema@.idem_secret_drop(text, integer),
 	@extschema@.idem_log_id(text),
 	@extschema@.idem_key(text),
 	@extschema@.idem_json(@extschema@.idem_result),

@@ -114,6 +114,8 @@ INSERT INTO calls (state, call) VALUES
 	('22004', 'idem_context(''canary'', NULL)'),
 	('22004', 'idem_secret(NULL, ''canary canary canary'')'),
 	('22004', 'idem_secret(''context'', NULL)'),
+	('22004', 'idem_secret_drop(NULL, 1)'),
+	('22004', 'idem_secret_drop(''context'', NULL)'),
 	('ID012', 'idem_key(NULL)'),
 	('22004', 'idem_respond(NULL, ''{}'')'),
 	('22004', 'idem_grant(NULL, ''app'')'),
@@ -282,6 +284,7 @@ INSERT INTO calls (state, call) VALUES
 	('22023', 'idem_http_problem(json_populate_record(NULL::idem_result, ''{"error_code": "canary", "http_status": 200}''))'),
 	('22023', 'idem_secret(''canary'', ''0123456789012345'')'),
 	('22023', 'idem_secret(''context'', ''canary'')'),
+	('22023', 'idem_secret_drop(''canary'', 1)'),
 	('22023', 'idem_grant(current_user::regrole, ''canary'')');
 
 -- Runs a call and undoes it.  "leak": something of a key, an answer or a
@@ -370,7 +373,7 @@ FROM unnest(ARRAY[
 	LATERAL pg_temp.try(call) t;
 -- and what only a superuser or an owner may do
 SELECT call, t.state FROM unnest(ARRAY[
-	'idem_secret(''context'', ''0123456789012345'')', 'idem_grant(''regress_idem_stranger'', ''app'')',
+	'idem_secret(''context'', ''0123456789012345'')', 'idem_secret_drop(''context'', 1)', 'idem_grant(''regress_idem_stranger'', ''app'')',
 	'count(*) FROM idempotency_keys', 'count(*) FROM idempotency_policies',
 	'count(*) FROM idempotency_audit_log', 'count(*) FROM idempotency_secrets']) call,
 	LATERAL pg_temp.try(call) t;

@@ -257,6 +257,7 @@ my %decided = (
 	idem_schedule => 'operator',
 	idem_scope => 'all',
 	idem_secret => '',
+	idem_secret_drop => '',
 	idem_stats => 'operator',
 	idem_stats_reset => 'operator',
 	idem_stats_values => 'operator',

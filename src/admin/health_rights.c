@@ -86,8 +86,8 @@ idem_schema_check(PG_FUNCTION_ARGS)
 
 /* In no level, and documented for nobody but a superuser. */
 #define FOR_NOBODY \
-	"('idem_secret', 'idem_grant', 'idem_audit_prune', 'idem_policy_changed'," \
-	" 'idem_limiter_changed', 'idem_audit_guard')"
+	"('idem_secret', 'idem_secret_drop', 'idem_grant', 'idem_audit_prune'," \
+	" 'idem_policy_changed', 'idem_limiter_changed', 'idem_audit_guard')"
 
 /* Columns of the keys that tell nothing of a request. */
 #define TELLS_NOTHING \
@@ -191,7 +191,7 @@ const IdemHealthCheck idem_health_rights[] = {
 		" 'idem_health', 'idem_http_headers', 'idem_http_problem', 'idem_http_run', 'idem_json', 'idem_key',"
 		" 'idem_limiter', 'idem_limiter_changed', 'idem_limiter_drop', 'idem_log_id', 'idem_lookup', 'idem_policy',"
 		" 'idem_policy_changed', 'idem_policy_drop', 'idem_policy_values', 'idem_release', 'idem_require',"
-		" 'idem_respond', 'idem_run', 'idem_schedule', 'idem_scope', 'idem_secret', 'idem_stats_reset',"
+		" 'idem_respond', 'idem_run', 'idem_schedule', 'idem_scope', 'idem_secret', 'idem_secret_drop', 'idem_stats_reset',"
 		" 'idem_stats_values', 'idem_sweep', 'idem_sweep_all', 'idem_sweep_status_values', 'idem_throttle',"
 		" 'idem_throttle_activity_values', 'idem_throttle_peek', 'idem_unschedule']), 1) w (name, number)"
 		" WHERE w.number > (SELECT count(*) FROM pg_proc p WHERE p.pronamespace = $3 AND p.proname = w.name"
