@@ -23,14 +23,14 @@
 #include "base/digest.h"
 #include "limit/bucket_table.h"
 #include "limit/limiter.h"
+#include "limit/throttle.h"
 
-/* The limiter and the subject, the first two arguments; 22004, 22023, 42704. */
+/* The limiter of a name, and the bucket of a subject that is checked; 42704. */
 static void
-get_asked(FunctionCallInfo fcinfo, IdemLimiter *limiter, IdemBucketKey *key)
+find_asked(const text *name, const text *subject, IdemLimiter *limiter,
+		   IdemBucketKey *key)
 {
 	uint8		digest[IDEM_DIGEST_BYTES];
-	text	   *name = idem_args_text(fcinfo, 0, "limiter");
-	text	   *subject = idem_args_label(fcinfo, 1, "subject");
 
 	idem_limiter_get(text_to_cstring(name), limiter);
 
@@ -39,6 +39,16 @@ get_asked(FunctionCallInfo fcinfo, IdemLimiter *limiter, IdemBucketKey *key)
 	key->database = MyDatabaseId;
 	key->limiter = limiter->id;
 	memcpy(key->subject, digest, sizeof(key->subject));
+}
+
+/* The limiter and the subject, the first two arguments; 22004, 22023, 42704. */
+static void
+get_asked(FunctionCallInfo fcinfo, IdemLimiter *limiter, IdemBucketKey *key)
+{
+	text	   *name = idem_args_text(fcinfo, 0, "limiter");
+	text	   *subject = idem_args_label(fcinfo, 1, "subject");
+
+	find_asked(name, subject, limiter, key);
 }
 
 static Datum
@@ -75,6 +85,45 @@ allow_without_room(const IdemLimiter *limiter, int32 cost,
 	idem_bucket_take(&limiter->rule, &bucket, 0, cost, result);
 }
 
+/* Take, count, and note a refusal; 55000. */
+static void
+take(const IdemLimiter *limiter, const IdemBucketKey *key, int32 cost,
+	 IdemBucketResult *result)
+{
+	bool		room;
+
+	idem_buckets_require();
+	room = idem_buckets_take(key, &limiter->rule, cost, result);
+	if (!room && limiter->allow_when_full)
+		allow_without_room(limiter, cost, result);
+
+	/*
+	 * Counted at once and for good, as tokens are taken: an abort takes
+	 * nothing back (t/050_throttle.pl).
+	 */
+	if (!room || !result->allowed)
+		idem_counters_add(limiter->counters, IDEM_COUNT_THROTTLED, 1);
+	if (!result->allowed)
+		idem_refusals_note_limited(NameStr(limiter->name), &limiter->id,
+								   key->subject, limiter->counters);
+}
+
+/*
+ * idem_throttle_take
+ *		What idem_throttle() does, of a cost and a subject that are checked;
+ *		42704, 55000.
+ */
+void
+idem_throttle_take(const text *name, const text *subject, int32 cost,
+				   IdemBucketResult *result)
+{
+	IdemLimiter limiter;
+	IdemBucketKey key;
+
+	find_asked(name, subject, &limiter, &key);
+	take(&limiter, &key, cost, result);
+}
+
 IDEM_FUNCTION(idem_throttle);
 
 /*
@@ -96,7 +145,6 @@ idem_throttle(PG_FUNCTION_ARGS)
 	IdemBucketKey key;
 	IdemBucketResult result;
 	int32		cost;
-	bool		room;
 
 	idem_args_require(fcinfo, 2, "cost");
 	cost = PG_GETARG_INT32(2);
@@ -108,20 +156,7 @@ idem_throttle(PG_FUNCTION_ARGS)
 
 	/* an unknown limiter is 42704, with buckets or without */
 	get_asked(fcinfo, &limiter, &key);
-	idem_buckets_require();
-	room = idem_buckets_take(&key, &limiter.rule, cost, &result);
-	if (!room && limiter.allow_when_full)
-		allow_without_room(&limiter, cost, &result);
-
-	/*
-	 * Counted at once and for good, as tokens are taken: an abort takes
-	 * nothing back (t/050_throttle.pl).
-	 */
-	if (!room || !result.allowed)
-		idem_counters_add(limiter.counters, IDEM_COUNT_THROTTLED, 1);
-	if (!result.allowed)
-		idem_refusals_note_limited(NameStr(limiter.name), &limiter.id,
-								   key.subject, limiter.counters);
+	take(&limiter, &key, cost, &result);
 	return put_result(fcinfo, &result);
 }
 
