@@ -121,6 +121,7 @@ REGRESS = \
 	http \
 	http_run \
 	http_refused \
+	http_args \
 	sweep \
 	throttle \
 	settings \

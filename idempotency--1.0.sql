@@ -1001,6 +1001,24 @@ LANGUAGE C VOLATILE STRICT PARALLEL SAFE;
 COMMENT ON FUNCTION @extschema@.idem_http_problem(@extschema@.idem_result) IS
 'problem details (RFC 9457) of a refusal, or null';
 
+CREATE FUNCTION @extschema@.idem_http_problem(
+	code text,
+	detail text DEFAULT NULL,
+	retry_after_ms bigint DEFAULT NULL
+)
+RETURNS json
+AS 'MODULE_PATHNAME', 'idem_http_problem_of'
+LANGUAGE C VOLATILE PARALLEL SAFE;
+COMMENT ON FUNCTION @extschema@.idem_http_problem(text, text, bigint) IS
+'problem details (RFC 9457) of a refusal that has no result';
+
+CREATE FUNCTION @extschema@.idem_http_time(at timestamptz)
+RETURNS text
+AS 'MODULE_PATHNAME', 'idem_http_time'
+LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION @extschema@.idem_http_time(timestamptz) IS
+'a time as RFC 3339 in UTC, with Z; null for infinity';
+
 CREATE FUNCTION @extschema@.idem_http_headers(result @extschema@.idem_result)
 RETURNS json
 AS 'MODULE_PATHNAME', 'idem_http_headers'
@@ -1013,12 +1031,17 @@ CREATE FUNCTION @extschema@.idem_http_run(
 	handler regprocedure,
 	request jsonb,
 	policy text DEFAULT 'default',
-	principal text DEFAULT NULL
+	principal text DEFAULT NULL,
+	context bytea DEFAULT NULL,
+	fingerprint bytea DEFAULT NULL,
+	limiter text DEFAULT NULL,
+	subject text DEFAULT NULL,
+	key text DEFAULT NULL
 )
 RETURNS json
 AS 'MODULE_PATHNAME', 'idem_http_run'
 LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION @extschema@.idem_http_run(regprocedure, jsonb, text, text) IS
+COMMENT ON FUNCTION @extschema@.idem_http_run(regprocedure, jsonb, text, text, bytea, bytea, text, text, text) IS
 'idem_run for an API function of PostgREST, which must be SECURITY DEFINER';
 
 --
@@ -1227,8 +1250,10 @@ REVOKE ALL ON ROUTINE
 	@extschema@.idem_json(@extschema@.idem_result),
 	@extschema@.idem_respond(integer, json, json),
 	@extschema@.idem_http_problem(@extschema@.idem_result),
+	@extschema@.idem_http_problem(text, text, bigint),
+	@extschema@.idem_http_time(timestamptz),
 	@extschema@.idem_http_headers(@extschema@.idem_result),
-	@extschema@.idem_http_run(regprocedure, jsonb, text, text),
+	@extschema@.idem_http_run(regprocedure, jsonb, text, text, bytea, bytea, text, text, text),
 	@extschema@.idem_grant(regrole, text),
 	@extschema@.idem_health()
 FROM PUBLIC;

@@ -238,6 +238,7 @@ my %decided = (
 	idem_http_headers => 'app',
 	idem_http_problem => 'app',
 	idem_http_run => '',
+	idem_http_time => 'app',
 	idem_json => 'all',
 	idem_key => 'all',
 	idem_log_id => 'all',

@@ -45,6 +45,7 @@ static const GrantLevel levels[] = {
 			"idem_fail",
 			"idem_http_headers",
 			"idem_http_problem",
+			"idem_http_time",
 			"idem_lookup",
 			"idem_release",
 			"idem_require",

@@ -129,9 +129,8 @@ find_secrets(Relation table, const SecretSearch *search, IdemSecret *secrets,
 	/*
 	 * The key id is the order of creation, whatever the purpose.  With the
 	 * latest snapshot: at REPEATABLE READ an older one would not see a secret
-	 * that was committed before we had the lock of idem_secret_add().
-	 * Nothing is kept: a secret that was dropped is used by no later
-	 * statement.
+	 * that was committed before we had the lock of idem_secret_add(). Nothing
+	 * is kept: a secret that was dropped is used by no later statement.
 	 */
 	index_rescan(scan, NULL, 0, NULL, 0);
 	while (found < max &&

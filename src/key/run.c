@@ -353,6 +353,9 @@ read_arguments(FunctionCallInfo fcinfo, IdemRunRequest *asked)
 	asked->key = PG_ARGISNULL(ARG_KEY) ? NULL : PG_GETARG_TEXT_PP(ARG_KEY);
 	asked->request = fcinfo->args[ARG_REQUEST];
 	asked->context = idem_args_digest(fcinfo, ARG_CONTEXT, "context");
+	asked->fingerprint = NULL;
+	asked->ttl = -1;
+	asked->admit = NULL;
 	asked->wait = -1;
 	if (!PG_ARGISNULL(ARG_WAIT))
 		asked->wait = idem_policy_wait_usec("wait",
@@ -368,19 +371,42 @@ begin_run(IdemRun *run, const IdemRunRequest *asked)
 	run->asked = asked;
 	idem_claim_begin(claim, asked->scope, asked->policy);
 	claim->id.key = idem_name_format_key(asked->key, &claim->policy);
-	if (!asked->request.isnull)
+	claim->fingerprint = asked->fingerprint;
+	if (claim->fingerprint == NULL && !asked->request.isnull)
 		claim->fingerprint =
 			idem_fingerprint_of(DatumGetJsonbP(asked->request.value));
 	idem_claim_require_fingerprint(claim);
 	claim->context = asked->context;
 	if (asked->wait >= 0)
 		claim->wait = asked->wait;
+	claim->ttl = asked->ttl;
 	prepare_handler(run);
 }
 
 /*
+ * Whether the work may be done, of a claim that is granted.  Nothing is
+ * written yet; what is not admitted leaves nothing.  A key too many is not
+ * asked for.
+ */
+static bool
+is_admitted(IdemRun *run)
+{
+	IdemClaim  *claim = &run->claim;
+
+	if (run->asked->admit == NULL)
+		return true;
+	if (claim->decision.verdict == IDEM_CLAIM_FRESH)
+		idem_claim_check_cap(claim, 1);
+	if (run->asked->admit(run->asked->admit_arg))
+		return true;
+	idem_store_drop(&claim->store);
+	return false;
+}
+
+/*
  * idem_run_execute
- *		Do what idem_run is asked for; an idem_result.
+ *		Do what idem_run is asked for; an idem_result, or NULL where the work
+ *		was not admitted.
  */
 Datum
 idem_run_execute(const IdemRunRequest *asked)
@@ -400,6 +426,8 @@ idem_run_execute(const IdemRunRequest *asked)
 	outcome = run.claim.decision.outcome;
 	if (idem_claim_granted(&run.claim))
 	{
+		if (!is_admitted(&run))
+			return (Datum) 0;
 		idem_claim_start(&run.claim);
 		run_handler(&run);
 		store(&run);

@@ -19,8 +19,14 @@ typedef struct IdemRunRequest
 	NullableDatum request;		/* jsonb */
 	text	   *policy;
 	bytea	   *context;		/* NULL: none */
+	bytea	   *fingerprint;	/* NULL: that of the request */
 	int64		wait;			/* microseconds; -1: the policy's */
+	int64		ttl;			/* microseconds; -1: the policy's; 0: for ever */
 	bool		record;			/* on_error = 'record' */
+
+	/* Asked before the handler is run, and only then; NULL: it may. */
+	bool		(*admit) (void *arg);
+	void	   *admit_arg;
 } IdemRunRequest;
 
 extern Datum idem_run_execute(const IdemRunRequest *request);
