@@ -46,7 +46,7 @@ FROM (SELECT idem_http_problem(pg_temp.result('{"http_status": 409, "error_code"
 SELECT columns, idem_http_problem(pg_temp.result(columns)) IS NULL AS "null"
 FROM unnest(ARRAY['{"outcome": "claimed"}', '{"outcome": "completed", "http_status": 200}', '{"outcome": "failed", "http_status": 500}',
 	'{"outcome": "replayed", "http_status": 402}', '{}', '{"error_code": "c"}', '{"outcome": "mismatch"}']::json[]) columns;
-SELECT idem_http_problem(NULL) IS NULL AS problem, idem_http_headers(NULL) IS NULL AS headers;
+SELECT idem_http_problem(NULL::idem_result) IS NULL AS problem, idem_http_headers(NULL) IS NULL AS headers;
 SELECT status, regress.error_of(format('SELECT idem_http_problem(pg_temp.result(''{"http_status": %s, "error_code": "c"}''))', status))
 FROM unnest(ARRAY[-1, 200, 399, 400, 599, 600]) status;
 
@@ -57,7 +57,7 @@ FROM (TABLE refusals UNION ALL VALUES (500, 'idempotency_answer_unreadable')) r;
 SELECT pg_temp.plain(idem_http_problem('rate_limited', e'Ask "us"\n', 1));
 SELECT ms, idem_http_problem('rate_limited', NULL, ms) -> 'retry_after' AS retry_after FROM unnest(ARRAY[0, 1, 1000, 1001, 9223372036854775807]) ms;
 SELECT regress.error_of('SELECT idem_http_problem(''rate_limited'', retry_after_ms => -1)') AS negative,
-	idem_http_problem(NULL::text) IS NULL AS none, regress.error_of($$SELECT idem_http_problem('teapot')$$) AS of_others,
+	regress.error_of('SELECT idem_http_problem(NULL)') AS none, regress.error_of($$SELECT idem_http_problem('teapot')$$) AS of_others,
 	regress.error_of($$SELECT idem_http_problem('')$$) AS empty;
 
 --

@@ -348,8 +348,8 @@ IDEM_FUNCTION(idem_http_problem_of);
 
 /*
  * idem_http_problem(code text, detail text, retry_after_ms bigint) RETURNS json
- *		Problem details of a refusal that has no result, null for no code.
- *		22023 for a code that is not one of ours, and a negative time.
+ *		Problem details of a refusal that has no result.  Raises 22004; 22023
+ *		for a code that is not one of ours, and a negative time.
  */
 Datum
 idem_http_problem_of(PG_FUNCTION_ARGS)
@@ -359,9 +359,7 @@ idem_http_problem_of(PG_FUNCTION_ARGS)
 	int64		ms = -1;
 	int			status;
 
-	if (PG_ARGISNULL(0))
-		PG_RETURN_NULL();
-	code = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	code = text_to_cstring(idem_args_text(fcinfo, 0, "code"));
 	status = idem_http_status(code);
 	if (status == 0)
 		ereport(ERROR,
