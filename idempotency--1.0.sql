@@ -980,7 +980,7 @@ RETURNS void
 AS 'MODULE_PATHNAME', 'idem_grant'
 LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION @extschema@.idem_grant(regrole, text) IS
-'grant a role the level app, operator or auditor';
+'grant a role the level app, operator, auditor or monitor';
 
 CREATE FUNCTION @extschema@.idem_health()
 RETURNS TABLE (check_name text, ok boolean, detail text)

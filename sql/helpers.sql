@@ -63,7 +63,7 @@ SELECT idem_canonical('{"b": 1, "a": 2}'), idem_fingerprint('{"b": 1, "a": 2}') 
 -- idem_grant.
 CREATE ROLE "regress_idem ""odd""";
 SELECT level, regress.sqlstate_of(format('SELECT idem_grant(''"regress_idem ""odd"""'', %L)', level))
-FROM unnest(ARRAY['app', 'operator', 'auditor', 'App', 'all', '', NULL]) level;
+FROM unnest(ARRAY['app', 'operator', 'auditor', 'monitor', 'App', 'all', '', NULL]) level;
 SELECT regress.sqlstate_of($$SELECT idem_grant('regress_idem_absent', 'app')$$) AS absent;
 DROP ROLE "regress_idem ""odd""";
 

@@ -35,6 +35,7 @@ CREATE ROLE nobody LOGIN;
 CREATE ROLE app LOGIN;
 CREATE ROLE operator LOGIN;
 CREATE ROLE auditor LOGIN;
+CREATE ROLE monitor LOGIN;
 CREATE ROLE tenant_a;
 CREATE ROLE tenant_b;
 GRANT CREATE ON DATABASE postgres TO mallory;
@@ -206,7 +207,7 @@ is( sqlstate(
 $node->safe_psql(
 	'postgres', q{
 SELECT idem.idem_grant('app', 'app'), idem.idem_grant('operator', 'operator'),
-       idem.idem_grant('auditor', 'auditor'),
+       idem.idem_grant('auditor', 'auditor'), idem.idem_grant('monitor', 'monitor'),
        idem.idem_grant('tenant_a', 'app'), idem.idem_grant('tenant_b', 'app');
 SELECT idem.idem_secret('context', '0123456789abcdef0123456789abcdef');
 CREATE FUNCTION public.handler(jsonb) RETURNS json LANGUAGE sql AS
@@ -215,8 +216,8 @@ CREATE FUNCTION public.handler(jsonb) RETURNS json LANGUAGE sql AS
 
 # For each role what it may execute or select from; "all" is PUBLIC
 my %decided = (
-	idem_activity => 'operator',
-	idem_activity_values => 'operator',
+	idem_activity => 'operator monitor',
+	idem_activity_values => 'operator monitor',
 	idem_audit => 'app',
 	idem_audit_digest => 'auditor',
 	idem_audit_guard => '',
@@ -234,7 +235,7 @@ my %decided = (
 	idem_fingerprint => 'all',
 	idem_forget => 'operator',
 	idem_grant => '',
-	idem_health => 'operator auditor',
+	idem_health => 'operator auditor monitor',
 	idem_http_headers => 'app',
 	idem_http_problem => 'app',
 	idem_http_run => '',
@@ -259,16 +260,16 @@ my %decided = (
 	idem_scope => 'all',
 	idem_secret => '',
 	idem_secret_drop => '',
-	idem_stats => 'operator',
+	idem_stats => 'operator monitor',
 	idem_stats_reset => 'operator',
-	idem_stats_values => 'operator',
+	idem_stats_values => 'operator monitor',
 	idem_sweep => 'operator',
 	idem_sweep_all => 'operator',
-	idem_sweep_status => 'operator',
-	idem_sweep_status_values => 'operator',
+	idem_sweep_status => 'operator monitor',
+	idem_sweep_status_values => 'operator monitor',
 	idem_throttle => 'app',
-	idem_throttle_activity => 'operator',
-	idem_throttle_activity_values => 'operator',
+	idem_throttle_activity => 'operator monitor',
+	idem_throttle_activity_values => 'operator monitor',
 	idem_throttle_peek => 'app operator',
 	idem_unschedule => 'operator',
 	idempotency_audit_log => 'auditor',
@@ -280,7 +281,7 @@ my %decided = (
 	idempotency_limiters => 'operator',
 	idempotency_policies => '',
 	idempotency_secrets => '');
-my @roles = qw(nobody app operator auditor);
+my @roles = qw(nobody app operator auditor monitor);
 
 my $members = q{
 FROM pg_depend d WHERE d.deptype = 'e' AND d.refclassid = 'pg_extension'::regclass
@@ -314,7 +315,7 @@ WITH r AS (
 	AND c.relkind IN ('r', 'v', 'm', 'S', 'p', 'f'))
 SELECT c.relname, coalesce((
 	SELECT string_agg(role || ' ' || p, ',' ORDER BY role, p)
-	FROM unnest('{nobody,app,operator,auditor}'::text[]) role,
+	FROM unnest('{nobody,app,operator,auditor,monitor}'::text[]) role,
 	     unnest(CASE c.relkind WHEN 'S' THEN '{SELECT,USAGE,UPDATE}'
 	            ELSE '{SELECT,INSERT,UPDATE,DELETE,TRUNCATE,REFERENCES,TRIGGER}' END::text[]) p
 	WHERE CASE WHEN c.relkind = 'S' THEN has_sequence_privilege(role, c.oid, p)
@@ -362,7 +363,7 @@ is( sqlstate(
 # And in practice
 is(sqlstate($node, "SELECT idem.idem_claim('s', 'k')", user => 'nobody'),
 	'42501', 'nobody claims nothing');
-foreach my $user (qw(nobody app operator))
+foreach my $user (qw(nobody app operator monitor))
 {
 	foreach my $table (qw(keys policies audit_log secrets))
 	{
