@@ -122,9 +122,11 @@ REGRESS = \
 	audit \
 	audit_append_only \
 	helpers \
+	context \
 	http \
 	http_run \
 	http_refused \
+	http_args \
 	sweep \
 	throttle \
 	settings \
@@ -189,6 +191,7 @@ ISOLATION = \
 	ways-change-run \
 	release-claim \
 	policy-change \
+	secret-rotation \
 	policy-create \
 	lock-timeout \
 	lock-timeout-claim

@@ -345,7 +345,7 @@ CREATE TABLE @extschema@.idempotency_secrets (
 );
 ALTER TABLE @extschema@.idempotency_secrets ENABLE ROW LEVEL SECURITY;
 COMMENT ON TABLE @extschema@.idempotency_secrets IS
-'HMAC keys of idem_secret; granted to nobody, not dumped';
+'HMAC keys of idem_secret, empty once dropped; granted to nobody, not dumped';
 
 REVOKE ALL ON
 	@extschema@.idempotency_keys,
@@ -1010,7 +1010,7 @@ RETURNS bytea
 AS 'MODULE_PATHNAME', 'idem_context'
 LANGUAGE C STABLE PARALLEL RESTRICTED;
 COMMENT ON FUNCTION @extschema@.idem_context(text[]) IS
-'key id and HMAC-SHA256 over the components, to bind a key to a client';
+'key ids and HMAC-SHA256s over the components, to bind a key to a client';
 
 CREATE FUNCTION @extschema@.idem_secret(purpose text, secret bytea)
 RETURNS integer
@@ -1018,6 +1018,13 @@ AS 'MODULE_PATHNAME', 'idem_secret'
 LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION @extschema@.idem_secret(text, bytea) IS
 'store the next HMAC key of a purpose, context or audit';
+
+CREATE FUNCTION @extschema@.idem_secret_drop(purpose text, key_id integer)
+RETURNS boolean
+AS 'MODULE_PATHNAME', 'idem_secret_drop'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION @extschema@.idem_secret_drop(text, integer) IS
+'forget an HMAC key';
 
 CREATE FUNCTION @extschema@.idem_log_id(value text)
 RETURNS text
@@ -1056,7 +1063,7 @@ RETURNS void
 AS 'MODULE_PATHNAME', 'idem_grant'
 LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION @extschema@.idem_grant(regrole, text) IS
-'grant a role the level app, operator or auditor';
+'grant a role the level app, operator, auditor or monitor';
 
 CREATE FUNCTION @extschema@.idem_health()
 RETURNS TABLE (check_name text, ok boolean, detail text)
@@ -1077,6 +1084,24 @@ LANGUAGE C VOLATILE STRICT PARALLEL SAFE;
 COMMENT ON FUNCTION @extschema@.idem_http_problem(@extschema@.idem_result) IS
 'problem details (RFC 9457) of a refusal, or null';
 
+CREATE FUNCTION @extschema@.idem_http_problem(
+	code text,
+	detail text DEFAULT NULL,
+	retry_after_ms bigint DEFAULT NULL
+)
+RETURNS json
+AS 'MODULE_PATHNAME', 'idem_http_problem_of'
+LANGUAGE C VOLATILE PARALLEL SAFE;
+COMMENT ON FUNCTION @extschema@.idem_http_problem(text, text, bigint) IS
+'problem details (RFC 9457) of a refusal that has no result';
+
+CREATE FUNCTION @extschema@.idem_http_time(at timestamptz)
+RETURNS text
+AS 'MODULE_PATHNAME', 'idem_http_time'
+LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION @extschema@.idem_http_time(timestamptz) IS
+'a time as RFC 3339 in UTC, with Z; null for infinity';
+
 CREATE FUNCTION @extschema@.idem_http_headers(result @extschema@.idem_result)
 RETURNS json
 AS 'MODULE_PATHNAME', 'idem_http_headers'
@@ -1089,12 +1114,17 @@ CREATE FUNCTION @extschema@.idem_http_run(
 	handler regprocedure,
 	request jsonb,
 	policy text DEFAULT 'default',
-	principal text DEFAULT NULL
+	principal text DEFAULT NULL,
+	context bytea DEFAULT NULL,
+	fingerprint bytea DEFAULT NULL,
+	limiter text DEFAULT NULL,
+	subject text DEFAULT NULL,
+	key text DEFAULT NULL
 )
 RETURNS json
 AS 'MODULE_PATHNAME', 'idem_http_run'
 LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION @extschema@.idem_http_run(regprocedure, jsonb, text, text) IS
+COMMENT ON FUNCTION @extschema@.idem_http_run(regprocedure, jsonb, text, text, bytea, bytea, text, text, text) IS
 'idem_run for an API function of PostgREST, which must be SECURITY DEFINER';
 
 --
@@ -1300,13 +1330,16 @@ REVOKE ALL ON ROUTINE
 	@extschema@.idem_scope(text[]),
 	@extschema@.idem_context(text[]),
 	@extschema@.idem_secret(text, bytea),
+	@extschema@.idem_secret_drop(text, integer),
 	@extschema@.idem_log_id(text),
 	@extschema@.idem_key(text),
 	@extschema@.idem_json(@extschema@.idem_result),
 	@extschema@.idem_respond(integer, json, json),
 	@extschema@.idem_http_problem(@extschema@.idem_result),
+	@extschema@.idem_http_problem(text, text, bigint),
+	@extschema@.idem_http_time(timestamptz),
 	@extschema@.idem_http_headers(@extschema@.idem_result),
-	@extschema@.idem_http_run(regprocedure, jsonb, text, text),
+	@extschema@.idem_http_run(regprocedure, jsonb, text, text, bytea, bytea, text, text, text),
 	@extschema@.idem_grant(regrole, text),
 	@extschema@.idem_health()
 FROM PUBLIC;

@@ -59,6 +59,7 @@ INSERT INTO calls (state, call) VALUES
 	('22004', 'idem_run(''regress_errors.handler(jsonb)'', ''errors'', ''canary'', on_error => NULL)'),
 	('22004', 'idem_run(''regress_errors.strict_handler(jsonb)'', ''errors'', ''canary'')'),
 	('22004', 'idem_http_run(NULL, ''{}'')'),
+	('22004', 'idem_http_problem(NULL)'),
 	('22004', 'idem_http_run(''regress_errors.handler(jsonb)'', NULL)'),
 	('22004', 'idem_http_run(''regress_errors.handler(jsonb)'', ''{}'', NULL)'),
 	('22004', 'idem_dedupe(NULL, ''{canary}'')'),
@@ -126,6 +127,8 @@ INSERT INTO calls (state, call) VALUES
 	('22004', 'idem_context(''canary'', NULL)'),
 	('22004', 'idem_secret(NULL, ''canary canary canary'')'),
 	('22004', 'idem_secret(''context'', NULL)'),
+	('22004', 'idem_secret_drop(NULL, 1)'),
+	('22004', 'idem_secret_drop(''context'', NULL)'),
 	('ID012', 'idem_key(NULL)'),
 	('22004', 'idem_respond(NULL, ''{}'')'),
 	('22004', 'idem_grant(NULL, ''app'')'),
@@ -137,7 +140,8 @@ INSERT INTO calls (state, call) VALUES
 	('none', 'idem_fingerprint(NULL)'),
 	('none', 'idem_log_id(NULL)'),
 	('none', 'idem_json(NULL)'),
-	('none', 'idem_http_problem(NULL)'),
+	('none', 'idem_http_problem(NULL::idem_result)'),
+	('none', 'idem_http_time(NULL)'),
 	('none', 'idem_http_headers(NULL)'),
 	('none', 'idem_http_run(''regress_errors.handler(jsonb)'', ''{}'', principal => NULL)'),
 	('none', 'idem_respond(200, NULL, NULL)'),
@@ -216,6 +220,7 @@ INSERT INTO calls (state, call) VALUES
 	('42704', 'idem_require(''errors'', ''canary'', policy => ''errors-unknown'')'),
 	('42704', 'idem_run(''regress_errors.handler(jsonb)'', ''errors'', ''canary'', policy => ''errors-unknown'')'),
 	('42704', 'idem_http_run(''regress_errors.handler(jsonb)'', ''{}'', ''errors-unknown'')'),
+	('42704', 'idem_http_run(''regress_errors.handler(jsonb)'', ''{}'', limiter => ''errors-unknown'')'),
 	('42704', 'idem_dedupe(''errors'', ''{canary}'', ''errors-unknown'')'),
 	('22023', 'idem_policy('''')'),
 	('22023', 'idem_policy(repeat(''p'', 64))'),
@@ -293,8 +298,11 @@ INSERT INTO calls (state, call) VALUES
 	('22023', 'idem_http_run(''regress_errors.handler(jsonb)'', ''{}'', principal => E''canary\u001e'')'),
 	('22023', 'idem_http_run(''regress_errors.handler(jsonb)'', ''{}'', principal => repeat(''canary'', 200))'),
 	('22023', 'idem_http_problem(json_populate_record(NULL::idem_result, ''{"error_code": "canary", "http_status": 200}''))'),
+	('22023', 'idem_http_problem(''canary'')'),
+	('22023', 'idem_http_problem(''rate_limited'', ''canary'', -1)'),
 	('22023', 'idem_secret(''canary'', ''0123456789012345'')'),
 	('22023', 'idem_secret(''context'', ''canary'')'),
+	('22023', 'idem_secret_drop(''canary'', 1)'),
 	('22023', 'idem_grant(current_user::regrole, ''canary'')');
 
 -- Runs a call and undoes it.  "leak": something of a key, an answer or a
@@ -383,7 +391,7 @@ FROM unnest(ARRAY[
 	LATERAL pg_temp.try(call) t;
 -- and what only a superuser or an owner may do
 SELECT call, t.state FROM unnest(ARRAY[
-	'idem_secret(''context'', ''0123456789012345'')', 'idem_grant(''regress_idem_stranger'', ''app'')',
+	'idem_secret(''context'', ''0123456789012345'')', 'idem_secret_drop(''context'', 1)', 'idem_grant(''regress_idem_stranger'', ''app'')',
 	'count(*) FROM idempotency_keys', 'count(*) FROM idempotency_policies',
 	'count(*) FROM idempotency_audit_log', 'count(*) FROM idempotency_secrets']) call,
 	LATERAL pg_temp.try(call) t;

@@ -46,9 +46,29 @@ FROM (SELECT idem_http_problem(pg_temp.result('{"http_status": 409, "error_code"
 SELECT columns, idem_http_problem(pg_temp.result(columns)) IS NULL AS "null"
 FROM unnest(ARRAY['{"outcome": "claimed"}', '{"outcome": "completed", "http_status": 200}', '{"outcome": "failed", "http_status": 500}',
 	'{"outcome": "replayed", "http_status": 402}', '{}', '{"error_code": "c"}', '{"outcome": "mismatch"}']::json[]) columns;
-SELECT idem_http_problem(NULL) IS NULL AS problem, idem_http_headers(NULL) IS NULL AS headers;
+SELECT idem_http_problem(NULL::idem_result) IS NULL AS problem, idem_http_headers(NULL) IS NULL AS headers;
 SELECT status, regress.error_of(format('SELECT idem_http_problem(pg_temp.result(''{"http_status": %s, "error_code": "c"}''))', status))
 FROM unnest(ARRAY[-1, 200, 399, 400, 599, 600]) status;
+
+-- by the code alone: the same, with its own status; of mismatch that which is shipped
+SELECT code, pg_temp.plain(idem_http_problem(code)) = pg_temp.plain(idem_http_problem(pg_temp.result(json_build_object('http_status', status, 'error_code', code)))) AS same
+FROM (TABLE refusals UNION ALL VALUES (500, 'idempotency_answer_unreadable')) r;
+-- with another detail, and when to ask again, as in Retry-After
+SELECT pg_temp.plain(idem_http_problem('rate_limited', e'Ask "us"\n', 1));
+SELECT ms, idem_http_problem('rate_limited', NULL, ms) -> 'retry_after' AS retry_after FROM unnest(ARRAY[0, 1, 1000, 1001, 9223372036854775807]) ms;
+SELECT regress.error_of('SELECT idem_http_problem(''rate_limited'', retry_after_ms => -1)') AS negative,
+	regress.error_of('SELECT idem_http_problem(NULL)') AS none, regress.error_of($$SELECT idem_http_problem('teapot')$$) AS of_others,
+	regress.error_of($$SELECT idem_http_problem('')$$) AS empty;
+
+--
+-- idem_http_time: UTC whatever the time zone and the style, null for what
+-- RFC 3339 cannot say.
+--
+SELECT t, idem_http_time(t) FROM unnest(ARRAY['2026-03-29 03:30:00+02', '2026-01-01 00:00:00.120+01', '1999-12-31 23:59:59.999999Z', '0001-01-01 00:00Z',
+	'9999-12-31 23:59:59.999999Z', '10000-01-01 00:00Z', '0001-01-01 00:00Z BC', 'infinity', '-infinity', NULL]::timestamptz[]) t;
+SET datestyle = 'SQL, DMY';
+SELECT idem_http_time('2026-03-29 03:30:00+02');
+RESET datestyle;
 
 --
 -- idem_http_headers.

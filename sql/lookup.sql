@@ -37,7 +37,7 @@ FROM unnest(ARRAY[
 	'idem_checkpoint(''lookup'', ''running'', 1, ''p'')', 'idem_release(''lookup'', ''running'')', 'idem_release(''lookup'', ''never'')',
 	'idem_forget(''lookup'', ''completed'')', 'idem_forget(''lookup'', ''never'')',
 	'idem_policy(''lookup-new'')', 'idem_policy_drop(''lookup-new'')', 'idem_sweep()',
-	'idem_audit(''a'', ''b'', ''c'')', 'idem_secret(''context'', ''0123456789abcdef'')', 'idem_grant(current_user::regrole, ''app'')']) call;
+	'idem_audit(''a'', ''b'', ''c'')', 'idem_secret(''context'', ''0123456789abcdef'')', 'idem_secret_drop(''context'', 1)', 'idem_grant(current_user::regrole, ''app'')']) call;
 -- and these go on
 SELECT count(*) > 0 AS policies FROM idem_policy_list;
 SELECT count(*) > 0 AS health FROM idem_health();

@@ -45,9 +45,10 @@ WHERE obj_description(t.oid, 'pg_trigger') IS NULL;
 CREATE ROLE regress_idem_app;
 CREATE ROLE regress_idem_operator;
 CREATE ROLE regress_idem_auditor;
+CREATE ROLE regress_idem_monitor;
 CREATE ROLE regress_idem_nobody;
 SELECT idem_grant('regress_idem_app', 'app'), idem_grant('regress_idem_operator', 'operator'),
-	idem_grant('regress_idem_auditor', 'auditor');
+	idem_grant('regress_idem_auditor', 'auditor'), idem_grant('regress_idem_monitor', 'monitor');
 
 SELECT p.proname AS name, count(*) AS n, p.provolatile AS v, p.proisstrict AS strict, p.proparallel AS p,
 	bool_or(has_function_privilege('public', p.oid, 'EXECUTE')) AS public,
@@ -56,6 +57,10 @@ SELECT p.proname AS name, count(*) AS n, p.provolatile AS v, p.proisstrict AS st
 	bool_and(has_function_privilege('regress_idem_auditor', p.oid, 'EXECUTE')) AS auditor
 FROM members m JOIN pg_proc p ON m.classid = 'pg_proc'::regclass AND p.oid = m.objid
 GROUP BY 1, 3, 4, 5 ORDER BY 1;
+
+-- the level monitor has what the level operator has, but nothing that changes something or names a key
+SELECT string_agg(p.proname, ' ' ORDER BY p.proname) AS monitor, bool_and(has_function_privilege('regress_idem_operator', p.oid, 'EXECUTE')) AS operator_too
+FROM members m JOIN pg_proc p ON m.classid = 'pg_proc'::regclass AND p.oid = m.objid, aclexplode(p.proacl) a WHERE a.grantee = 'regress_idem_monitor'::regrole;
 
 -- No function runs as its owner, none is in SQL without a parsed body, and
 -- none takes or returns "internal".
@@ -74,7 +79,7 @@ SELECT c.relname, c.relkind, c.relrowsecurity AS rls,
 	r.role, concat_ws(', ', CASE WHEN has_table_privilege(r.role, c.oid, 'SELECT') THEN 'select' END,
 					  CASE WHEN has_table_privilege(r.role, c.oid, 'INSERT, UPDATE, DELETE, TRUNCATE, REFERENCES, TRIGGER') THEN 'change' END) AS may
 FROM members m JOIN pg_class c ON m.classid = 'pg_class'::regclass AND c.oid = m.objid AND c.relkind IN ('r', 'v', 'm', 'p', 'f'),
-	unnest(ARRAY['public', 'regress_idem_app', 'regress_idem_operator', 'regress_idem_auditor']) r (role)
+	unnest(ARRAY['public', 'regress_idem_app', 'regress_idem_operator', 'regress_idem_auditor', 'regress_idem_monitor']) r (role)
 WHERE has_table_privilege(r.role, c.oid, 'SELECT, INSERT, UPDATE, DELETE, TRUNCATE, REFERENCES, TRIGGER')
 	OR r.role = 'public'
 ORDER BY 1, 4;
@@ -96,6 +101,13 @@ RESET ROLE;
 SET ROLE regress_idem_operator;
 SELECT count(*) > 0 AS policies FROM idem_policy_list;
 SELECT idem_policy('members-operator'), idem_policy_drop('members-operator');
+RESET ROLE;
+SET ROLE regress_idem_monitor;
+SELECT count(*) > 0 AS health FROM idem_health();
+SELECT count(*) >= 0 AS stats FROM idem_stats;
+SELECT count(*) >= 0 AS activity FROM idem_activity;
+SELECT count(*) AS sweep_status FROM idem_sweep_status;
+SELECT count(*) >= 0 AS throttle_activity FROM idem_throttle_activity;
 RESET ROLE;
 SET ROLE regress_idem_nobody;
 \set VERBOSITY sqlstate
@@ -119,5 +131,5 @@ ORDER BY p.oid::regprocedure::text COLLATE "C";
 \pset tuples_only off
 \pset format aligned
 
-DROP OWNED BY regress_idem_app, regress_idem_operator, regress_idem_auditor;
-DROP ROLE regress_idem_app, regress_idem_operator, regress_idem_auditor, regress_idem_nobody;
+DROP OWNED BY regress_idem_app, regress_idem_operator, regress_idem_auditor, regress_idem_monitor;
+DROP ROLE regress_idem_app, regress_idem_operator, regress_idem_auditor, regress_idem_monitor, regress_idem_nobody;

@@ -80,6 +80,7 @@ foreach my $call (
 	q{idem_sweep()},
 	q{idem_audit('a', 'e', 'i')},
 	q{idem_secret('context', '0123456789abcdef')},
+	q{idem_secret_drop('context', 1)},
 	q{idem_grant('pg_monitor', 'app')})
 {
 	$session->query("SELECT $call");

@@ -35,6 +35,7 @@ CREATE ROLE nobody LOGIN;
 CREATE ROLE app LOGIN;
 CREATE ROLE operator LOGIN;
 CREATE ROLE auditor LOGIN;
+CREATE ROLE monitor LOGIN;
 CREATE ROLE tenant_a;
 CREATE ROLE tenant_b;
 GRANT CREATE ON DATABASE postgres TO mallory;
@@ -206,7 +207,7 @@ is( sqlstate(
 $node->safe_psql(
 	'postgres', q{
 SELECT idem.idem_grant('app', 'app'), idem.idem_grant('operator', 'operator'),
-       idem.idem_grant('auditor', 'auditor'),
+       idem.idem_grant('auditor', 'auditor'), idem.idem_grant('monitor', 'monitor'),
        idem.idem_grant('tenant_a', 'app'), idem.idem_grant('tenant_b', 'app');
 SELECT idem.idem_secret('context', '0123456789abcdef0123456789abcdef');
 CREATE FUNCTION public.handler(jsonb) RETURNS json LANGUAGE sql AS
@@ -215,8 +216,8 @@ CREATE FUNCTION public.handler(jsonb) RETURNS json LANGUAGE sql AS
 
 # For each role what it may execute or select from; "all" is PUBLIC
 my %decided = (
-	idem_activity => 'operator',
-	idem_activity_values => 'operator',
+	idem_activity => 'operator monitor',
+	idem_activity_values => 'operator monitor',
 	idem_audit => 'app',
 	idem_audit_digest => 'auditor',
 	idem_audit_guard => '',
@@ -234,10 +235,11 @@ my %decided = (
 	idem_fingerprint => 'all',
 	idem_forget => 'operator',
 	idem_grant => '',
-	idem_health => 'operator auditor',
+	idem_health => 'operator auditor monitor',
 	idem_http_headers => 'app',
 	idem_http_problem => 'app',
 	idem_http_run => '',
+	idem_http_time => 'app',
 	idem_json => 'all',
 	idem_key => 'all',
 	idem_log_id => 'all',
@@ -258,16 +260,17 @@ my %decided = (
 	idem_schedule => 'operator',
 	idem_scope => 'all',
 	idem_secret => '',
-	idem_stats => 'operator',
+	idem_secret_drop => '',
+	idem_stats => 'operator monitor',
 	idem_stats_reset => 'operator',
-	idem_stats_values => 'operator',
+	idem_stats_values => 'operator monitor',
 	idem_sweep => 'operator',
 	idem_sweep_all => 'operator',
-	idem_sweep_status => 'operator',
-	idem_sweep_status_values => 'operator',
+	idem_sweep_status => 'operator monitor',
+	idem_sweep_status_values => 'operator monitor',
 	idem_throttle => 'app',
-	idem_throttle_activity => 'operator',
-	idem_throttle_activity_values => 'operator',
+	idem_throttle_activity => 'operator monitor',
+	idem_throttle_activity_values => 'operator monitor',
 	idem_throttle_all => 'app',
 	idem_throttle_peek => 'app operator',
 	idem_throttle_return => 'app',
@@ -282,7 +285,7 @@ my %decided = (
 	idempotency_limiters => 'operator',
 	idempotency_policies => '',
 	idempotency_secrets => '');
-my @roles = qw(nobody app operator auditor);
+my @roles = qw(nobody app operator auditor monitor);
 
 my $members = q{
 FROM pg_depend d WHERE d.deptype = 'e' AND d.refclassid = 'pg_extension'::regclass
@@ -316,7 +319,7 @@ WITH r AS (
 	AND c.relkind IN ('r', 'v', 'm', 'S', 'p', 'f'))
 SELECT c.relname, coalesce((
 	SELECT string_agg(role || ' ' || p, ',' ORDER BY role, p)
-	FROM unnest('{nobody,app,operator,auditor}'::text[]) role,
+	FROM unnest('{nobody,app,operator,auditor,monitor}'::text[]) role,
 	     unnest(CASE c.relkind WHEN 'S' THEN '{SELECT,USAGE,UPDATE}'
 	            ELSE '{SELECT,INSERT,UPDATE,DELETE,TRUNCATE,REFERENCES,TRIGGER}' END::text[]) p
 	WHERE CASE WHEN c.relkind = 'S' THEN has_sequence_privilege(role, c.oid, p)
@@ -364,7 +367,7 @@ is( sqlstate(
 # And in practice
 is(sqlstate($node, "SELECT idem.idem_claim('s', 'k')", user => 'nobody'),
 	'42501', 'nobody claims nothing');
-foreach my $user (qw(nobody app operator))
+foreach my $user (qw(nobody app operator monitor))
 {
 	foreach my $table (qw(keys policies audit_log secrets))
 	{
@@ -703,11 +706,11 @@ is(sqlstate($node, "SELECT idem.idem_claim('nobody', 'k')", user => 'mallory'),
 #
 
 my %values = (
-	backoff_base => "'1 s'", backoff_max => 'NULL', before => "'2000-01-01'", capacity => '1', cost => '1',
-	action => "'a'", body => "'b'", checkpoint => "'{}'", content_type => "'text/plain'",
+	at => "'2000-01-01'", backoff_base => "'1 s'", backoff_max => 'NULL', before => "'2000-01-01'", capacity => '1', cost => '1',
+	action => "'a'", code => "'rate_limited'", body => "'b'", checkpoint => "'{}'", content_type => "'text/plain'",
 	components => "ARRAY['c']", context => "'\\x00'", data => "'{}'", detail => "'{}'",
 	entity => "'e'", entity_id => "'i'", fingerprint => 'NULL', handler => "'public.handler(pg_catalog.jsonb)'",
-	header => "'\"k\"'", headers => "'{}'", key => "'nulls'", keys => "'{nulls}'",
+	header => "'\"k\"'", key_id => '1', headers => "'{}'", key => "'nulls'", keys => "'{nulls}'",
 	limiter => "'nulls'", limiters => "'{nulls}'", lease => "'1 min'", level => "'app'", max_duration => "'1 s'",
 	max_keys => '1', max_rows => '1',
 	name => "'nulls'", on_error => "'raise'", per => "'1 s'", owner => 'gen_random_uuid()', policy => "'default'",
@@ -742,7 +745,9 @@ foreach my $line (split /\n/, $arguments)
 		name => $name,
 		type => $type,
 		default => $default,
-		value => $values{$name}
+
+		# an optional limiter would want shared memory
+		value => $name eq 'limiter' && $default ne '-' ? 'NULL' : $values{$name}
 	  };
 }
 cmp_ok(scalar(keys %functions), '>=', 32, 'functions with arguments');

@@ -55,7 +55,7 @@ ALTER TABLE idem.idempotency_limiters OWNER TO keyowner;
 });
 psql('CREATE EXTENSION pg_cron') if $has_cron;
 psql(q{
-SELECT idem_grant('shop', 'app'), idem_grant('clerk', 'operator'), idem_grant('clerk', 'auditor');
+SELECT idem_grant('shop', 'app'), idem_grant('clerk', 'operator'), idem_grant('clerk', 'auditor'), idem_grant('clerk', 'monitor');
 GRANT SELECT (policy, state, created_at, lease_until, expires_at, purge_at) ON idempotency_keys TO clerk;
 SELECT idem_secret('audit', gen_random_bytes(32));
 SELECT idem_policy('audited', audit => true);

@@ -90,11 +90,6 @@ CREATE TABLE hub.events (
 -- The parts of a handler.  They run as hub_owner, by hub.handle(), and see its
 -- search_path and the principal that it leaves in a setting.
 
--- RFC 3339 in UTC, whatever the time zone of the session.
-CREATE FUNCTION hub.rfc3339(at timestamptz)
-RETURNS text LANGUAGE sql STABLE
-RETURN to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"');
-
 CREATE FUNCTION hub.refuse(state text, code text, detail text)
 RETURNS void LANGUAGE plpgsql
 AS $$
@@ -124,7 +119,7 @@ BEGIN
 		RETURNING requests INTO counted;
 	RETURN idem_respond(200,
 		json_build_object('ok', true, 'event_id', event,
-			'server_time', rfc3339(current_timestamp),
+			'server_time', idem_http_time(current_timestamp),
 			'principal', caller, 'requests', counted, 'data', data),
 		json_build_array(json_build_object('X-Event-Id', event),
 			json_build_object('Cache-Control', 'no-store')));
@@ -155,9 +150,9 @@ BEGIN
 	RETURN answer('channel.rotated', channel.node_id,
 		json_build_object('node_id', channel.node_id, 'token', channel.token,
 			'subnet_id', channel.subnet_id,
-			'expires_at', rfc3339(channel.expires_at),
-			'created_at', rfc3339(channel.created_at),
-			'rotated_at', rfc3339(channel.rotated_at)));
+			'expires_at', idem_http_time(channel.expires_at),
+			'created_at', idem_http_time(channel.created_at),
+			'rotated_at', idem_http_time(channel.rotated_at)));
 END
 $$;
 
@@ -181,7 +176,7 @@ BEGIN
 	END IF;
 	RETURN answer('denylist.added', added.subnet_id,
 		json_build_object('id', added.id, 'subnet_id', added.subnet_id,
-			'entry', added.entry, 'added_at', rfc3339(added.added_at)));
+			'entry', added.entry, 'added_at', idem_http_time(added.added_at)));
 END
 $$;
 
@@ -211,7 +206,7 @@ BEGIN
 	RETURN answer('certificate.signed', signed.node_id,
 		json_build_object('id', signed.id, 'node_id', signed.node_id,
 			'certificate', signed.certificate,
-			'signed_at', rfc3339(signed.signed_at)));
+			'signed_at', idem_http_time(signed.signed_at)));
 END
 $$;
 
@@ -252,12 +247,19 @@ DECLARE
 	result idem_result;
 	problem json;
 BEGIN
-	PERFORM set_config('hub.principal', principal, true);
-	SELECT * INTO result FROM idem_run(handler,
-		scope(method, path, principal, body), idem_key(key_header), body, 'hub',
-		idem_context(coalesce(origin, ''), address, coalesce(user_agent, '')));
-	problem := idem_http_problem(result);
-	RETURN QUERY SELECT result.http_status, idem_http_headers(result),
+	IF coalesce(principal, '') = '' THEN
+		problem := idem_http_problem('principal_missing');
+	ELSIF key_header IS NULL THEN
+		problem := idem_http_problem('idempotency_key_missing');
+	ELSE
+		PERFORM set_config('hub.principal', principal, true);
+		SELECT * INTO result FROM idem_run(handler,
+			scope(method, path, principal, body), idem_key(key_header), body,
+			'hub', idem_context(coalesce(origin, ''), address, coalesce(user_agent, '')));
+		problem := idem_http_problem(result);
+	END IF;
+	RETURN QUERY SELECT coalesce(result.http_status, (problem ->> 'status')::integer),
+		coalesce(idem_http_headers(result), '[]'),
 		CASE WHEN problem IS NULL THEN result.content_type
 			ELSE 'application/problem+json' END,
 		CASE WHEN problem IS NULL THEN result.body

@@ -182,12 +182,13 @@ def set_up():
 
 def made_here(purpose, *components):
     """The context that there should be, made by other means than the extension's."""
-    (secret,) = rows("SELECT key_id, encode(secret, 'hex') AS secret FROM idempotency_secrets"
-                     f" WHERE purpose = '{purpose}'")
     message = b"".join(len(part).to_bytes(4, "big") + part.encode() for part in components)
-    derived = hmac.digest(bytes.fromhex(secret["secret"]), b"idempotency 1 context", "sha256")
-    mac = hmac.digest(derived, message, "sha256")
-    return secret["key_id"].to_bytes(4, "big").hex() + mac.hex()
+    context = b"\0ic\1"
+    for secret in rows("SELECT key_id, encode(secret, 'hex') AS secret FROM idempotency_secrets"
+                       f" WHERE purpose = '{purpose}' AND secret <> '' ORDER BY key_id DESC"):
+        derived = hmac.digest(bytes.fromhex(secret["secret"]), b"idempotency 1 context", "sha256")
+        context += secret["key_id"].to_bytes(4, "big") + hmac.digest(derived, message, "sha256")
+    return context.hex()
 
 
 def context_of(key):
@@ -220,12 +221,24 @@ def keep_context():
         refused == len(others) and same and events() - nothing == 1 and audit)
 
     sql("SELECT idem_secret('context', gen_random_bytes(32))")
-    _, _, context = bound("context")
+    key, first, context = bound("context")
     promises.keep(
         "its key is context_hmac_key, and if that is not set, hmac_audit_key",
         f"none set: {without.status}, {nothing} ran; audit set: HMAC by that is stored: {audit};"
         f" context set, too: by that: {context}",
         without.status == 500 and nothing == 0 and audit and context)
+
+    before = events()
+    sql("SELECT idem_secret('context', gen_random_bytes(32))")
+    same, (_, _, both) = ask(COUNT, {}, key) == first, bound("context")
+    old = one("SELECT min(key_id) FROM idempotency_secrets WHERE purpose = 'context'")
+    sql(f"SELECT idem_secret_drop('context', {old})")
+    dropped = ask(COUNT, {}, key)
+    promises.keep(
+        "and can be changed while requests are repeated",
+        f"with a new secret the request of before is replayed: {same}; new ones are bound by both:"
+        f" {both}; with the old one dropped: {dropped.status}, {events() - before} ran",
+        same and both and dropped.status == 422 and events() - before == 1)
 
 
 def keep_identity():
@@ -267,7 +280,7 @@ def keep_persisted():
     key = new_key()
     reply = ask(ROTATE, MUTATIONS[ROTATE], key)
     row, body = lookup(ROTATE, MUTATIONS[ROTATE], key), json.loads(reply.body)
-    (found,) = rows(f"SELECT rfc3339(at) AS at FROM events WHERE id = '{event(reply)}'")
+    (found,) = rows(f"SELECT idem_http_time(at) AS at FROM events WHERE id = '{event(reply)}'")
     (span,) = rows("SELECT finished_at - created_at >= '0' AS ended,"
                    " expires_at - finished_at = '24 h' AS kept FROM idempotency_keys"
                    f" WHERE key = '{key}'")
@@ -434,8 +447,8 @@ def keep_mutations():
     key = new_key()
     reply = ask(ROTATE, {"node_id": "node-2"}, key)
     ask(ROTATE, {"node_id": "node-2"}, key)
-    (channel,) = rows("SELECT token, subnet_id, revoked, rfc3339(expires_at) AS expires_at,"
-                      " rfc3339(created_at) AS created_at, rfc3339(rotated_at) AS rotated_at"
+    (channel,) = rows("SELECT token, subnet_id, revoked, idem_http_time(expires_at) AS expires_at,"
+                      " idem_http_time(created_at) AS created_at, idem_http_time(rotated_at) AS rotated_at"
                       " FROM hub_channels WHERE node_id = 'node-2'")
     data = json.loads(reply.body)["data"]
     revoked = ask(ROTATE, {"node_id": "node-r"}, new_key())

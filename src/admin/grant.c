@@ -45,6 +45,7 @@ static const GrantLevel levels[] = {
 			"idem_fail",
 			"idem_http_headers",
 			"idem_http_problem",
+			"idem_http_time",
 			"idem_lookup",
 			"idem_recover",
 			"idem_release",
@@ -102,6 +103,24 @@ static const GrantLevel levels[] = {
 			"idempotency_audit_log",
 			"idempotency_audit_seals"
 		}
+	},
+
+	/* nothing here names a scope or a key in the clear, or changes anything */
+	{
+		"monitor",
+		{
+			"idem_activity_values",
+			"idem_health",
+			"idem_stats_values",
+			"idem_sweep_status_values",
+			"idem_throttle_activity_values"
+		},
+		{
+			"idem_activity",
+			"idem_stats",
+			"idem_sweep_status",
+			"idem_throttle_activity"
+		}
 	}
 };
 
@@ -146,8 +165,9 @@ find_level(const char *name)
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 			 errmsg("invalid value for argument \"%s\"", "level"),
-			 errhint("Available values: \"%s\", \"%s\", \"%s\".",
-					 levels[0].name, levels[1].name, levels[2].name)));
+			 errhint("Available values: \"%s\", \"%s\", \"%s\", \"%s\".",
+					 levels[0].name, levels[1].name, levels[2].name,
+					 levels[3].name)));
 }
 
 IDEM_FUNCTION(idem_grant);

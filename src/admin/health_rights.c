@@ -86,8 +86,8 @@ idem_schema_check(PG_FUNCTION_ARGS)
 
 /* In no level, and documented for nobody but a superuser. */
 #define FOR_NOBODY \
-	"('idem_secret', 'idem_grant', 'idem_audit_prune', 'idem_policy_changed'," \
-	" 'idem_limiter_changed', 'idem_audit_guard')"
+	"('idem_secret', 'idem_secret_drop', 'idem_grant', 'idem_audit_prune'," \
+	" 'idem_policy_changed', 'idem_limiter_changed', 'idem_audit_guard')"
 
 /* Columns of the keys that tell nothing of a request. */
 #define TELLS_NOTHING \
@@ -184,14 +184,14 @@ const IdemHealthCheck idem_health_rights[] = {
 		"objects", IDEM_HEALTH_OWNER,
 		"SELECT count(*) = 0, CASE WHEN count(*) = 0 THEN 'functions and views are all there, and as they were made'"
 		" ELSE string_agg(d.detail, ', ' ORDER BY d.detail) END FROM ("
-		"SELECT 'missing: ' || w.name AS detail FROM (VALUES ('idem_complete', 4), ('idem_fail', 4)"
+		"SELECT 'missing: ' || w.name AS detail FROM (VALUES ('idem_complete', 4), ('idem_fail', 4), ('idem_http_problem', 2)"
 		" UNION ALL SELECT unnest(ARRAY['idem_activity_values', 'idem_audit', 'idem_audit_digest', 'idem_audit_guard',"
 		" 'idem_audit_prune', 'idem_audit_seal', 'idem_audit_verify', 'idem_canonical', 'idem_checkpoint',"
 		" 'idem_claim', 'idem_context', 'idem_dedupe', 'idem_extend', 'idem_fingerprint', 'idem_forget', 'idem_grant',"
-		" 'idem_health', 'idem_http_headers', 'idem_http_problem', 'idem_http_run', 'idem_json', 'idem_key',"
+		" 'idem_health', 'idem_http_headers', 'idem_http_run', 'idem_http_time', 'idem_json', 'idem_key',"
 		" 'idem_limiter', 'idem_limiter_changed', 'idem_limiter_drop', 'idem_log_id', 'idem_lookup', 'idem_policy',"
 		" 'idem_policy_changed', 'idem_policy_drop', 'idem_policy_values', 'idem_recover', 'idem_release', 'idem_require',"
-		" 'idem_respond', 'idem_run', 'idem_schedule', 'idem_scope', 'idem_secret', 'idem_stats_reset',"
+		" 'idem_respond', 'idem_run', 'idem_schedule', 'idem_scope', 'idem_secret', 'idem_secret_drop', 'idem_stats_reset',"
 		" 'idem_stats_values', 'idem_sweep', 'idem_sweep_all', 'idem_sweep_status_values', 'idem_throttle',"
 		" 'idem_throttle_activity_values', 'idem_throttle_all', 'idem_throttle_peek', 'idem_throttle_return',"
 		" 'idem_unschedule']), 1) w (name, number)"

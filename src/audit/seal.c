@@ -80,8 +80,8 @@ init_seal(IdemSeal *seal, char kind, int64 rows)
 static void
 add_seal(IdemSealLast *chain, IdemSeal *seal)
 {
-	int32		key_id = 0;
-	bytea	   *secret = idem_secret_get(IDEM_PURPOSE_AUDIT, &key_id);
+	IdemSecret	secret;
+	bool		signs = idem_secret_live(IDEM_PURPOSE_AUDIT, &secret, 1) > 0;
 
 	set_column(seal, SEAL_PREVIOUS, digest_datum(chain->seal));
 	chain->segment++;
@@ -90,14 +90,14 @@ add_seal(IdemSealLast *chain, IdemSeal *seal)
 			   TimestampTzGetDatum(GetCurrentTimestamp()));
 
 	/* the HMAC is over the seal, which is over the key id */
-	if (secret != NULL)
-		set_column(seal, SEAL_KEY_ID, Int32GetDatum(key_id));
+	if (signs)
+		set_column(seal, SEAL_KEY_ID, Int32GetDatum(secret.key_id));
 	idem_sealed_digest(seal, chain->seal);
 	set_column(seal, SEAL_SEAL, digest_datum(chain->seal));
-	if (secret != NULL)
+	if (signs)
 		set_column(seal, SEAL_HMAC,
 				   PointerGetDatum(idem_hmac(chain->seal, IDEM_DIGEST_BYTES,
-											 secret, IDEM_HMAC_SEAL)));
+											 secret.secret, IDEM_HMAC_SEAL)));
 	idem_chain_add(seal);
 }
 

@@ -80,7 +80,8 @@ static void
 check_signature(Verification *v, const IdemSeal *seal, int64 segment)
 {
 	int32		key_id;
-	bytea	   *secret;
+	IdemSecret	secret;
+	bool		found;
 	bytea	   *mac;
 
 	if (seal->nulls[SEAL_KEY_ID])
@@ -92,20 +93,20 @@ check_signature(Verification *v, const IdemSeal *seal, int64 segment)
 	}
 	v->is_signed = true;
 	key_id = DatumGetInt32(seal->values[SEAL_KEY_ID]);
-
-	/* 0 would stand for the newest secret */
-	secret = key_id > 0 ? idem_secret_get(IDEM_PURPOSE_AUDIT, &key_id) : NULL;
-	if (secret == NULL)
+	found = idem_secret_get(IDEM_PURPOSE_AUDIT, key_id, &secret);
+	if (!found || VARSIZE_ANY_EXHDR(secret.secret) == 0)
 	{
 		/* a forged seal may have a negative one, which no Bitmapset takes */
 		if (key_id < 0 || !bms_is_member(key_id, v->unknown))
 			report(v, segment, "key_missing",
-				   psprintf("there is no audit secret with key id %d", key_id));
+				   psprintf(found ? "the audit secret with key id %d was dropped" :
+							"there is no audit secret with key id %d", key_id));
 		if (key_id >= 0)
 			v->unknown = bms_add_member(v->unknown, key_id);
 		return;
 	}
-	mac = idem_hmac(v->computed, IDEM_DIGEST_BYTES, secret, IDEM_HMAC_SEAL);
+	mac = idem_hmac(v->computed, IDEM_DIGEST_BYTES, secret.secret,
+					IDEM_HMAC_SEAL);
 	if (!idem_chain_is(seal, SEAL_HMAC, (uint8 *) VARDATA_ANY(mac)))
 		report(v, segment, "signature_wrong",
 			   psprintf("its HMAC was not made with key id %d", key_id));
@@ -171,7 +172,7 @@ check_whole(Verification *v)
 {
 	int64		segment = v->segment;
 	int64		stray;
-	int32		key_id = 0;
+	IdemSecret	newest;
 
 	if (v->kept != NULL && !v->kept->seen && v->kept->last.segment > 0)
 		report(v, v->kept->last.segment, "digest_missing",
@@ -182,10 +183,11 @@ check_whole(Verification *v)
 	 * A secret gets a seal of its own at once (idem_seal_key()), which nobody
 	 * can make without it.
 	 */
-	if (idem_secret_get(IDEM_PURPOSE_AUDIT, &key_id) != NULL &&
-		!bms_is_member(key_id, v->introduced))
+	if (idem_secret_live(IDEM_PURPOSE_AUDIT, &newest, 1) > 0 &&
+		!bms_is_member(newest.key_id, v->introduced))
 		report(v, segment, "key_unused",
-			   psprintf("key id %d is in no seal: the chain was rewritten", key_id));
+			   psprintf("key id %d is in no seal: the chain was rewritten",
+						newest.key_id));
 	if (idem_chain_set_back())
 		report(v, segment, "sequence_set_back",
 			   "ids that were given before are given again");

@@ -89,13 +89,34 @@ idem_hmac(const void *data, int len, bytea *secret, const char *use)
 	return compute_hmac(data, len, compute_hmac(use, strlen(use), secret));
 }
 
-/*
- * A copy of the newest secret of a purpose, of any purpose if that is NULL; of
- * the one with this key id unless it is 0, and its key id.  NULL when there is
- * none.
- */
-static bytea *
-find_secret(Relation table, const char *purpose, int32 *key_id)
+/* Which secrets are looked for. */
+typedef struct SecretSearch
+{
+	const char *purpose;		/* NULL: any */
+	int32		key_id;			/* 0: any */
+	bool		live;			/* not those that were dropped */
+} SecretSearch;
+
+static bool
+is_sought(const SecretSearch *search, TupleTableSlot *slot)
+{
+	Datum	   *values;
+
+	slot_getallattrs(slot);
+	values = slot->tts_values;
+	return (search->purpose == NULL ||
+			strcmp(TextDatumGetCString(values[SECRET_PURPOSE]),
+				   search->purpose) == 0) &&
+		(search->key_id == 0 ||
+		 search->key_id == DatumGetInt32(values[SECRET_KEY_ID])) &&
+		(!search->live ||
+		 VARSIZE_ANY_EXHDR(DatumGetByteaPP(values[SECRET_SECRET])) > 0);
+}
+
+/* Copies of the newest secrets that are looked for; how many. */
+static int
+find_secrets(Relation table, const SecretSearch *search, IdemSecret *secrets,
+			 int max)
 {
 	Relation	index = index_open(idem_catalog()->secrets_pkey,
 								   AccessShareLock);
@@ -103,25 +124,23 @@ find_secret(Relation table, const char *purpose, int32 *key_id)
 	TupleTableSlot *slot = table_slot_create(table, NULL);
 	IndexScanDesc scan = idem_compat_index_beginscan(table, index, snapshot,
 													 0);
-	bytea	   *found = NULL;
+	int			found = 0;
 
 	/*
 	 * The key id is the order of creation, whatever the purpose.  With the
 	 * latest snapshot: at REPEATABLE READ an older one would not see a secret
-	 * that was committed before we had the lock of idem_secret_add().
+	 * that was committed before we had the lock of idem_secret_add(). Nothing
+	 * is kept: a secret that was dropped is used by no later statement.
 	 */
 	index_rescan(scan, NULL, 0, NULL, 0);
-	while (found == NULL &&
+	while (found < max &&
 		   index_getnext_slot(scan, BackwardScanDirection, slot))
 	{
-		Datum	   *values = slot->tts_values;
-
-		slot_getallattrs(slot);
-		if ((purpose != NULL && strcmp(TextDatumGetCString(values[SECRET_PURPOSE]), purpose) != 0) ||
-			(*key_id != 0 && *key_id != DatumGetInt32(values[SECRET_KEY_ID])))
+		if (!is_sought(search, slot))
 			continue;
-		*key_id = DatumGetInt32(values[SECRET_KEY_ID]);
-		found = DatumGetByteaPCopy(values[SECRET_SECRET]);
+		secrets[found].key_id = DatumGetInt32(slot->tts_values[SECRET_KEY_ID]);
+		secrets[found++].secret =
+			DatumGetByteaPCopy(slot->tts_values[SECRET_SECRET]);
 	}
 	index_endscan(scan);
 	ExecDropSingleTupleTableSlot(slot);
@@ -160,7 +179,8 @@ insert_row(Relation table, int32 key_id, const text *purpose,
 
 /*
  * idem_secret_add
- *		Store the next secret of a purpose; returns its key id.
+ *		Store the next secret of a purpose; returns its key id.  55000 when as
+ *		many live as may.
  */
 int32
 idem_secret_add(const text *purpose, const bytea *secret)
@@ -168,26 +188,96 @@ idem_secret_add(const text *purpose, const bytea *secret)
 	/* to the end of the transaction: key ids are in the order of commits */
 	Relation	table = table_open(idem_catalog()->secrets,
 								   ShareRowExclusiveLock);
-	int32		key_id = 0;
+	SecretSearch search = {NULL};
+	IdemSecret	secrets[IDEM_MAX_SECRETS] = {{0}};
+	int32		key_id;
 
-	(void) find_secret(table, NULL, &key_id);
-	insert_row(table, ++key_id, purpose, secret);
+	/* with those that were dropped: a key id never means another secret */
+	(void) find_secrets(table, &search, secrets, 1);
+	key_id = secrets[0].key_id + 1;
+	search.purpose = text_to_cstring(purpose);
+	search.live = true;
+	if (find_secrets(table, &search, secrets, lengthof(secrets)) == lengthof(secrets))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("there are %d secrets of purpose \"%s\" already",
+						IDEM_MAX_SECRETS, search.purpose),
+				 errhint("Drop the oldest, with key id %d, first: see idem_secret_drop().",
+						 secrets[IDEM_MAX_SECRETS - 1].key_id)));
+	insert_row(table, key_id, purpose, secret);
 	CommandCounterIncrement();	/* the next one in this statement sees it */
 	table_close(table, NoLock);
 	return key_id;
 }
 
+/* The row stays, for its key id; no parameter of this is a secret. */
+static const Oid drop_types[] = {INT4OID};
+static IdemPlan drop_plan = {
+	"UPDATE %1$s.idempotency_secrets SET secret = '' WHERE key_id = $1",
+	lengthof(drop_types), drop_types
+};
+
 /*
- * idem_secret_get
- *		The secret of a purpose with this key id, or NULL; the newest for 0,
- *		and its key id.
+ * idem_secret_drop_key
+ *		Forget a secret of a purpose; false when none lives with that key id.
+ *		40001 when the snapshot of the transaction is too old to see it.
  */
-bytea *
-idem_secret_get(const char *purpose, int32 *key_id)
+bool
+idem_secret_drop_key(const char *purpose, int32 key_id)
+{
+	Relation	table = table_open(idem_catalog()->secrets,
+								   ShareRowExclusiveLock);
+	SecretSearch search = {purpose, key_id, true};
+	Datum		values[] = {Int32GetDatum(key_id)};
+	IdemSecret	secret;
+	IdemSecctx	saved;
+	bool		found;
+
+	/* 0 would be any of them */
+	found = key_id != 0 && find_secrets(table, &search, &secret, 1) > 0;
+	if (found)
+	{
+		/* what somebody put on the table runs as its owner */
+		idem_spi_begin_as(&saved, table->rd_rel->relowner);
+		if (idem_spi_execute(&drop_plan, values, NULL, false, 0) == 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+					 errmsg("could not serialize access due to a concurrent change of the secrets"),
+					 errhint("Repeat the transaction.")));
+		idem_spi_end(&saved);
+	}
+	table_close(table, NoLock);
+	return found;
+}
+
+/*
+ * idem_secret_live
+ *		The newest secrets of a purpose, the newest first; how many.
+ */
+int
+idem_secret_live(const char *purpose, IdemSecret *secrets, int max)
 {
 	Relation	table = table_open(idem_catalog()->secrets, AccessShareLock);
-	bytea	   *secret = find_secret(table, purpose, key_id);
+	SecretSearch search = {purpose, 0, true};
+	int			found = find_secrets(table, &search, secrets, max);
 
 	table_close(table, AccessShareLock);
-	return secret;
+	return found;
+}
+
+/*
+ * idem_secret_get
+ *		The secret of a purpose with this key id, empty when it was dropped;
+ *		false when there never was one here.
+ */
+bool
+idem_secret_get(const char *purpose, int32 key_id, IdemSecret *secret)
+{
+	Relation	table = table_open(idem_catalog()->secrets, AccessShareLock);
+	SecretSearch search = {purpose, key_id, false};
+	bool		found = key_id != 0 &&
+	find_secrets(table, &search, secret, 1) > 0;
+
+	table_close(table, AccessShareLock);
+	return found;
 }

@@ -17,11 +17,23 @@
 #define IDEM_HMAC_CONTEXT	"idempotency 1 context"
 #define IDEM_HMAC_SEAL		"idempotency 1 audit seal"
 
+#define IDEM_MAX_SECRETS 4		/* of a purpose, live */
+
+typedef struct IdemSecret
+{
+	int32		key_id;
+	bytea	   *secret;			/* empty: it was dropped */
+} IdemSecret;
+
 extern bool idem_hmac_exists(void);
 extern bytea *idem_hmac(const void *data, int len, bytea *secret,
 						const char *use);
 
 extern int32 idem_secret_add(const text *purpose, const bytea *secret);
-extern bytea *idem_secret_get(const char *purpose, int32 *key_id);
+extern bool idem_secret_drop_key(const char *purpose, int32 key_id);
+extern int	idem_secret_live(const char *purpose, IdemSecret *secrets,
+							 int max);
+extern bool idem_secret_get(const char *purpose, int32 key_id,
+							IdemSecret *secret);
 
 #endif							/* IDEM_BASE_HMAC_H */

@@ -27,36 +27,51 @@
 #include "key/outcome.h"
 
 /* Of refusals before there is a result; those of outcomes: key/outcome.c. */
-static const IdemProblem problems[] = {
+static const struct
+{
+	int			status;
+	IdemProblem problem;
+}			problems[] = {
+
 	{
-		"idempotency_key_missing",
-		"urn:idempotency:key-missing",
-		"Idempotency-Key missing",
-		"This operation needs the header Idempotency-Key. Send a key that is new for each operation, such as a UUID, and the same key with each repeat."
+		400, {
+			"idempotency_key_missing",
+			"urn:idempotency:key-missing",
+			"Idempotency-Key missing",
+			"This operation needs the header Idempotency-Key. Send a key that is new for each operation, such as a UUID, and the same key with each repeat."
+		}
 	},
 	{
-		"idempotency_key_invalid",
-		"urn:idempotency:key-invalid",
-		"Idempotency-Key invalid",
-		"The header Idempotency-Key is malformed, or its key is too long or not of the format that is wanted here. Send one key as a quoted string, such as a UUID."
+		400, {
+			"idempotency_key_invalid",
+			"urn:idempotency:key-invalid",
+			"Idempotency-Key invalid",
+			"The header Idempotency-Key is malformed, or its key is too long or not of the format that is wanted here. Send one key as a quoted string, such as a UUID."
+		}
 	},
 	{
-		"idempotency_answer_unreadable",
-		"urn:idempotency:answer-unreadable",
-		"Answer not available here",
-		"The request with this Idempotency-Key was processed, and its answer is stored, but not as JSON. It was not processed again."
+		500, {
+			"idempotency_answer_unreadable",
+			"urn:idempotency:answer-unreadable",
+			"Answer not available here",
+			"The request with this Idempotency-Key was processed, and its answer is stored, but not as JSON. It was not processed again."
+		}
 	},
 	{
-		"principal_missing",
-		"urn:idempotency:principal-missing",
-		"Authentication required",
-		"It is not known who sends this request. Authenticate, and send it again with the same Idempotency-Key."
+		401, {
+			"principal_missing",
+			"urn:idempotency:principal-missing",
+			"Authentication required",
+			"It is not known who sends this request. Authenticate, and send it again with the same Idempotency-Key."
+		}
 	},
 	{
-		"rate_limited",
-		"urn:idempotency:rate-limited",
-		"Too many requests",
-		"Too many requests were sent, and this one was not processed. Send it again, not before the time in Retry-After if there is one."
+		429, {
+			"rate_limited",
+			"urn:idempotency:rate-limited",
+			"Too many requests",
+			"Too many requests were sent, and this one was not processed. Send it again, not before the time in Retry-After if there is one."
+		}
 	}
 };
 
@@ -126,20 +141,19 @@ find_phrase(int status)
 	return status < 500 ? "Bad Request" : "Internal Server Error";
 }
 
-static IdemProblem
-find_problem(const char *code, int status)
+/* The problem of a code, and the status that it has; NULL: not one of ours. */
+static const IdemProblem *
+find_problem(const char *code, int *status)
 {
-	IdemProblem other = {code, "about:blank", find_phrase(status),
-	"The request was refused. The member \"code\" says why."};
-	const IdemProblem *problem = idem_outcome_problem(code);
 	int			i;
 
-	if (problem != NULL)
-		return *problem;
 	for (i = 0; i < lengthof(problems); i++)
-		if (strcmp(problems[i].code, code) == 0)
-			return problems[i];
-	return other;
+		if (strcmp(problems[i].problem.code, code) == 0)
+		{
+			*status = problems[i].status;
+			return &problems[i].problem;
+		}
+	return idem_outcome_problem(code, status);
 }
 
 /* A time as RFC 3339 in UTC; NULL where that has no form for it. */
@@ -164,16 +178,42 @@ put_member(StringInfo json, const char *name, const char *value)
 	escape_json(json, value);
 }
 
+/* RFC 9110, 10.2.3: whole seconds, not too early, and never at once */
+static char *
+format_retry_after(int64 ms)
+{
+	return psprintf(INT64_FORMAT, Max(ms / 1000 + (ms % 1000 != 0), 1));
+}
+
+/*
+ * idem_http_status
+ *		The status of a code; 0: it is not one of ours.
+ */
+int
+idem_http_status(const char *code)
+{
+	int			status;
+
+	return find_problem(code, &status) == NULL ? 0 : status;
+}
+
 /*
  * idem_http_write_problem
  *		Problem details of a refusal, as JSON; 22023 for a status that is no
  *		error.
+ *
+ * A detail in place of the code's own, or NULL; retry_after_ms is -1 where
+ * there is none.
  */
 text *
-idem_http_write_problem(const char *code, int status)
+idem_http_write_problem(const char *code, int status, const char *detail,
+						int64 retry_after_ms)
 {
+	IdemProblem other = {code, "about:blank", NULL,
+	"The request was refused. The member \"code\" says why."};
+	const IdemProblem *problem;
 	StringInfoData json;
-	IdemProblem problem;
+	int			own_status;
 
 	/*
 	 * With a status of success a client would take the problem for the
@@ -185,15 +225,23 @@ idem_http_write_problem(const char *code, int status)
 				 errmsg("the HTTP status of a refusal is out of range"),
 				 errhint("Set \"http_status\" to a code from 400 to %d.",
 						 IDEM_MAX_STATUS)));
-	problem = find_problem(code, status);
+	problem = find_problem(code, &own_status);
+	if (problem == NULL)
+	{
+		other.title = find_phrase(status);
+		problem = &other;
+	}
 	initStringInfo(&json);
 	appendStringInfoChar(&json, '{');
-	put_member(&json, "type", problem.type);
-	put_member(&json, "title", problem.title);
+	put_member(&json, "type", problem->type);
+	put_member(&json, "title", problem->title);
 	appendStringInfo(&json, ", \"status\": %d", status);
-	put_member(&json, "detail", problem.detail);
+	put_member(&json, "detail", detail != NULL ? detail : problem->detail);
 	put_member(&json, "code", code);
 	put_member(&json, "time", format_time(GetCurrentTimestamp()));
+	if (retry_after_ms >= 0)
+		appendStringInfo(&json, ", \"retry_after\": %s",
+						 format_retry_after(retry_after_ms));
 	appendStringInfoChar(&json, '}');
 	return cstring_to_text_with_len(json.data, json.len);
 }
@@ -232,6 +280,16 @@ idem_http_end_headers(IdemHttpHeaders *headers)
 }
 
 /*
+ * idem_http_add_retry_after
+ *		When to ask again.
+ */
+void
+idem_http_add_retry_after(IdemHttpHeaders *headers, int64 ms)
+{
+	idem_http_add_header(headers, "Retry-After", format_retry_after(ms));
+}
+
+/*
  * idem_http_add_result
  *		What idem_http_headers() gives.
  */
@@ -240,7 +298,6 @@ idem_http_add_result(IdemHttpHeaders *headers, const IdemResultHttp *result)
 {
 	char	   *expires = format_time(result->expires_at);
 	ListCell   *cell;
-	int64		ms = result->retry_after_ms;
 
 	/*
 	 * What is not for a repeat is left out of the first answer, too: the two
@@ -259,13 +316,9 @@ idem_http_add_result(IdemHttpHeaders *headers, const IdemResultHttp *result)
 		idem_http_add_header(headers, "Idempotency-Replayed", "true");
 	if (expires != NULL)
 		idem_http_add_header(headers, "Idempotency-Expires", expires);
-	if (!idem_http_is_refusal(result) || ms == 0)
+	if (!idem_http_is_refusal(result) || result->retry_after_ms == 0)
 		return;
-
-	/* RFC 9110, 10.2.3: whole seconds, not too early, and never at once */
-	idem_http_add_header(headers, "Retry-After",
-						 psprintf(INT64_FORMAT,
-								  Max(ms / 1000 + (ms % 1000 != 0), 1)));
+	idem_http_add_retry_after(headers, result->retry_after_ms);
 }
 
 IDEM_FUNCTION(idem_http_problem);
@@ -285,7 +338,61 @@ idem_http_problem(PG_FUNCTION_ARGS)
 	if (!idem_http_is_refusal(&result))
 		PG_RETURN_NULL();
 	PG_RETURN_TEXT_P(idem_http_write_problem(text_to_cstring(result.error_code),
-											 result.status));
+											 result.status, NULL, -1));
+}
+
+IDEM_FUNCTION(idem_http_problem_of);
+
+/*
+ * idem_http_problem(code text, detail text, retry_after_ms bigint) RETURNS json
+ *		Problem details of a refusal that has no result.  Raises 22004; 22023
+ *		for a code that is not one of ours, and a negative time.
+ */
+Datum
+idem_http_problem_of(PG_FUNCTION_ARGS)
+{
+	char	   *code;
+	char	   *detail = NULL;
+	int64		ms = -1;
+	int			status;
+
+	code = text_to_cstring(idem_args_text(fcinfo, 0, "code"));
+	status = idem_http_status(code);
+	if (status == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid value for argument \"%s\"", "code"),
+				 errhint("Give a code of the extension, such as \"%s\". A code of your own goes into an idem_result, with its http_status.",
+						 problems[0].problem.code)));
+	if (!PG_ARGISNULL(1))
+		detail = text_to_cstring(PG_GETARG_TEXT_PP(1));
+	if (!PG_ARGISNULL(2))
+	{
+		ms = PG_GETARG_INT64(2);
+		if (ms < 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("argument \"%s\" must not be negative", "retry_after_ms"),
+					 errhint("Give the time that is left to wait, in milliseconds, or null.")));
+	}
+	PG_RETURN_TEXT_P(idem_http_write_problem(code, status, detail, ms));
+}
+
+IDEM_FUNCTION(idem_http_time);
+
+/*
+ * idem_http_time(at timestamptz) RETURNS text
+ *		RFC 3339 in UTC, with "Z"; null for what that has no form for:
+ *		infinity, and years of other than four digits.
+ */
+Datum
+idem_http_time(PG_FUNCTION_ARGS)
+{
+	char	   *time = format_time(PG_GETARG_TIMESTAMPTZ(0));
+
+	if (time == NULL)
+		PG_RETURN_NULL();
+	PG_RETURN_TEXT_P(cstring_to_text(time));
 }
 
 IDEM_FUNCTION(idem_http_headers);

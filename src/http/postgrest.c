@@ -32,9 +32,12 @@
 #include "key/headers.h"
 #include "key/name.h"
 #include "key/run.h"
+#include "limit/limiter.h"
+#include "limit/throttle.h"
 
 #define KEY_HEADER "idempotency-key"
 #define MEDIA_TYPE_JSON "application/json"	/* what PostgREST says itself */
+#define UNREADABLE "idempotency_answer_unreadable"
 #define MEDIA_TYPE_PROBLEM "application/problem+json"
 
 /* Arguments of idem_http_run. */
@@ -43,7 +46,12 @@ typedef enum HttpRunArg
 	ARG_HANDLER,
 	ARG_REQUEST,
 	ARG_POLICY,
-	ARG_PRINCIPAL
+	ARG_PRINCIPAL,
+	ARG_CONTEXT,
+	ARG_FINGERPRINT,
+	ARG_LIMITER,
+	ARG_SUBJECT,
+	ARG_KEY
 } HttpRunArg;
 
 /* What PostgREST says of the request. */
@@ -53,6 +61,14 @@ typedef struct HttpRequest
 	text	   *path;
 	List	   *headers;		/* of IdemPair */
 } HttpRequest;
+
+/* Who pays for new work, and what the limiter said of it. */
+typedef struct HttpCharge
+{
+	text	   *limiter;		/* NULL: nobody */
+	text	   *subject;
+	IdemBucketResult result;
+} HttpCharge;
 
 /* A setting, or NULL. */
 static char *
@@ -149,19 +165,27 @@ find_principal(FunctionCallInfo fcinfo)
 		principal;
 }
 
-/* The key as the policy wants it; returns what is wrong with it, or NULL. */
+/*
+ * The key as the policy wants it, from the argument or the header; returns what
+ * is wrong with it, or NULL.
+ */
 static const char *
-find_key(const HttpRequest *request, const IdemPolicy *policy, text **key)
+find_key(FunctionCallInfo fcinfo, const HttpRequest *request,
+		 const IdemPolicy *policy, text **key)
 {
 	static const char *const invalid = "idempotency_key_invalid";
+	bool		given = !PG_ARGISNULL(ARG_KEY);
 	const char *header = NULL;
 	ListCell   *cell;
 
+	/* that of another header, and spelled as one */
+	if (given)
+		header = text_to_cstring(PG_GETARG_TEXT_PP(ARG_KEY));
 	foreach(cell, request->headers)
 	{
 		IdemPair   *pair = lfirst(cell);
 
-		if (pg_strcasecmp(pair->name, KEY_HEADER) != 0)
+		if (given || pg_strcasecmp(pair->name, KEY_HEADER) != 0)
 			continue;
 
 		/* Two keys are not one key, whichever of them would be taken. */
@@ -206,17 +230,19 @@ leave(int status, IdemHttpHeaders *headers)
 }
 
 static text *
-answer_problem(const char *code, int status, IdemHttpHeaders *headers)
+answer_problem(const char *code, int status, int64 retry_after_ms,
+			   IdemHttpHeaders *headers)
 {
 	idem_http_add_header(headers, IDEM_HTTP_CONTENT_TYPE, MEDIA_TYPE_PROBLEM);
 	leave(status, headers);
-	return idem_http_write_problem(code, status);
+	return idem_http_write_problem(code, status, NULL, retry_after_ms);
 }
 
 /* The answer to a request that comes with no principal or no good key. */
 static text *
-answer_bad_request(const char *code, int status)
+answer_bad_request(const char *code)
 {
+	int			status = idem_http_status(code);
 	IdemHttpHeaders headers;
 
 	idem_http_begin_headers(&headers);
@@ -224,7 +250,25 @@ answer_bad_request(const char *code, int status)
 	/* RFC 9110, 15.5.2: a 401 says how to authenticate */
 	if (status == 401)
 		idem_http_add_header(&headers, "WWW-Authenticate", "Bearer");
-	return answer_problem(code, status, &headers);
+	return answer_problem(code, status, -1, &headers);
+}
+
+/* The answer to a request for which there is no token left. */
+static text *
+answer_limited(const HttpCharge *charge)
+{
+	static const char *const code = "rate_limited";
+	int64		usec = charge->result.retry_after;
+	int64		ms = -1;
+	IdemHttpHeaders headers;
+
+	idem_http_begin_headers(&headers);
+	if (usec != PG_INT64_MAX)
+	{
+		ms = usec / 1000 + (usec % 1000 != 0);
+		idem_http_add_retry_after(&headers, ms);
+	}
+	return answer_problem(code, idem_http_status(code), ms, &headers);
 }
 
 /* The answer of idem_run; NULL: without a body, or with an empty one. */
@@ -239,7 +283,7 @@ answer_result(const IdemResultHttp *result)
 	idem_http_add_result(&headers, result);
 	if (idem_http_is_refusal(result))
 		return answer_problem(text_to_cstring(result->error_code),
-							  result->status, &headers);
+							  result->status, -1, &headers);
 	has_body = result->body != NULL && VARSIZE_ANY_EXHDR(result->body) > 0;
 	if (has_body)
 		body = idem_result_json(result->body);
@@ -250,7 +294,8 @@ answer_result(const IdemResultHttp *result)
 	 * makes one is undone by an error.
 	 */
 	if (has_body && body == NULL && result->replayed)
-		return answer_problem("idempotency_answer_unreadable", 500, &headers);
+		return answer_problem(UNREADABLE, idem_http_status(UNREADABLE), -1,
+							  &headers);
 	if (has_body && body == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -270,24 +315,68 @@ answer_result(const IdemResultHttp *result)
 	return body;
 }
 
+/* IdemRunRequest.admit: new work costs a token, and nothing else does. */
+static bool
+take_token(void *arg)
+{
+	HttpCharge *charge = arg;
+
+	idem_throttle_take(charge->limiter, charge->subject, 1, &charge->result);
+	return charge->result.allowed;
+}
+
+/* What the API function says of the work; 22004, 22023, 42704. */
+static void
+read_arguments(FunctionCallInfo fcinfo, IdemRunRequest *run,
+			   HttpCharge *charge, IdemPolicy *policy)
+{
+	IdemLimiter limiter;
+
+	idem_args_require_writable();
+	idem_args_require(fcinfo, ARG_HANDLER, "handler");
+	idem_args_require(fcinfo, ARG_REQUEST, "request");	/* else no fingerprint */
+	idem_args_require(fcinfo, ARG_POLICY, "policy");
+	check_handler(PG_GETARG_OID(ARG_HANDLER));
+	run->handler = PG_GETARG_OID(ARG_HANDLER);
+	run->request = fcinfo->args[ARG_REQUEST];
+	run->policy = PG_GETARG_TEXT_PP(ARG_POLICY);
+	run->context = idem_args_digest(fcinfo, ARG_CONTEXT, "context");
+	run->fingerprint = idem_args_digest(fcinfo, ARG_FINGERPRINT, "fingerprint");
+	run->wait = -1;
+	run->ttl = -1;
+	idem_policy_get(text_to_cstring(run->policy), policy);
+	if (!PG_ARGISNULL(ARG_SUBJECT))
+		charge->subject = idem_args_label(fcinfo, ARG_SUBJECT, "subject");
+	if (PG_ARGISNULL(ARG_LIMITER))
+		return;
+	charge->limiter = PG_GETARG_TEXT_PP(ARG_LIMITER);
+	idem_limiter_get(text_to_cstring(charge->limiter), &limiter);
+	run->admit = take_token;
+	run->admit_arg = charge;
+}
+
 IDEM_FUNCTION(idem_http_run);
 
 /*
  * idem_http_run(handler regprocedure, request jsonb, policy text,
- *				 principal text) RETURNS json
+ *				 principal text, context bytea, fingerprint bytea,
+ *				 limiter text, subject text, key text) RETURNS json
  *		idem_run under the key of PostgREST's request, in the scope of
  *		principal, method and path; sets response.status and response.headers,
  *		returns the body or the problem.
  *
- * Raises what idem_run raises, 55000 outside of PostgREST, and 22023 for a
- * handler, an answer or a principal that cannot be used here.
+ * Raises what idem_run raises, 55000 outside of PostgREST, 22023 for a
+ * handler, an answer or a principal that cannot be used here, and with a
+ * limiter what idem_throttle raises.
  */
 Datum
 idem_http_run(PG_FUNCTION_ARGS)
 {
 	HttpRequest request;
 	IdemRunRequest run = {0};
+	HttpCharge	charge = {0};
 	IdemPolicy	policy;
+	Datum		answered;
 	IdemResultHttp result;
 	text	   *principal;
 	const char *fault;
@@ -299,31 +388,26 @@ idem_http_run(PG_FUNCTION_ARGS)
 	 * read-only transaction, in which no key could be kept
 	 * (sql/http_refused).
 	 */
-	idem_args_require_writable();
-	idem_args_require(fcinfo, ARG_HANDLER, "handler");
-	idem_args_require(fcinfo, ARG_REQUEST, "request");	/* else no fingerprint */
-	idem_args_require(fcinfo, ARG_POLICY, "policy");
-	check_handler(PG_GETARG_OID(ARG_HANDLER));
+	read_arguments(fcinfo, &run, &charge, &policy);
 	read_request(&request);
 	principal = find_principal(fcinfo);
-	run.handler = PG_GETARG_OID(ARG_HANDLER);
-	run.request = fcinfo->args[ARG_REQUEST];
-	run.policy = PG_GETARG_TEXT_PP(ARG_POLICY);
-	run.wait = -1;
-	run.ttl = -1;
-	idem_policy_get(text_to_cstring(run.policy), &policy);
 	if (principal == NULL)
-		PG_RETURN_TEXT_P(answer_bad_request("principal_missing", 401));
+		PG_RETURN_TEXT_P(answer_bad_request("principal_missing"));
+	if (charge.subject == NULL)
+		charge.subject = principal;
 
 	/*
 	 * Here, and not in idem_run: it would raise, and roll back what the API
 	 * function did before.
 	 */
-	fault = find_key(&request, &policy, &run.key);
+	fault = find_key(fcinfo, &request, &policy, &run.key);
 	if (fault != NULL)
-		PG_RETURN_TEXT_P(answer_bad_request(fault, 400));
+		PG_RETURN_TEXT_P(answer_bad_request(fault));
 	run.scope = make_scope(principal, &request);
-	idem_result_read(DatumGetHeapTupleHeader(idem_run_execute(&run)), &result);
+	answered = idem_run_execute(&run);
+	if (answered == (Datum) 0)
+		PG_RETURN_TEXT_P(answer_limited(&charge));
+	idem_result_read(DatumGetHeapTupleHeader(answered), &result);
 	answer = answer_result(&result);
 	if (answer == NULL)
 		PG_RETURN_NULL();

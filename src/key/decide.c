@@ -11,6 +11,7 @@
  */
 #include "postgres.h"
 
+#include "base/context.h"
 #include "key/decide.h"
 #include "key/lifetime.h"
 
@@ -90,6 +91,71 @@ idem_decide_free_attempt(const IdemFound *found, int64 now)
 	return 0;
 }
 
+/* The entry of one secret in what idem_context() returned. */
+static IdemBytes
+context_entry(IdemBytes context, size_t at)
+{
+	IdemBytes	entry = {(const char *) context.data + at,
+	IDEM_CONTEXT_ENTRY_BYTES};
+
+	return entry;
+}
+
+/* Greater than 0: the key id of a is the newer one. */
+static int
+compare_ids(IdemBytes a, IdemBytes b)
+{
+	return memcmp(a.data, b.data, IDEM_CONTEXT_ID_BYTES);
+}
+
+/* Whether a context can be one of idem_context(). */
+static bool
+has_entries(IdemBytes context)
+{
+	size_t		at = IDEM_CONTEXT_MARK_BYTES;
+
+	if (context.data == NULL || context.len <= at ||
+		(context.len - at) % IDEM_CONTEXT_ENTRY_BYTES != 0 ||
+		memcmp(context.data, IDEM_CONTEXT_MARK, at) != 0)
+		return false;
+	for (; at + IDEM_CONTEXT_ENTRY_BYTES < context.len; at += IDEM_CONTEXT_ENTRY_BYTES)
+		if (compare_ids(context_entry(context, at),
+						context_entry(context, at + IDEM_CONTEXT_ENTRY_BYTES)) <= 0)
+			return false;
+	return true;
+}
+
+/*
+ * Whether two contexts are of one client.  Secrets may have come and gone
+ * between them: those that both were made with must have made the same, and
+ * there must be one.  Bytes of an application's own are compared as they are.
+ */
+static bool
+is_same_context(IdemBytes a, IdemBytes b)
+{
+	size_t		i = IDEM_CONTEXT_MARK_BYTES;
+	size_t		j = IDEM_CONTEXT_MARK_BYTES;
+	bool		same = false;
+
+	if (!has_entries(a) || !has_entries(b))
+		return idem_bytes_equal(a, b);
+	while (i < a.len && j < b.len)
+	{
+		IdemBytes	x = context_entry(a, i);
+		IdemBytes	y = context_entry(b, j);
+		int			order = compare_ids(x, y);
+
+		if (order == 0 && !idem_bytes_equal(x, y))
+			return false;
+		same |= order == 0;
+		if (order >= 0)
+			i += IDEM_CONTEXT_ENTRY_BYTES;
+		if (order <= 0)
+			j += IDEM_CONTEXT_ENTRY_BYTES;
+	}
+	return same;
+}
+
 /*
  * idem_decide
  *		What the caller gets.  The order of the tests is the contract.
@@ -128,7 +194,7 @@ idem_decide(const IdemFound *found, const IdemAsked *asked)
 
 	/* another request neither gets the answer nor takes the key over */
 	if (!idem_bytes_equal(asked->fingerprint, found->fingerprint) ||
-		!idem_bytes_equal(asked->context, found->context))
+		!is_same_context(asked->context, found->context))
 		return answer(IDEM_OUTCOME_MISMATCH);
 	if (found->state == IDEM_STATE_IN_PROGRESS)
 		return decide_in_progress(found, asked);

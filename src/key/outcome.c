@@ -19,6 +19,7 @@
 #include "key/outcome.h"
 
 #define HTTP_CONFLICT 409
+#define HTTP_MISMATCH 422		/* as "mismatch_status" is shipped */
 
 const IdemOutcomeMeaning idem_outcomes[IDEM_NUM_OUTCOMES] = {
 	[IDEM_OUTCOME_CLAIMED] = {
@@ -139,17 +140,23 @@ idem_outcome_label(IdemOutcome outcome)
 
 /*
  * idem_outcome_problem
- *		The problem of an error_code; NULL when it is of no outcome.
+ *		The problem of an error_code, and its status where no policy has
+ *		another; NULL when it is of no outcome.
  */
 const IdemProblem *
-idem_outcome_problem(const char *code)
+idem_outcome_problem(const char *code, int *status)
 {
 	int			i;
 
 	for (i = 0; i < IDEM_NUM_OUTCOMES; i++)
 		if (idem_outcomes[i].problem.code != NULL &&
 			strcmp(idem_outcomes[i].problem.code, code) == 0)
+		{
+			*status = idem_outcomes[i].http_status;
+			if (*status == 0)
+				*status = HTTP_MISMATCH;
 			return &idem_outcomes[i].problem;
+		}
 	return NULL;
 }
 

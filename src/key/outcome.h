@@ -43,7 +43,7 @@ typedef struct IdemOutcomeMeaning
 extern const IdemOutcomeMeaning idem_outcomes[IDEM_NUM_OUTCOMES];
 
 extern Oid	idem_outcome_label(IdemOutcome outcome);
-extern const IdemProblem *idem_outcome_problem(const char *code);
+extern const IdemProblem *idem_outcome_problem(const char *code, int *status);
 IDEM_COMPAT_NORETURN extern void idem_outcome_raise(IdemOutcome outcome,
 													const IdemKey *id);
 

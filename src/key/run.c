@@ -365,6 +365,7 @@ read_arguments(FunctionCallInfo fcinfo, IdemRunRequest *asked)
 	asked->wait = idem_policy_arg(fcinfo, ARG_WAIT, "wait",
 								  idem_policy_wait_usec);
 	asked->ttl = idem_policy_arg(fcinfo, ARG_TTL, "ttl", idem_policy_ttl_usec);
+	asked->admit = NULL;
 }
 
 /* Set up the claim and the handler; nothing is read of the key yet. */
@@ -389,8 +390,29 @@ begin_run(IdemRun *run, const IdemRunRequest *asked)
 }
 
 /*
+ * Whether the work may be done, of a claim that is granted.  Nothing is
+ * written yet; what is not admitted leaves nothing.  A key too many is not
+ * asked for.
+ */
+static bool
+is_admitted(IdemRun *run)
+{
+	IdemClaim  *claim = &run->claim;
+
+	if (run->asked->admit == NULL)
+		return true;
+	if (claim->decision.verdict == IDEM_CLAIM_FRESH)
+		idem_claim_check_cap(claim, 1);
+	if (run->asked->admit(run->asked->admit_arg))
+		return true;
+	idem_store_drop(&claim->store);
+	return false;
+}
+
+/*
  * idem_run_execute
- *		Do what idem_run is asked for; an idem_result.
+ *		Do what idem_run is asked for; an idem_result, or NULL where the work
+ *		was not admitted.
  */
 Datum
 idem_run_execute(const IdemRunRequest *asked)
@@ -410,6 +432,8 @@ idem_run_execute(const IdemRunRequest *asked)
 	outcome = run.claim.decision.outcome;
 	if (idem_claim_granted(&run.claim))
 	{
+		if (!is_admitted(&run))
+			return (Datum) 0;
 		idem_claim_start(&run.claim);
 		run_handler(&run);
 		store(&run);

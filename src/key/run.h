@@ -23,6 +23,10 @@ typedef struct IdemRunRequest
 	int64		wait;			/* microseconds; -1: the policy's */
 	int64		ttl;			/* microseconds; -1: the policy's; 0: for ever */
 	bool		record;			/* on_error = 'record' */
+
+	/* Asked before the handler is run, and only then; NULL: it may. */
+	bool		(*admit) (void *arg);
+	void	   *admit_arg;
 } IdemRunRequest;
 
 extern Datum idem_run_execute(const IdemRunRequest *request);

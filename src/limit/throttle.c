@@ -26,6 +26,7 @@
 #include "base/digest.h"
 #include "limit/bucket_table.h"
 #include "limit/limiter.h"
+#include "limit/throttle.h"
 
 /* The limiter of a name, and the bucket of a subject that is checked; 42704. */
 static void
@@ -115,6 +116,45 @@ allow_without_room(const IdemLimiter *limiter, int32 cost,
 	idem_bucket_take(&limiter->rule, &bucket, 0, cost, result);
 }
 
+/* Take, count, and note a refusal; 55000. */
+static void
+take(const IdemLimiter *limiter, const IdemBucketKey *key, int32 cost,
+	 IdemBucketResult *result)
+{
+	bool		room;
+
+	idem_buckets_require();
+	room = idem_buckets_take(key, &limiter->rule, cost, result);
+	if (!room && limiter->allow_when_full)
+		allow_without_room(limiter, cost, result);
+
+	/*
+	 * Counted at once and for good, as tokens are taken: an abort takes
+	 * nothing back (t/050_throttle.pl).
+	 */
+	if (!room || !result->allowed)
+		idem_counters_add(limiter->counters, IDEM_COUNT_THROTTLED, 1);
+	if (!result->allowed)
+		idem_refusals_note_limited(NameStr(limiter->name), &limiter->id,
+								   key->subject, limiter->counters);
+}
+
+/*
+ * idem_throttle_take
+ *		What idem_throttle() does, of a cost and a subject that are checked;
+ *		42704, 55000.
+ */
+void
+idem_throttle_take(const text *name, const text *subject, int32 cost,
+				   IdemBucketResult *result)
+{
+	IdemLimiter limiter;
+	IdemBucketKey key;
+
+	find_asked(name, subject, &limiter, &key);
+	take(&limiter, &key, cost, result);
+}
+
 IDEM_FUNCTION(idem_throttle);
 
 /*
@@ -136,26 +176,12 @@ idem_throttle(PG_FUNCTION_ARGS)
 	IdemBucketKey key;
 	IdemBucketResult result;
 	int32		cost;
-	bool		room;
 
 	cost = get_cost(fcinfo);
 
 	/* an unknown limiter is 42704, with buckets or without */
 	get_asked(fcinfo, &limiter, &key);
-	idem_buckets_require();
-	room = idem_buckets_take(&key, &limiter.rule, cost, &result);
-	if (!room && limiter.allow_when_full)
-		allow_without_room(&limiter, cost, &result);
-
-	/*
-	 * Counted at once and for good, as tokens are taken: an abort takes
-	 * nothing back (t/050_throttle.pl).
-	 */
-	if (!room || !result.allowed)
-		idem_counters_add(limiter.counters, IDEM_COUNT_THROTTLED, 1);
-	if (!result.allowed)
-		idem_refusals_note_limited(NameStr(limiter.name), &limiter.id,
-								   key.subject, limiter.counters);
+	take(&limiter, &key, cost, &result);
 	return put_result(fcinfo, &result);
 }
 

@@ -17,6 +17,7 @@
  */
 #include "postgres.h"
 
+#include "../../src/base/context.h"
 #include "../../src/key/decide.h"
 #include "tap.h"
 
@@ -568,6 +569,127 @@ test_equal(void)
 	ok(finds_every_difference(), "one bit makes a difference, anywhere");
 }
 
+/* A context in a buffer: of key ids, each with a byte that stands for its HMAC. */
+typedef struct Context
+{
+	unsigned char bytes[IDEM_CONTEXT_MARK_BYTES + 4 * IDEM_CONTEXT_ENTRY_BYTES + 1];
+	IdemBytes	as;
+} Context;
+
+static void
+make_context(Context *context, int number, const int *ids, const char *macs)
+{
+	unsigned char *c = context->bytes;
+	int			i;
+
+	memcpy(c, IDEM_CONTEXT_MARK, IDEM_CONTEXT_MARK_BYTES);
+	c += IDEM_CONTEXT_MARK_BYTES;
+	for (i = 0; i < number; i++)
+	{
+		c[0] = ids[i] >> 24;
+		c[1] = ids[i] >> 16;
+		c[2] = ids[i] >> 8;
+		c[3] = ids[i];
+		memset(c + IDEM_CONTEXT_ID_BYTES, macs[i],
+			   IDEM_CONTEXT_ENTRY_BYTES - IDEM_CONTEXT_ID_BYTES);
+		c += IDEM_CONTEXT_ENTRY_BYTES;
+	}
+	context->as.data = context->bytes;
+	context->as.len = c - context->bytes;
+}
+
+/* Whether a key that was claimed with one is replayed with the other. */
+static bool
+matches(IdemBytes found, IdemBytes asked)
+{
+	Case		c;
+
+	init_case(&c, IDEM_STATE_COMPLETED);
+	c.found.context = found;
+	c.asked.context = asked;
+	return decide(&c).outcome == IDEM_OUTCOME_REPLAYED;
+}
+
+/*
+ * All contexts of a client under secrets that come and go: the same when they
+ * share one, whichever, and others when they share none.  Another client's
+ * never are.
+ */
+static bool
+shares_a_secret(void)
+{
+	static const int ids[] = {70000, 256, 255, 1};
+	int			x;
+	int			y;
+	int			other_client;
+
+	for (other_client = 0; other_client < 2; other_client++)
+		for (x = 1; x < 16; x++)
+			for (y = 1; y < 16; y++)
+			{
+				Context		a;
+				Context		b;
+				int			chosen[2][4];
+				char		macs[2][4];
+				int			number[2] = {0, 0};
+				int			i;
+
+				for (i = 0; i < 4; i++)
+				{
+					if (x & (1 << i))
+					{
+						chosen[0][number[0]] = ids[i];
+						macs[0][number[0]++] = 'a' + i;
+					}
+					if (y & (1 << i))
+					{
+						chosen[1][number[1]] = ids[i];
+						macs[1][number[1]++] = (other_client ? 'A' : 'a') + i;
+					}
+				}
+				make_context(&a, number[0], chosen[0], macs[0]);
+				make_context(&b, number[1], chosen[1], macs[1]);
+				if (matches(a.as, b.as) != (!other_client && (x & y) != 0))
+					return false;
+			}
+	return true;
+}
+
+static void
+test_contexts(void)
+{
+	static const int ids[] = {3, 2, 1};
+	static const int rising[] = {1, 3};
+	static const int twice[] = {3, 3};
+	Context		a;
+	Context		b;
+	IdemBytes	prefix = {IDEM_CONTEXT_MARK, IDEM_CONTEXT_MARK_BYTES};
+
+	ok(shares_a_secret(), "contexts that share a secret are the same client's");
+	make_context(&a, 3, ids, "xyz");
+	make_context(&b, 2, ids, "xY");
+	ok(!matches(a.as, b.as) && !matches(b.as, a.as),
+	   "every secret that both have must say so");
+	ok(!matches(a.as, absent) && !matches(absent, a.as),
+	   "a context is not the lack of one");
+
+	/* opaque bytes, of an application's own: one that is longer is another */
+	make_context(&b, 2, ids, "xy");
+	ok(matches(a.as, b.as), "one that has a secret less is the same");
+	b.as.len++;
+	ok(!matches(a.as, b.as) && matches(b.as, b.as), "but not with a byte more");
+	b.as.len -= 2;
+	ok(!matches(a.as, b.as) && matches(b.as, b.as), "nor with one less");
+	b.as.len++;
+	b.bytes[0] ^= 1;
+	ok(!matches(a.as, b.as) && matches(b.as, b.as), "nor with another mark");
+	make_context(&b, 2, rising, "zx");
+	ok(!matches(a.as, b.as) && matches(b.as, b.as), "nor with rising key ids");
+	make_context(&b, 2, twice, "xx");
+	ok(!matches(a.as, b.as) && matches(b.as, b.as), "nor with one twice");
+	ok(!matches(a.as, prefix) && matches(prefix, prefix), "nor without any");
+}
+
 static void
 test_finished(void)
 {
@@ -587,6 +709,7 @@ main(void)
 	test_infinity();
 	test_tombstones();
 	test_equal();
+	test_contexts();
 	test_finished();
 	return finish();
 }
