@@ -103,7 +103,9 @@ sub check_states
 		my @lines = split /\n/, $found, -1;
 
 		check_red($what, $turns, $may, pop @lines);
-		is(pop @lines, $rows, "$what: all rows are there") if $turns ne 'no_rows';
+		# a check that has nothing to say, as of pg_cron where there is none,
+		# may have an error to tell
+		cmp_ok(pop @lines, '>=', $rows, "$what: all rows are there") if $turns ne 'no_rows';
 		is(psql($red), '', "$what: mended");
 	}
 	return;
