@@ -50,6 +50,7 @@ OBJS = \
 	src/key/headers.o \
 	src/key/lifetime.o \
 	src/key/name.o \
+	src/key/operator.o \
 	src/key/outcome.o \
 	src/key/owner.o \
 	src/key/response.o \
@@ -70,9 +71,11 @@ OBJS = \
 	src/store/direct_sweep.o \
 	src/store/direct_write.o \
 	src/store/entries.o \
+	src/store/holder.o \
 	src/store/lock.o \
 	src/store/parts.o \
 	src/store/row.o \
+	src/store/search.o \
 	src/store/sql.o \
 	src/store/sql_many.o \
 	src/store/sql_sweep.o \
@@ -107,6 +110,8 @@ REGRESS = \
 	finish_body \
 	finish_holder \
 	finish_lease \
+	operator \
+	operator_find \
 	run \
 	run_error \
 	run_once \
@@ -184,7 +189,9 @@ ISOLATION = \
 	policy-change \
 	policy-create \
 	lock-timeout \
-	lock-timeout-claim
+	lock-timeout-claim \
+	holder \
+	operator-forget
 # of these, those that are about the direct way or both; in the others a step
 # that takes the direct way is called ..._direct
 BOTH_WAYS = \

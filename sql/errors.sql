@@ -92,6 +92,13 @@ INSERT INTO calls (state, call) VALUES
 	('ID012', 'idem_release(''errors'', NULL)'),
 	('22004', 'idem_forget(NULL, ''canary'')'),
 	('ID012', 'idem_forget(''errors'', NULL)'),
+	('22004', 'idem_forget_scope(NULL)'),
+	('22004', 'idem_forget_scope(''errors'', NULL)'),
+	('22004', 'idem_end_lease(NULL, ''canary'')'),
+	('ID012', 'idem_end_lease(''errors'', NULL)'),
+	('22004', 'idem_holder(NULL, ''canary'')'),
+	('ID012', 'idem_holder(''errors'', NULL)'),
+	('22004', 'idem_find(max_rows => NULL)'),
 	('22004', 'idem_policy(NULL)'),
 	('22004', 'idem_policy_drop(NULL)'),
 	('22004', 'idem_limiter(NULL, 1, ''1 s'')'),
@@ -147,6 +154,15 @@ INSERT INTO calls (state, call) VALUES
 	('ID012', 'idem_checkpoint(''errors'', '''', 1, ''p'')'),
 	('ID012', 'idem_release(''errors'', '''')'),
 	('ID012', 'idem_forget(''errors'', '''')'),
+	('22023', 'idem_forget_scope('''')'),
+	('22023', 'idem_forget_scope(''errors'', 0)'),
+	('ID012', 'idem_end_lease(''errors'', '''')'),
+	('ID012', 'idem_holder(''errors'', '''')'),
+	('22023', 'idem_find(''canary'')'),
+	('22023', 'idem_find(key_id => ''canary-canary-ca'')'),
+	('22023', 'idem_find(scope => '''')'),
+	('22023', 'idem_find(state => ''canary'')'),
+	('22023', 'idem_find(scope => ''errors'', max_rows => 0)'),
 	('ID012', 'idem_claim(''errors'', ''canary-no-uuid'', ''{}'', policy => ''errors-uuid'')'),
 	('ID012', 'idem_dedupe(''errors'', ''{canary-no-uuid}'', ''errors-uuid'')'),
 	('ID012', 'idem_run(''regress_errors.handler(jsonb)'', ''errors'', ''canary-no-uuid'', ''{}'', ''errors-uuid'')'),
@@ -366,7 +382,7 @@ FROM unnest(ARRAY[
 	'idem_fail(''errors'', ''canary-running'', token => 1)', 'idem_fail(''errors'', ''canary-running'', NULL::json, token => 1)',
 	'idem_fail(''errors'', ''canary-running'', NULL::jsonb, token => 1)', 'idem_fail(''errors'', ''canary-running'', NULL::bytea, token => 1)',
 	'idem_extend(''errors'', ''canary-running'', 1, ''1 s'')', 'idem_checkpoint(''errors'', ''canary-running'', 1, ''p'')',
-	'idem_release(''errors'', ''canary-running'', 1)', 'idem_forget(''errors'', ''canary-done'')']) call,
+	'idem_release(''errors'', ''canary-running'', 1)']) call,
 	LATERAL pg_temp.try(call) t;
 -- and what only a superuser or an owner may do
 SELECT call, t.state FROM unnest(ARRAY[
@@ -383,7 +399,7 @@ INSERT INTO idempotency_keys SELECT * FROM idempotency_keys WHERE scope = 'error
 SELECT call, t.state, t.hint, t.leak FROM unnest(ARRAY[
 	'idem_claim(''errors'', ''canary-done'', ''{"a": 1}'')', 'idem_lookup(''errors'', ''canary-done'')',
 	'idem_complete(''errors'', ''canary-done'', token => 1)', 'idem_forget(''errors'', ''canary-done'')',
-	'idem_claim(''errors'', ''canary-new'')', 'idem_dedupe(''errors'', ''{canary-new}'')']) call,
+	'idem_end_lease(''errors'', ''canary-done'')', 'idem_claim(''errors'', ''canary-new'')', 'idem_dedupe(''errors'', ''{canary-new}'')']) call,
 	LATERAL pg_temp.try(call) t;
 ROLLBACK;
 
