@@ -93,11 +93,8 @@ INSERT INTO calls (state, call) VALUES
 	('22004', 'idem_forget(NULL, ''canary'')'),
 	('ID012', 'idem_forget(''errors'', NULL)'),
 	('22004', 'idem_forget_scope(NULL)'),
-	('22004', 'idem_forget_scope(''errors'', NULL)'),
 	('22004', 'idem_end_lease(NULL, ''canary'')'),
-	('ID012', 'idem_end_lease(''errors'', NULL)'),
 	('22004', 'idem_holder(NULL, ''canary'')'),
-	('ID012', 'idem_holder(''errors'', NULL)'),
 	('22004', 'idem_find(max_rows => NULL)'),
 	('22004', 'idem_policy(NULL)'),
 	('22004', 'idem_policy_drop(NULL)'),
@@ -154,15 +151,6 @@ INSERT INTO calls (state, call) VALUES
 	('ID012', 'idem_checkpoint(''errors'', '''', 1, ''p'')'),
 	('ID012', 'idem_release(''errors'', '''')'),
 	('ID012', 'idem_forget(''errors'', '''')'),
-	('22023', 'idem_forget_scope('''')'),
-	('22023', 'idem_forget_scope(''errors'', 0)'),
-	('ID012', 'idem_end_lease(''errors'', '''')'),
-	('ID012', 'idem_holder(''errors'', '''')'),
-	('22023', 'idem_find(''canary'')'),
-	('22023', 'idem_find(key_id => ''canary-canary-ca'')'),
-	('22023', 'idem_find(scope => '''')'),
-	('22023', 'idem_find(state => ''canary'')'),
-	('22023', 'idem_find(scope => ''errors'', max_rows => 0)'),
 	('ID012', 'idem_claim(''errors'', ''canary-no-uuid'', ''{}'', policy => ''errors-uuid'')'),
 	('ID012', 'idem_dedupe(''errors'', ''{canary-no-uuid}'', ''errors-uuid'')'),
 	('ID012', 'idem_run(''regress_errors.handler(jsonb)'', ''errors'', ''canary-no-uuid'', ''{}'', ''errors-uuid'')'),
@@ -399,7 +387,7 @@ INSERT INTO idempotency_keys SELECT * FROM idempotency_keys WHERE scope = 'error
 SELECT call, t.state, t.hint, t.leak FROM unnest(ARRAY[
 	'idem_claim(''errors'', ''canary-done'', ''{"a": 1}'')', 'idem_lookup(''errors'', ''canary-done'')',
 	'idem_complete(''errors'', ''canary-done'', token => 1)', 'idem_forget(''errors'', ''canary-done'')',
-	'idem_end_lease(''errors'', ''canary-done'')', 'idem_claim(''errors'', ''canary-new'')', 'idem_dedupe(''errors'', ''{canary-new}'')']) call,
+	'idem_claim(''errors'', ''canary-new'')', 'idem_dedupe(''errors'', ''{canary-new}'')']) call,
 	LATERAL pg_temp.try(call) t;
 ROLLBACK;
 

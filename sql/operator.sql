@@ -10,7 +10,7 @@ SELECT idem_policy('operator-tombstone', failed_ttl => '2 h', on_expiry => 'reje
 SELECT coalesce(max(id), 0) AS start FROM idempotency_audit_log \gset
 CREATE VIEW regress.operator_log AS
 SELECT id, action, entity, replace(replace(replace(entity_id, idem_log_id('operator'), 'S'), idem_log_id('k'), 'K'),
-	idem_log_id('other'), 'OTHER') AS entity_id, attempt, token IS NOT NULL AS token, effective_role AS role, detail
+	idem_log_id('other'), 'OTHER') AS entity_id, attempt, token IS NOT NULL AS token, nullif(effective_role, session_role) AS role, detail
 FROM idempotency_audit_log;
 
 -- A lease ends: token, attempt and checkpoint stay, and the row is kept as long
@@ -91,7 +91,7 @@ SELECT idem_fail('operator', 'failed', token => regress.token('operator', 'faile
 	idem_complete('operator', 'expired', token => regress.token('operator', 'expired')) IS NOT NULL AS expired,
 	idem_release('operator', 'released', regress.token('operator', 'released')) AS released,
 	idem_end_lease('operator', 'lease over') AS over;
-SELECT FROM regress.age('operator', 'expired', '3 days'), regress.age('operator', 'abandoned', '3 days');
+SELECT count(regress.age('operator', 'expired', '3 days')), count(regress.age('operator', 'abandoned', '3 days')) AS aged;
 SET ROLE regress_idem_operator;
 SELECT idem_forget_scope('operator', 5) AS some, idem_forget_scope('operator') AS rest, idem_forget_scope('operator') AS nothing,
 	idem_forget_scope('operator-never') AS never;

@@ -9,18 +9,18 @@ SELECT idem_policy('find', audit => false, completed_ttl => '0');
 SELECT coalesce(max(id), 0) AS start FROM idempotency_audit_log \gset
 CREATE VIEW regress.find_log AS
 SELECT id, action, entity, replace(replace(entity_id, idem_log_id('find'), 'S'), idem_log_id('running'), 'K') AS entity_id, attempt,
-	token, effective_role AS role, replace(replace(detail::text, idem_log_id('find'), 'S'), idem_log_id('running'), 'K') AS detail
+	token, nullif(effective_role, session_role) AS role, replace(replace(detail::text, idem_log_id('find'), 'S'), idem_log_id('running'), 'K') AS detail
 FROM idempotency_audit_log;
 SELECT outcome FROM unnest(ARRAY['running', 'lease over', 'abandoned', 'completed', 'failed', 'for good', 'released', 'expired']) key,
-	LATERAL idem_claim('find', key, lease => '1 h', policy => CASE key WHEN 'completed' THEN 'find' ELSE 'default' END);
+	LATERAL idem_claim('find', key, jsonb_build_object('key', key), lease => '1 h', policy => CASE key WHEN 'completed' THEN 'find' ELSE 'default' END);
 SELECT idem_checkpoint('find', 'running', regress.token('find', 'running'), 'paid', '{"n": 1}');
 SELECT idem_complete('find', 'completed', '"secret"', token => regress.token('find', 'completed')) IS NULL AS completed,
 	idem_complete('find', 'expired', '"secret"', token => regress.token('find', 'expired')) IS NOT NULL AS expired,
 	idem_fail('find', 'failed', '"secret"', token => regress.token('find', 'failed')) IS NOT NULL AS failed,
 	idem_fail('find', 'for good', '"secret"', retryable => false, token => regress.token('find', 'for good')) IS NOT NULL AS for_good,
 	idem_release('find', 'released', regress.token('find', 'released')) AS released;
-SELECT FROM regress.age('find', 'lease over', '2 h'), regress.age('find', 'expired', '3 days'), regress.age('find', 'abandoned', '3 days');
-SELECT outcome, attempt FROM idem_claim('find', 'lease over');
+SELECT count(regress.age('find', 'lease over', '2 h')), count(regress.age('find', 'expired', '3 days')), count(regress.age('find', 'abandoned', '3 days')) AS aged;
+SELECT outcome, attempt FROM idem_claim('find', 'lease over', '{"key": "lease over"}');
 SELECT count(first) FROM idem_dedupe('find 2', '{running}');
 
 SET ROLE regress_idem_operator;
@@ -64,6 +64,15 @@ CREATE FUNCTION regress.asks(request jsonb) RETURNS json LANGUAGE sql AS $$
 $$;
 SELECT outcome, idem_json(r) FROM unnest(ARRAY['new', 'failed']) key,
 	LATERAL idem_run('regress.asks(jsonb)', 'find', key, jsonb_build_object('key', key)) r;
+
+-- Errors: all with a hint, none with a name.
+SELECT call, regress.error_of('SELECT ' || call) AS state FROM unnest(ARRAY[
+	'idem_find(''running'')', 'idem_find(key_id => ''0123456789abcdeg'')', 'idem_find(idem_log_id(''find'') || ''0'')',
+	'idem_find(scope => '''')', 'idem_find(scope => repeat(''s'', 1025))', 'idem_find(state => ''done'')', 'idem_find(state => '''')',
+	'idem_find(max_rows => 0)', 'idem_find(max_rows => NULL)', 'idem_holder(NULL, ''running'')', 'idem_holder(''find'', NULL)',
+	'idem_holder('''', ''running'')', 'idem_holder(''find'', '''')', 'idem_end_lease(NULL, ''running'')', 'idem_end_lease(''find'', NULL)',
+	'idem_end_lease('''', ''running'')', 'idem_end_lease(''find'', '''')', 'idem_forget_scope(NULL)', 'idem_forget_scope('''')',
+	'idem_forget_scope(''find'', NULL)', 'idem_forget_scope(''find'', 0)', 'idem_forget_scope(''find'', -1)']) call;
 
 -- Each call has its row, by log ids.
 SELECT action, entity, entity_id, attempt, token, detail FROM regress.find_log
