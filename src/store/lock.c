@@ -11,7 +11,7 @@
  * wait for one another.
  *
  * Lock order: key lock, then the row of the key, then whatever user code
- * locks.  idem_dedupe and the sweep take no key lock.
+ * locks.  idem_dedupe, the sweep and who forgets a scope take no key lock.
  *
  *-------------------------------------------------------------------------
  */
