@@ -247,8 +247,7 @@ static inline int
 idem_compat_vxid_pid(VirtualTransactionId vxid)
 {
 #if PG_VERSION_NUM >= 170000
-	PGPROC	   *proc = vxid.procNumber == INVALID_PROC_NUMBER ? NULL :
-		ProcNumberGetProc(vxid.procNumber);
+	PGPROC	   *proc = ProcNumberGetProc(vxid.procNumber);
 
 	return proc != NULL && proc->vxid.lxid == vxid.localTransactionId ?
 		proc->pid : 0;

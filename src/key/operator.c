@@ -133,7 +133,7 @@ static void
 audit_search(const IdemSearch *search, int64 rows)
 {
 	const char *scope_id = search->scope == NULL ? search->scope_id :
-		idem_digest_log_id(search->scope);
+	idem_digest_log_id(search->scope);
 	StringInfoData detail;
 
 	/* no value has a character that JSON would escape */
@@ -269,9 +269,10 @@ idem_end_lease(PG_FUNCTION_ARGS)
 	if (found)
 	{
 		/*
-		 * As with a lease of no length that begins now: the row stays as long as
-		 * an abandoned one does from here on.  Token and attempt stay, so until
-		 * somebody takes over the holder may finish, or extend the lease.
+		 * As with a lease of no length that begins now: the row stays as long
+		 * as an abandoned one does from here on.  Token and attempt stay, so
+		 * until somebody takes over the holder may finish, or extend the
+		 * lease.
 		 */
 		idem_policy_get_stored(held.row.policy, &policy);
 		idem_lifetime_lease(&policy, &held.row, now, 0);

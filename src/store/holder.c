@@ -98,7 +98,7 @@ add_of_lock(List *holders, const IdemKey *id)
 	{
 		int			pid = idem_compat_vxid_pid(*vxid);
 		TransactionId xid = pid != 0 ? InvalidTransactionId :
-			find_prepared(*vxid);
+		find_prepared(*vxid);
 
 		if (pid != 0 || TransactionIdIsValid(xid))
 			holders = add_holder(holders, pid, xid, false);
