@@ -784,7 +784,9 @@ foreach my $function (sort keys %functions)
 		}
 		my $state = $caller->state;
 		$caller->query('ROLLBACK') if $f->{kind} ne 'p';
-		my $argument = $arguments[ $null == -1 ? 0 : $null ];
+		# all of them: the first one that must be given
+		my ($first) = grep { $arguments[$_]{default} !~ /^NULL/ } 0 .. $#arguments;
+		my $argument = $arguments[ $null == -1 ? $first // 0 : $null ];
 
 		$calls_made++;
 		my $expected =

@@ -160,7 +160,11 @@ is(as('other_app', q{SELECT allowed FROM idem_throttle('logins', 'ada')}), 'f', 
 
 is(as('operator', q{SELECT idem_policy('audited', audit => false)}), '', 'operator: can end the auditing of keys');
 ask(q{SELECT idempotency.idem_policy('audited', audit => true)});
-is(as('operator', q{SELECT idem_lookup('of app', 'key of app')}), '42501', 'operator: not the answer to a role whose rights he has not');
+is(as('operator', q{SELECT idem_lookup('of app', 'key of app')}), '42501', 'operator: not the answer of a role whose rights he has not');
+is(as('operator', q{SELECT scope || '/' || key FROM idem_find(scope => 'of app')}), 'of app/key of app', 'operator: sees names of keys');
+is(as('operator', q{BEGIN; SELECT idem_forget('of app', 'key of app'); ROLLBACK}), 't', 'operator: can forget any key');
+is(ask(q{SELECT string_agg(DISTINCT action, ' ') FROM idempotency.idempotency_audit_log WHERE effective_role = 'operator'}), 'found',
+	'operator: which is audited');
 is(as('operator', "TABLE $_"), '42501', "operator: does not read $_") foreach map({ "idempotency_$_" } qw(keys)), @audit, @hidden;
 is(as('operator', "SELECT $_"), '42501', "operator: no $_") foreach (q{idem_claim('s', 'k')}, q{idem_audit('a', 'b', 'c')}, 'count(*) FROM idem_audit_verify()');
 
@@ -237,7 +241,7 @@ foreach my $i (0 .. $#columns)
 	is(as('writer', "UPDATE $table SET $columns[$i] = DEFAULT"), '', "pg_write_all_data: no change of $table");
 	is(as('writer', "TRUNCATE $table"), '42501', "pg_write_all_data: $table is not emptied");
 }
-ask(q{DELETE FROM idempotency.idempotency_audit_log WHERE action = 'a'});
+ask(q{DELETE FROM idempotency.idempotency_audit_log WHERE action IN ('a', 'found')});
 is(contents(), $before, 'pg_write_all_data: log, seals and secrets are as they were');
 is(as('writer', "BEGIN; DELETE FROM $_; ROLLBACK"), '', "pg_write_all_data: can change $_") foreach map { "idempotency_$_" } qw(keys policies limiters);
 is(as('writer', "SELECT count(*) FROM $_"), '42501', "pg_write_all_data: does not read $_") foreach @audit, 'idempotency_keys';
