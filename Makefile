@@ -52,6 +52,7 @@ OBJS = \
 	src/key/leases.o \
 	src/key/lifetime.o \
 	src/key/name.o \
+	src/key/operator.o \
 	src/key/outcome.o \
 	src/key/owner.o \
 	src/key/recover.o \
@@ -73,9 +74,11 @@ OBJS = \
 	src/store/direct_sweep.o \
 	src/store/direct_write.o \
 	src/store/entries.o \
+	src/store/holder.o \
 	src/store/lock.o \
 	src/store/parts.o \
 	src/store/row.o \
+	src/store/search.o \
 	src/store/sql.o \
 	src/store/sql_many.o \
 	src/store/sql_sweep.o \
@@ -112,6 +115,8 @@ REGRESS = \
 	finish_lease \
 	unfinished \
 	recover \
+	operator \
+	operator_find \
 	run \
 	run_error \
 	run_once \
@@ -132,7 +137,8 @@ REGRESS = \
 	settings \
 	members \
 	shop \
-	errors
+	errors \
+	errors_rows
 REGRESS_OPTS = --encoding=UTF8
 # So it is with the specs.
 ISOLATION = \
@@ -194,7 +200,9 @@ ISOLATION = \
 	secret-rotation \
 	policy-create \
 	lock-timeout \
-	lock-timeout-claim
+	lock-timeout-claim \
+	holder \
+	operator-forget
 # of these, those that are about the direct way or both; in the others a step
 # that takes the direct way is called ..._direct
 BOTH_WAYS = \

@@ -751,6 +751,52 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION @extschema@.idem_forget(text, text) IS
 'operator: remove a key in any state; audited';
 
+CREATE FUNCTION @extschema@.idem_forget_scope(scope text, max_rows integer DEFAULT 10000)
+RETURNS bigint
+AS 'MODULE_PATHNAME', 'idem_forget_scope'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION @extschema@.idem_forget_scope(text, integer) IS
+'operator: remove keys of a scope that are not in progress; audited';
+
+CREATE FUNCTION @extschema@.idem_end_lease(scope text, key text)
+RETURNS boolean
+AS 'MODULE_PATHNAME', 'idem_end_lease'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION @extschema@.idem_end_lease(text, text) IS
+'operator: let the lease of a claim end now; audited';
+
+CREATE FUNCTION @extschema@.idem_holder(scope text, key text)
+RETURNS TABLE (pid integer, since timestamptz, how text)
+AS 'MODULE_PATHNAME', 'idem_holder'
+LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 1;
+COMMENT ON FUNCTION @extschema@.idem_holder(text, text) IS
+'operator: whose open transaction has a key; audited';
+
+CREATE FUNCTION @extschema@.idem_find(
+	scope_id text DEFAULT NULL,
+	key_id text DEFAULT NULL,
+	scope text DEFAULT NULL,
+	state text DEFAULT NULL,
+	max_rows integer DEFAULT 100
+)
+RETURNS TABLE (
+	scope text,
+	key text,
+	state text,
+	policy text,
+	attempt integer,
+	claimed_by text,
+	created_at timestamptz,
+	lease_until timestamptz,
+	expires_at timestamptz,
+	recovery_point text,
+	checkpoint jsonb
+)
+AS 'MODULE_PATHNAME', 'idem_find'
+LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 100;
+COMMENT ON FUNCTION @extschema@.idem_find(text, text, text, text, integer) IS
+'operator: keys by log ids, scope or state, without answers; audited';
+
 --
 -- Policies
 --
@@ -1302,6 +1348,10 @@ REVOKE ALL ON ROUTINE
 	@extschema@.idem_release(text, text, bigint),
 	@extschema@.idem_recover(text, integer, interval),
 	@extschema@.idem_forget(text, text),
+	@extschema@.idem_forget_scope(text, integer),
+	@extschema@.idem_end_lease(text, text),
+	@extschema@.idem_holder(text, text),
+	@extschema@.idem_find(text, text, text, text, integer),
 	@extschema@.idem_policy(text, interval, interval, interval, interval, text, text, interval, boolean, text, boolean, text, integer, integer, int4multirange, integer, text, text, integer, boolean),
 	@extschema@.idem_policy_drop(text),
 	@extschema@.idem_policy_values(),

@@ -36,6 +36,7 @@ FROM unnest(ARRAY[
 	'idem_fail(''lookup'', ''running'')', 'idem_extend(''lookup'', ''running'', 1, ''1 s'')',
 	'idem_checkpoint(''lookup'', ''running'', 1, ''p'')', 'idem_release(''lookup'', ''running'')', 'idem_release(''lookup'', ''never'')',
 	'idem_forget(''lookup'', ''completed'')', 'idem_forget(''lookup'', ''never'')',
+	'idem_forget_scope(''lookup'')', 'idem_end_lease(''lookup'', ''never'')', 'idem_holder(''lookup'', ''never'')', 'idem_find(scope => ''lookup'')',
 	'idem_policy(''lookup-new'')', 'idem_policy_drop(''lookup-new'')', 'idem_sweep()',
 	'idem_audit(''a'', ''b'', ''c'')', 'idem_secret(''context'', ''0123456789abcdef'')', 'idem_secret_drop(''context'', 1)', 'idem_grant(current_user::regrole, ''app'')']) call;
 -- and these go on

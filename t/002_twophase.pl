@@ -148,6 +148,15 @@ SELECT outcome FROM idem_run('buy(jsonb)', 'shop', 'commit-run', '{"key": "commi
 			  SELECT idem_lookup('shop', 'commit-claim') IS NULL}),
 		"in_progress\nt",
 		"$when: a look at them");
+	# by the row, by the key lock as well, and by a row of a savepoint
+	foreach my $key (qw(commit-claim rollback-run commit-savepoint rollback-dedupe))
+	{
+		is( $node->safe_psql(
+				'postgres',
+				"SELECT pid IS NULL, since < now(), how FROM idem_holder('shop', '$key')"),
+			"t|t|prepared transaction '$key'",
+			"$when: who has $key");
+	}
 	return;
 }
 

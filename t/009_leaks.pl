@@ -106,7 +106,6 @@ my @cases = (
 	[ '42501', q{SELECT idem_lookup(s(), k('done'))}, 'other' ],
 	[ '42501', q{SELECT idem_complete(s(), k('open'))}, 'other' ],
 	[ '42501', q{SELECT * FROM idem_dedupe(s(), ARRAY[k('done')])}, 'other' ],
-	[ '42501', q{SELECT idem_forget(s(), k('done'))}, 'other' ],
 	[ '42501', q{SELECT idem_secret('context', secret) FROM bird}, 'other' ],
 	[ 'ID012', q{SELECT idem_dedupe(s(), ARRAY[k('a'), NULL])} ],
 	[ '22004', q{SELECT idem_scope(s(), NULL)} ],

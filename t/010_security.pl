@@ -230,12 +230,16 @@ my %decided = (
 	idem_complete => 'app',
 	idem_context => 'app',
 	idem_dedupe => 'app',
+	idem_end_lease => 'operator',
 	idem_extend => 'app',
 	idem_fail => 'app',
+	idem_find => 'operator',
 	idem_fingerprint => 'all',
 	idem_forget => 'operator',
+	idem_forget_scope => 'operator',
 	idem_grant => '',
 	idem_health => 'operator auditor monitor',
+	idem_holder => 'operator',
 	idem_http_headers => 'app',
 	idem_http_problem => 'app',
 	idem_http_run => '',
@@ -790,7 +794,9 @@ foreach my $function (sort keys %functions)
 		}
 		my $state = $caller->state;
 		$caller->query('ROLLBACK') if $f->{kind} ne 'p';
-		my $argument = $arguments[ $null == -1 ? 0 : $null ];
+		# all of them: the first one that must be given
+		my ($first) = grep { $arguments[$_]{default} !~ /^NULL/ } 0 .. $#arguments;
+		my $argument = $arguments[ $null == -1 ? $first // 0 : $null ];
 
 		$calls_made++;
 		my $expected =

@@ -75,6 +75,7 @@ my %calls = (
 	checkpoint => q{SELECT idem_checkpoint(b.scope, b.key, k.token, 'CANARY body')
 		FROM bird b JOIN idempotency_keys k USING (scope, key)},
 	forget => 'SELECT idem_forget(scope, key) FROM bird',
+	forget_scope => 'SELECT idem_forget_scope(scope) FROM bird',
 	sweep => 'SELECT idem_sweep()');
 
 # Before them, where there must be a claim, or a row whose time is over
@@ -83,12 +84,13 @@ my %before = (
 	fail => $calls{claim},
 	checkpoint => $calls{claim},
 	forget => $calls{claim},
+	forget_scope => $calls{dedupe},
 	sweep => "$calls{claim};
 		UPDATE $table SET purge_at = now() - interval '1 day'");
 
 my @inserts = qw(claim run dedupe);
 my @updates = qw(complete fail checkpoint);
-my @deletes = qw(forget sweep);
+my @deletes = qw(forget forget_scope sweep);
 
 sub trigger
 {
@@ -136,7 +138,7 @@ my @cases = (
 	},
 	{
 		name => 'a foreign key to it',
-		before => "$calls{claim}",
+		before => "$calls{dedupe}",
 		up => "CREATE TABLE referring (scope text, key text,
 				FOREIGN KEY (scope, key) REFERENCES $table);
 			INSERT INTO referring SELECT scope, key FROM bird",

@@ -216,7 +216,7 @@ RESET ROLE});
 my @calls = (
 	q{idem_claim('types', 'k')}, q{idem_claim('types', 'open', wait => '0')}, q{idem_lookup('types', 'k')},
 	q{idem_extend('types', 'open', (SELECT token FROM idem.idempotency_keys WHERE key = 'open'), '1 min')}, q{idem_claim('types', 'new')},
-	q{idem_dedupe('types', '{k,n}')}, q{idem_activity_values()}, q{idem_policy_values()},
+	q{idem_dedupe('types', '{k,n}')}, q{idem_activity_values()}, q{idem_find(scope => 'types')}, q{idem_policy_values()},
 	q{idem_sweep_status_values()}, q{idem_throttle('l', 's')}, q{idem_policy('p', lease => '2 min')}, q{idem_limiter('l', 6, '1 min')},
 	q{idem_sweep()}, q{idem_health()});
 my %states;

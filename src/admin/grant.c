@@ -62,8 +62,12 @@ static const GrantLevel levels[] = {
 		{
 			"idem_activity_values",
 			"idem_audit_seal",
+			"idem_end_lease",
+			"idem_find",
 			"idem_forget",
+			"idem_forget_scope",
 			"idem_health",
+			"idem_holder",
 			"idem_limiter",
 			"idem_limiter_drop",
 			"idem_lookup",

@@ -13,6 +13,7 @@
 
 /* Entities that application code cannot write rows of. */
 #define IDEM_ENTITY_KEY		"idempotency_key"
+#define IDEM_ENTITY_SCOPE	"idempotency_scope"
 #define IDEM_ENTITY_LIMITER	"idempotency_limiter"
 
 extern void idem_audit_transition(const char *action, const IdemKey *id,

@@ -19,7 +19,12 @@
 #include "common/jsonapi.h"
 #include "mb/pg_wchar.h"
 #include "pgstat.h"
+#include "storage/lock.h"
+#include "storage/proc.h"
+#include "storage/procarray.h"
+#include "storage/sinvaladt.h"
 #include "utils/acl.h"
+#include "utils/backend_status.h"
 #include "utils/timestamp.h"
 
 #if PG_VERSION_NUM >= 170000
@@ -232,6 +237,41 @@ idem_compat_named_segment(const char *name, Size size,
 #define idem_compat_wait_event(name) WaitEventExtensionNew(name)
 #else
 #define idem_compat_wait_event(name) PG_WAIT_EXTENSION
+#endif
+
+/*
+ * The process that runs a virtual transaction; 0 when it has ended, or is
+ * prepared.  17 numbers processes otherwise, and asks more of LockHeldByMe().
+ */
+static inline int
+idem_compat_vxid_pid(VirtualTransactionId vxid)
+{
+#if PG_VERSION_NUM >= 170000
+	PGPROC	   *proc = ProcNumberGetProc(vxid.procNumber);
+
+	return proc != NULL && proc->vxid.lxid == vxid.localTransactionId ?
+		proc->pid : 0;
+#else
+	PGPROC	   *proc = BackendIdGetProc(vxid.backendId);
+
+	return proc != NULL && proc->lxid == vxid.localTransactionId ?
+		proc->pid : 0;
+#endif
+}
+
+#if PG_VERSION_NUM >= 170000
+#define idem_compat_lock_is_mine(tag, mode) LockHeldByMe((tag), (mode), false)
+#else
+#define idem_compat_lock_is_mine(tag, mode) LockHeldByMe((tag), (mode))
+#endif
+
+/* What a session reports of itself, counted from 1; 16 renamed it. */
+#if PG_VERSION_NUM >= 160000
+#define idem_compat_session(i) \
+	(&pgstat_get_local_beentry_by_index(i)->backendStatus)
+#else
+#define idem_compat_session(i) \
+	(&pgstat_fetch_stat_local_beentry(i)->backendStatus)
 #endif
 
 /* 18 lets a library say its name and version. */

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * finish.c
- *	  What the holder of a claim does with it, and the operator with any key.
+ *	  What the holder of a claim does with it, and a look at any key.
  *
  * Every function but idem_lookup takes the row FOR UPDATE and waits for it:
  * nothing is decided on a row that may still change.
@@ -415,35 +415,6 @@ idem_release(PG_FUNCTION_ARGS)
 	row->checkpoint = NULL;
 	write_claim(&held, "released");
 	PG_RETURN_BOOL(true);
-}
-
-IDEM_FUNCTION(idem_forget);
-
-/*
- * idem_forget(scope text, key text) RETURNS boolean
- *		Operator: remove a key in any state; false when there is none.
- *
- * Always audited.  Raises 22004, 22023, 25006, 40001, 42501, ID012.
- */
-Datum
-idem_forget(PG_FUNCTION_ARGS)
-{
-	IdemHeld	held;
-	bool		found;
-
-	idem_args_require_writable();
-	begin(fcinfo, &held);
-	found = hold(&held);
-	if (found)
-		idem_store_delete(&held.store, &held.id);
-	idem_store_close(&held.store);
-	if (found && held.own && held.row.state == IDEM_STATE_IN_PROGRESS)
-		idem_xact_closed(&held.id, &held.row);
-	if (found && held.policy.recoverable)
-		idem_leases_drop(&held.id, IDEM_NO_TOKEN);
-	if (found)
-		idem_audit_transition("forgotten", &held.id, &held.row);
-	PG_RETURN_BOOL(found);
 }
 
 /* The state of a row as an outcome. */

@@ -15,6 +15,8 @@
 
 #include "access/transam.h"
 #include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "utils/array.h"
 #include "utils/hsearch.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
@@ -332,6 +334,25 @@ idem_xact_is_running(const IdemKey *id)
 			idem_bytes_equal(idem_bytes_of(run->id->scope), idem_bytes_of(id->scope)))
 			return true;
 	return false;
+}
+
+/*
+ * idem_xact_running_keys
+ *		The keys of a scope that idem_run works on in this transaction, as an
+ *		array.
+ */
+Datum
+idem_xact_running_keys(const text *scope)
+{
+	ArrayBuildState *keys = initArrayResult(TEXTOID, CurrentMemoryContext,
+											false);
+	IdemXactRun *run;
+
+	for (run = running; run != NULL; run = run->outer)
+		if (idem_bytes_equal(idem_bytes_of(run->id->scope), idem_bytes_of(scope)))
+			keys = accumArrayResult(keys, PointerGetDatum(run->id->key), false,
+									TEXTOID, CurrentMemoryContext);
+	return makeArrayResult(keys, CurrentMemoryContext);
 }
 
 /*

@@ -25,6 +25,7 @@ extern void idem_xact_closed(const IdemKey *id, const IdemRow *row);
 extern void idem_xact_push_run(IdemXactRun *run, const IdemKey *id);
 extern void idem_xact_pop_run(IdemXactRun *run);
 extern bool idem_xact_is_running(const IdemKey *id);
+extern Datum idem_xact_running_keys(const text *scope);
 extern int64 idem_xact_token(TimestampTz now, int64 last);
 extern void idem_xact_init(void);
 

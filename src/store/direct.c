@@ -304,12 +304,15 @@ try_lock(IdemStore *store, const IdemKey *id, IdemRow *row)
 }
 
 /*
- * Whether the transaction that inserted a row has deleted it, too: then it is
- * nobody's, however that transaction ends.  Who loses a race leaves such a row.
- * Of an updated row the next version has the key.
+ * idem_direct_is_taken_back
+ *		Whether the transaction that inserted a row has deleted it, too: then it is
+ *		nobody's, however that transaction ends.
+ *
+ * Who loses a race leaves such a row.  Of an updated row the next version has
+ * the key.
  */
-static bool
-is_taken_back(TupleTableSlot *slot)
+bool
+idem_direct_is_taken_back(TupleTableSlot *slot)
 {
 	BufferHeapTupleTableSlot *in_buffer = (BufferHeapTupleTableSlot *) slot;
 	HeapTuple	tuple = in_buffer->base.tuple;
@@ -346,7 +349,7 @@ find_dirty(const IdemStore *store, const IdemKey *id, Snapshot dirty,
 	{
 		*tid = probe.slot->tts_tid;
 		found = (own == NULL || !ItemPointerEquals(tid, own)) &&
-			!is_taken_back(probe.slot);
+			!idem_direct_is_taken_back(probe.slot);
 	}
 	end_probe(&probe, AccessShareLock);
 	return found;

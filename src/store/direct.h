@@ -28,6 +28,7 @@ extern Snapshot idem_direct_push_snapshot(void);
 extern HeapTuple idem_direct_find(const IdemStore *store, const IdemKey *id,
 								  Snapshot snapshot, bool insert,
 								  bool *entries);
+extern bool idem_direct_is_taken_back(TupleTableSlot *slot);
 extern IdemRival idem_direct_find_rival(const IdemStore *store,
 										const IdemKey *id, bool wait,
 										ItemPointer own);

@@ -11,7 +11,7 @@
  * wait for one another.
  *
  * Lock order: key lock, then the row of the key, then whatever user code
- * locks.  idem_dedupe and the sweep take no key lock.
+ * locks.  idem_dedupe, the sweep and who forgets a scope take no key lock.
  *
  *-------------------------------------------------------------------------
  */
@@ -33,13 +33,16 @@ hash_text(const text *value, uint64 seed)
 }
 
 /*
+ * idem_store_key_tag
+ *		The key lock of a key.
+ *
  * 64 bits, seeded with a secret that all processes of a server know and no
  * client does, so that nobody can make keys that collide with another's.  The
  * server's nonce for mock authentication is one, and needs no preload; what it
  * is for is not weakened, since no lock tag leaves the server but as a hash.
  */
-static void
-set_tag(const IdemKey *id, LOCKTAG *tag)
+void
+idem_store_key_tag(const IdemKey *id, LOCKTAG *tag)
 {
 	uint64		hash;
 
@@ -58,7 +61,7 @@ set_tag(const IdemKey *id, LOCKTAG *tag)
 bool
 idem_store_lock_key(const IdemKey *id, LOCKTAG *tag, bool wait)
 {
-	set_tag(id, tag);
+	idem_store_key_tag(id, tag);
 	return LockAcquire(tag, ExclusiveLock, false, !wait) !=
 		LOCKACQUIRE_NOT_AVAIL;
 }

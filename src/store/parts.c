@@ -81,9 +81,12 @@ idem_store_parts_lock(void)
 	return true;
 }
 
-/* Whether an index is of (scope, key), by bytes. */
-static bool
-is_of_key(Relation table, Relation index)
+/*
+ * idem_store_parts_is_of_key
+ *		Whether an index is the unique one of (scope, key), by bytes.
+ */
+bool
+idem_store_parts_is_of_key(Relation table, Relation index)
 {
 	static const char *const names[] = {"scope", "key"};
 	const Form_pg_index form = index->rd_index;
@@ -144,7 +147,7 @@ may_hold(Oid relid, const IdemKey *id, Snapshot snapshot)
 	foreach(cell, indexes)
 	{
 		Relation	index = index_open(lfirst_oid(cell), AccessShareLock);
-		bool		of_key = is_of_key(table, index);
+		bool		of_key = idem_store_parts_is_of_key(table, index);
 
 		if (of_key)
 			found = finds(table, index, id, snapshot);

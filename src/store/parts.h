@@ -33,6 +33,7 @@ typedef struct IdemPart
 } IdemPart;
 
 extern bool idem_store_parts_lock(void);
+extern bool idem_store_parts_is_of_key(Relation table, Relation index);
 extern bool idem_store_parts_may_show(const IdemKey *id, Snapshot snapshot);
 extern bool idem_store_parts_lock_row(IdemPlace *place, IdemPart *part);
 extern void idem_store_parts_close(IdemPart *part);

@@ -131,6 +131,7 @@ idem_store_sweep_from(TimestampTz purge_at)
 }
 
 /* lock.c */
+extern void idem_store_key_tag(const IdemKey *id, LOCKTAG *tag);
 extern bool idem_store_lock_key(const IdemKey *id, LOCKTAG *tag, bool wait);
 extern void idem_store_unlock_key(const LOCKTAG *tag);
 
