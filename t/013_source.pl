@@ -54,9 +54,10 @@ is( files_with(qr/"(?:SELECT|INSERT|UPDATE|DELETE|GRANT)\b/),
 	  . 'src/admin/health_rights.c src/admin/health_sweep.c '
 	  . 'src/admin/health_tables.c src/admin/stats.c '
 	  . 'src/audit/chain.c src/audit/log.c src/audit/partition.c '
-	  . 'src/audit/sealed_rows.c src/base/acl.c src/key/leases.c src/rule/rule_table.c '
-	  . 'src/store/sql.c src/store/sql_many.c src/store/sql_sweep.c '
-	  . 'src/sweep/sweep.c',
+	  . 'src/audit/sealed_rows.c src/base/acl.c src/base/hmac.c '
+	  . 'src/key/leases.c src/rule/rule_table.c src/store/holder.c '
+	  . 'src/store/search.c src/store/sql.c src/store/sql_many.c '
+	  . 'src/store/sql_sweep.c src/sweep/sweep.c',
 	'SQL text is where it belongs');
 is(files_with(qr/SPI_execute\(/),
 	'src/base/spi.c',
