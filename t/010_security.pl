@@ -714,7 +714,7 @@ my %values = (
 	action => "'a'", code => "'rate_limited'", body => "'b'", checkpoint => "'{}'", content_type => "'text/plain'",
 	components => "ARRAY['c']", context => "'\\x00'", data => "'{}'", detail => "'{}'",
 	entity => "'e'", entity_id => "'i'", fingerprint => 'NULL', handler => "'public.handler(pg_catalog.jsonb)'",
-	header => "'\"k\"'", key_id => '1', headers => "'{}'", key => "'nulls'", keys => "'{nulls}'",
+	header => "'\"k\"'", key_id => "'0000000000000001'", headers => "'{}'", key => "'nulls'", keys => "'{nulls}'",
 	limiter => "'nulls'", limiters => "'{nulls}'", lease => "'1 min'", level => "'app'", max_duration => "'1 s'",
 	max_keys => '1', max_rows => '1',
 	name => "'nulls'", on_error => "'raise'", per => "'1 s'", owner => 'gen_random_uuid()', policy => "'default'",
