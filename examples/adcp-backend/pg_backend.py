@@ -127,11 +127,13 @@ class PgBackend:
                 await conn.execute("SELECT pg_advisory_xact_lock(%s)", (STARTING,))
                 await self._create_extension(conn)
                 await self._check_health(conn)
-                # A key is claimed and finished in one transaction: nobody ever
-                # waits for a lease, but an expired row stays for as long as it.
+                # A key is claimed and finished in one transaction: the server
+                # lets no other one commit.  Nobody ever waits for a lease, but
+                # an expired row stays for as long as it.
                 await self._call(
                     conn, "SELECT {0}.idem_policy(%(policy)s, completed_ttl => %(ttl)s,"
-                    " lease => '1 second', wait => %(wait)s, on_expiry => 'reuse',"
+                    " lease => '1 second', on_unfinished => 'error', wait => %(wait)s,"
+                    " on_expiry => 'reuse',"
                     " require_fingerprint => true, max_live_keys => %(cap)s)",
                     dict(ttl=self.ttl, wait=self.wait, cap=self.max_live_keys))
         except (psycopg.ProgrammingError, psycopg.NotSupportedError) as error:
@@ -171,23 +173,25 @@ class PgBackend:
         """A transaction in which the key is claimed before the work: of many callers
         one has the work to do, and the others wait for its record."""
         names = _names(scope, key, payload_hash)
-        async with self.pool.connection() as conn, conn.transaction():
-            row = await self._claim(conn, "idem_claim", names, expires_at)
-            if row["outcome"] not in ("claimed", "replayed"):
-                refusal = REFUSALS.get(row["outcome"], IdempotencyError)
-                raise refusal(f"the key of this put is: {row['outcome']}")
-            turn = Turn(self, conn, names, _record(row) if row["outcome"] == "replayed" else None)
-            try:
-                yield turn
-            except BaseException:           # psycopg.Rollback, too, which ends here
-                turn.forget()
+        turn = None
+        try:
+            async with self.pool.connection() as conn, conn.transaction():
+                row = await self._claim(conn, "idem_claim", names, expires_at)
+                if row["outcome"] not in ("claimed", "replayed"):
+                    refusal = REFUSALS.get(row["outcome"], IdempotencyError)
+                    raise refusal(f"the key of this put is: {row['outcome']}")
+                turn = Turn(self, conn, names,
+                            _record(row) if row["outcome"] == "replayed" else None)
+                try:
+                    yield turn
+                except BaseException:       # psycopg.Rollback, too, which ends here
+                    turn.forget()
+                    raise
+        except psycopg.Error as error:
+            if error.sqlstate != "ID011":   # by COMMIT: no put(), or a savepoint undid it
                 raise
-            # A claim without an answer would be a lease, and then be done again; and
-            # a put() may have been undone, by a savepoint around it.
-            if turn.record is None or (
-                    turn.record.first and not await self._is_stored(conn, names)):
-                turn.forget()
-                raise IdempotencyError("the transaction ended without put()")
+            turn.forget()
+            raise IdempotencyError("the transaction ended without put()") from error
 
     async def delete_expired(self):
         """Remove expired records, a batch at a time; returns how many."""
@@ -236,16 +240,11 @@ class PgBackend:
         log.debug("put in scope %s: %s", row["scope_id"], row.get("outcome", "claimed"))
         return row
 
-    async def _is_stored(self, conn, names):
-        row = await self._call(
-            conn, "SELECT (r).outcome FROM {0}.idem_lookup("
-            "{0}.idem_scope(%(tenant)s, %(principal)s), %(key)s) r", names)
-        return row["outcome"] == "completed"
-
     async def _complete(self, conn, names, body, content_type):
         row = await self._call(
-            conn, "SELECT {0}.idem_complete({0}.idem_scope(%(tenant)s, %(principal)s), %(key)s,"
-            " %(body)s::bytea, content_type => %(type)s) AS expires_at",
+            conn, "SELECT expires_at FROM {0}.idem_complete("
+            "{0}.idem_scope(%(tenant)s, %(principal)s), %(key)s,"
+            " %(body)s::bytea, content_type => %(type)s)",
             names | dict(body=body, type=content_type))
         return Record(names["hash"].hex(), body, content_type, _utc(row["expires_at"]), True)
 
