@@ -74,21 +74,24 @@ END
 	$? = $status;
 }
 
+# What a psql through the pooler says, undefined after an error; and its SQLSTATE.
 sub pooled
 {
 	my ($sql) = @_;
 	my ($stdout, $stderr) = ('', '');
 
 	# one that cannot connect may be gone before the script is written to it
-	eval {
+	my $works = eval {
 		IPC::Run::run [
 			'psql', '-XAtq', '-h', $folder, '-p', $port,
-			'-v', 'ON_ERROR_STOP=1', '-d', 'postgres', '-f', '-'
+			'-v', 'ON_ERROR_STOP=1', '-v', 'VERBOSITY=sqlstate', '-d', 'postgres', '-f', '-'
 		  ],
 		  '<', \$sql, '>', \$stdout, '2>', \$stderr;
-	} or return undef;
+	};
+	my ($state) = $stderr =~ /ERROR:\s+(\w{5})/;
 	chomp $stdout;
-	return $stdout;
+	return ($works ? $stdout : undef, $state // '') if wantarray;
+	return $works ? $stdout : undef;
 }
 
 poll(
@@ -141,7 +144,7 @@ my $pgbench = start_pgbench(
 poll('some work',
 	sub { $node->safe_psql('postgres', 'SELECT count(*) > 50 FROM effects') eq 't' }
 );
-is(pooled("SELECT idem_policy('changing', audit => true)"),
+is(scalar(pooled("SELECT idem_policy('changing', audit => true)")),
 	'', 'a policy is changed in the middle');
 my $changed = $node->safe_psql('postgres', 'SELECT clock_timestamp()');
 $pgbench->{handle}->finish;
@@ -177,12 +180,23 @@ cmp_ok(
 	'<=', $pool_size, "over $pool_size connections");
 
 # Nothing of one client is left for the next
-is(pooled('SHOW search_path'), '"$user", public', 'no search_path is left');
+is(scalar(pooled('SHOW search_path')), '"$user", public', 'no search_path is left');
 is( $node->safe_psql(
 		'postgres', q{
 SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'}),
 	0,
 	'nor a lock');
+
+# A claim that must not stay unfinished: one client's COMMIT is refused, and is no
+# concern of whoever has the connection next
+$node->safe_psql('postgres', q{SELECT idem_policy('form', on_unfinished => 'error')});
+my $unfinished = q{BEGIN; SELECT outcome FROM idem_claim('form', 'k', policy => 'form'); COMMIT};
+my @refused = map { (pooled($unfinished))[1] } 1 .. 2 * $pool_size;
+is("@refused", join(' ', ('ID011') x @refused), 'a COMMIT without the answer is refused');
+my @others = map { (pooled(q{SELECT outcome FROM idem_claim('lease', 'other ' || clock_timestamp())}))[0] // 'error' } @refused;
+is("@others", join(' ', ('claimed') x @others), 'and no other after it');
+is(scalar(pooled(q{BEGIN; SELECT outcome FROM idem_claim('form', 'k', policy => 'form');
+SELECT (idem_complete('form', 'k')).outcome; COMMIT})), "claimed\ncompleted", 'the key was free');
 
 $pooler->signal('INT');
 eval { $pooler->finish; };
