@@ -225,18 +225,21 @@ def keep_answer(promises):
 
 
 def keep_slow_provider(promises):
-    """The holder lives, and the provider takes many leases."""
-    be(slow=1, seconds=2)
+    """The holder lives, and the provider takes many leases: longer ones than elsewhere,
+    for the machine may be slow, too."""
+    short, worker.LEASE = worker.LEASE, datetime.timedelta(seconds=1.5)
+    be(slow=1, seconds=5)
     completer = Child("completer")
     holder = Child("worker", None, "slow", 10)
     holder.wait()
     completer.kill()
     completer.wait()
     be()
+    worker.LEASE = short
     taken = audited("taken_over")["slow"]
     promises.keep(
         "the provider is slow: the holder keeps its payment by heartbeats",
-        f"reply after 2 s, lease {worker.LEASE.total_seconds()} s: {len(taken)} times taken over,"
+        f"reply after 5 s, lease 1.5 s: {len(taken)} times taken over,"
         f" {len(charges()['slow'])} charge",
         holder.status == 0 and not taken and len(charges()["slow"]) == 1)
 
@@ -282,10 +285,10 @@ def keep_forgetful(promises):
         child.wait()
     worker.carry_on = carry_on
     charged, booked = charges(), ledger()
-    twice = sum(len(charged[child.order]) == 2 for child in dead)
+    twice = sum(len(charged[child.order]) > 1 for child in dead)
     promises.keep(
         "not without the checkpoint: with a new provider key in each attempt",
-        f"{twice} of {len(dead)} are charged twice, and the database does not know:"
+        f"{twice} of {len(dead)} are charged again, and the database does not know:"
         f" {sum(len(booked[child.order]) for child in dead)} rows in the ledger",
         twice == len(dead))
 
@@ -370,11 +373,11 @@ def keep_crashes(promises):
         f" completers, up to attempt {max(attempt for e in done.values() for _, attempt in e)}",
         set(found.values()) <= {"completed", "failed", None} and states["completed"] > 0
         and not one("SELECT count(*) FROM idempotency_leases"))
-    left = {order for kind, step, order in crashes
+    left = {order for _, step, order in crashes
             if order in orders and step not in (
                 "claimed, before COMMIT", "recovered, before COMMIT", "completed", "declined", ANY)}
-    finished = sum((done[order] or refused[order] or [None])[0] is not None
-                   and (done[order] or refused[order])[0][1] > 1 for order in left)
+    finished = sum(attempt > 1 for order in left
+                   for _, attempt in done[order] + refused[order])
     promises.keep(
         "whoever finishes what was left is a later attempt",
         f"{finished} of {len(left)} that somebody had died with: attempt 2 or later",
@@ -384,7 +387,7 @@ def keep_crashes(promises):
                 " GROUP BY entity_id, attempt HAVING count(*) > 1) t")
     promises.keep("no attempt is given to two",
                   f"{sum(map(len, taken.values()))} take-overs, {twice} attempts given twice",
-                  twice == 0 and taken)
+                  twice == 0 and bool(taken))
 
     # the senders, who had no reply, or do not trust it
     with worker.connect("sender") as connection:
@@ -401,8 +404,8 @@ def keep_crashes(promises):
         number == {1: len(paid)} and all(charged[order][0][1] == orders[order] for order in paid)
         and asked["repeats"] > 0 < asked["lost"])
     same = sum(booked[order] == charged[order] for order in orders)
-    rest = {order for found in (charged, booked) for order, list_ in found.items()
-            if list_ and order.startswith("order-")} - set(paid)
+    rest = {order for found in (charged, booked) for order, some in found.items()
+            if some and order.startswith("order-")} - set(paid)
     promises.keep(
         "one row in the ledger a charge, with that charge; no charge without",
         f"{same} of {len(orders)} orders have the same in both, {len(rest)} others",
