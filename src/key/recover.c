@@ -93,19 +93,9 @@ take_over(IdemClaim *claim, const IdemLease *lease)
 	 * with it.  Whoever is at it is passed by.  Spec: recover.
 	 */
 	if (is_abandoned(claim))
-	{
-		switch (idem_store_take(&claim->store, &claim->id, true, false,
-								&claim->row))
-		{
-			case IDEM_STORE_ROW:
-				taken = is_abandoned(claim);
-				break;
-			case IDEM_STORE_NEW:
-			case IDEM_STORE_BUSY:
-			case IDEM_STORE_CHANGED:
-				break;
-		}
-	}
+		taken = idem_store_take_row(&claim->store, &claim->id,
+									&claim->row) == IDEM_STORE_ROW &&
+			is_abandoned(claim);
 	else if (!is_listed_rightly(claim, lease))
 		idem_leases_drop(&claim->id, lease->token);
 

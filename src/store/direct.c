@@ -462,6 +462,7 @@ const IdemStoreWay idem_store_direct = {
 	.hold = hold,
 	.look = look,
 	.take = take,
+	.take_row = try_lock,
 	.insert = idem_direct_insert,
 	.insert_new = idem_direct_insert_new,
 	.update = idem_direct_update,

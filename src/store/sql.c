@@ -269,6 +269,15 @@ take(IdemStore *store, const IdemKey *id, bool found, bool check_new,
 	return IDEM_STORE_NEW;
 }
 
+/* A writer in the direct way has no key lock: its row is passed by. */
+static IdemStoreTaken
+take_row(IdemStore *store, const IdemKey *id, IdemRow *row)
+{
+	if (!store->locked)
+		store->locked = idem_store_lock_key(id, &store->tag, false);
+	return store->locked ? try_lock(store, id, row) : IDEM_STORE_BUSY;
+}
+
 /* Whether one row was written: a trigger or a rule may have been at it. */
 static bool
 write_row(IdemPlan *plan, const IdemKey *id, const IdemRow *row)
@@ -350,6 +359,7 @@ const IdemStoreWay idem_store_sql = {
 	.hold = hold,
 	.look = look,
 	.take = take,
+	.take_row = take_row,
 	.insert = insert,
 	.insert_new = insert_new,
 	.update = update,

@@ -96,6 +96,8 @@ typedef struct IdemStoreWay
 						 IdemRow *row);
 	IdemStoreTaken (*take) (IdemStore *store, const IdemKey *id, bool found,
 							bool check_new, IdemRow *row);
+	IdemStoreTaken (*take_row) (IdemStore *store, const IdemKey *id,
+								IdemRow *row);
 	bool		(*insert) (IdemStore *store, const IdemKey *id,
 						   const IdemRow *row);
 	void		(*insert_new) (IdemStore *store, const IdemKey *id,
@@ -228,6 +230,16 @@ idem_store_take(IdemStore *store, const IdemKey *id, bool found,
 
 	return idem_store_way(store, lockmode)->take(store, id, found, check_new,
 												 row);
+}
+
+/*
+ * The same of a row that a look found, for one who would rather have another
+ * key: it waits for nobody in the SQL way, too, where no row is BUSY.
+ */
+static inline IdemStoreTaken
+idem_store_take_row(IdemStore *store, const IdemKey *id, IdemRow *row)
+{
+	return idem_store_way(store, RowShareLock)->take_row(store, id, row);
 }
 
 /*
