@@ -142,8 +142,8 @@ def same(kind, value, text, exact):
     if kind in ("integer", "bigint"):
         return tag in ("int", "text") and (int(got) == int(text) or not exact)
     if kind == "timestamp with time zone":
-        if tag not in ("time", "epoch", "text"):
-            return False
+        if tag not in ("time", "epoch", "text") or "infinity" in text:
+            return False            # not every driver reads infinity: none is to be sent
         difference = abs(full(got) - full(text))
         # JavaScript knows milliseconds only; without that a run may take a while
         limit = datetime.timedelta(milliseconds=1) if exact else datetime.timedelta(minutes=10)

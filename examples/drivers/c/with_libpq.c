@@ -44,13 +44,13 @@ say(json_t *what)
 static json_t *
 hexadecimal(const unsigned char *bytes, int length)
 {
-	char	   *text = calloc(1, 2 * length + 1);
+	char	   *digits = calloc(1, 2 * length + 1);
 	json_t	   *tagged;
 
 	for (int i = 0; i < length; i++)
-		sprintf(text + 2 * i, "%02x", bytes[i]);
-	tagged = json_pack("{s:s}", "bytes", text);
-	free(text);
+		sprintf(digits + 2 * i, "%02x", bytes[i]);
+	tagged = json_pack("{s:s}", "bytes", digits);
+	free(digits);
 	return tagged;
 }
 
@@ -81,13 +81,13 @@ binary(Oid type, const char *data, int length)
 				/* microseconds since 2000 */
 				int64_t		us;
 				time_t		seconds;
-				char		text[48];
+				char		moment[48];
 
 				memcpy(&eight, data, 8);
 				us = (int64_t) be64toh(eight);
 				seconds = us / 1000000 + 946684800;
-				strftime(text, sizeof(text), "%Y-%m-%dT%H:%M:%S", gmtime(&seconds));
-				snprintf(number, sizeof(number), "%s.%06dZ", text, (int) (us % 1000000));
+				strftime(moment, sizeof(moment), "%Y-%m-%dT%H:%M:%S", gmtime(&seconds));
+				snprintf(number, sizeof(number), "%s.%06dZ", moment, (int) (us % 1000000));
 				return json_pack("{s:s}", "time", number);
 			}
 		case JSONB:
