@@ -193,6 +193,7 @@ ISOLATION = \
 	ways-dedupe \
 	ways-expired \
 	ways-leased \
+	ways-recover \
 	ways-change \
 	ways-change-run \
 	release-claim \
@@ -219,6 +220,7 @@ BOTH_WAYS = \
 	ways-dedupe \
 	ways-expired \
 	ways-leased \
+	ways-recover \
 	ways-change \
 	ways-change-run
 ISOLATION_OPTS = --load-extension=pgcrypto --load-extension=idempotency
