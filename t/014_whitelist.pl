@@ -128,7 +128,7 @@ SELECT outcome FROM idem_claim('w', :'a', '{"n": 2}');
 
 SELECT token FROM idem_claim('w', :'l', lease => '1 h') \gset
 SELECT idem_extend('w', :'l', :token, '2 h') > now();
-SELECT idem_checkpoint('w', :'l', :token, 'half', '{"x": 1}');
+SELECT idem_checkpoint('w', :'l', :token, 'half', '{"x": 1}') > now();
 SELECT outcome FROM idem_claim('w', :'l');
 SELECT (idem_fail('w', :'l', json_build_object('key', :'l'),
 	token => :token)).expires_at > now();
@@ -168,7 +168,7 @@ t
 replayed|201|{"X":  "1"}|t
 mismatch
 t
-
+t
 in_progress
 t
 claimed|2|half

@@ -271,6 +271,7 @@ $first = $rounds;
 poll('the worker to remove the others', sub {
 	work_round(sub { look_at("pid = $pid OR $worker") });
 	return swept() == 1110000; });
+poll('the last batch to be committed', sub { left('open') < 10000 });
 is(left('open'), 6000, 'idem_sweep: it has not committed');
 if (!$sql)
 {

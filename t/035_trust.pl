@@ -194,16 +194,16 @@ is(loot(), '', 'and nothing of the attacker\'s was called');
 #
 
 my %shape;
-foreach my $table (qw(keys policies limiters))
+foreach my $table (qw(keys leases policies limiters))
 {
 	ask("ALTER TABLE idem.idempotency_$table DROP CONSTRAINT $_")
 	  foreach split /\n/, ask("SELECT quote_ident(conname) FROM pg_constraint WHERE conrelid = 'idem.idempotency_$table'::regclass AND contype = 'c'");
 	$shape{$table} = [ split /\n/, ask("SELECT quote_ident(attname) || ' ' || format_type(atttypid, atttypmod) FROM pg_attribute
 		WHERE attrelid = 'idem.idempotency_$table'::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum") ];
 }
-is("@{[ map { scalar @{ $shape{$_} } } sort keys %shape ]}", '25 6 18', 'columns of three tables');
+is("@{[ map { scalar @{ $shape{$_} } } sort keys %shape ]}", '25 7 6 20', 'columns of four tables');
 ask(q{
-SELECT idem.idem_policy('default', completed_ttl => '1 h', on_repeat => 'replay', audit => false);
+SELECT idem.idem_policy('default', completed_ttl => '1 h', on_repeat => 'replay', audit => false, recoverable => true);
 BEGIN;
 SELECT idem.idem_claim('types', 'k');
 SELECT idem.idem_complete('types', 'k', '{"a": 1}'::json, headers => '{"a": "b"}');
@@ -218,7 +218,7 @@ my @calls = (
 	q{idem_extend('types', 'open', (SELECT token FROM idem.idempotency_keys WHERE key = 'open'), '1 min')}, q{idem_claim('types', 'new')},
 	q{idem_dedupe('types', '{k,n}')}, q{idem_activity_values()}, q{idem_find(scope => 'types')}, q{idem_policy_values()},
 	q{idem_sweep_status_values()}, q{idem_throttle('l', 's')}, q{idem_policy('p', lease => '2 min')}, q{idem_limiter('l', 6, '1 min')},
-	q{idem_sweep()}, q{idem_health()});
+	q{idem_sweep()}, q{idem_recover('default')}, q{idem_health()});
 my %states;
 foreach my $storage (qw(auto sql))
 {
