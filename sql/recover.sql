@@ -115,6 +115,16 @@ SELECT count(*) AS few, count(DISTINCT key) AS keys FROM idem_recover('recover',
 RESET ROLE;
 SELECT count(*) AS many, count(DISTINCT key) AS keys FROM idem_recover('recover', 10000) WHERE key LIKE 'many%';
 
+-- What the owner of the tables may have written: nulls, and longer names than ours.
+BEGIN;
+SELECT idem_policy('recover', on_unfinished => 'error');
+ALTER TABLE idempotency_leases ALTER claimed_by DROP NOT NULL;
+UPDATE idempotency_leases SET claimed_by = NULL, lease_until = now() - interval '1 s' WHERE scope = 'recover' AND key <> 'few 1';
+UPDATE idempotency_leases SET scope = repeat('s', 9000), lease_until = now() - interval '1 s' WHERE scope = 'recover' AND key = 'few 1';
+UPDATE idempotency_keys SET scope = repeat('s', 9000), lease_until = now() - interval '1 s' WHERE scope = 'recover' AND key = 'few 1';
+SELECT length(scope), key FROM idem_recover('recover', 1000);
+ROLLBACK;
+
 SELECT count(idem_forget(scope, key)) > 0 AS forgotten FROM idempotency_keys WHERE scope = 'recover';
 SELECT count(*) AS left FROM leases;
 DROP OWNED BY regress_idem_recover_1, regress_idem_recover_2;

@@ -61,12 +61,16 @@ static IdemPlan drop_plan = {
 	lengthof(drop_types), drop_types
 };
 
-/* In the order of the index on (policy, lease_until), those of one time sorted. */
+/*
+ * In the order of the index on (policy, lease_until), those of one time sorted.
+ * Its owner may have let nulls in, which would be read as addresses.
+ */
 static IdemPlan ended_plan = {
 	"SELECT lease_until, token, scope, key, claimed_by"
 	" FROM %1$s.idempotency_leases"
 	" WHERE policy = $1 AND lease_until <= $2 AND lease_until >= $3"
 	" AND (lease_until > $3 OR (scope, key) > ($4, $5))"
+	" AND (token, scope, key, claimed_by) IS NOT NULL"
 	" ORDER BY lease_until, scope, key LIMIT $6",
 	lengthof(ended_types), ended_types
 };

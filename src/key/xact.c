@@ -86,9 +86,11 @@ name_claim(const IdemKey *id, int64 token, GuardedClaim *claim)
 {
 	int			scope_len = VARSIZE_ANY_EXHDR(id->scope);
 	int			key_len = VARSIZE_ANY_EXHDR(id->key);
-	char		name[sizeof(token) + sizeof(scope_len) + IDEM_MAX_SCOPE_BYTES + IDEM_MAX_KEY_BYTES];
-	char	   *end = name;
+	char	   *name;
+	char	   *end;
 
+	/* a row that its table's owner wrote may be longer than what we let in */
+	name = end = palloc(sizeof(token) + sizeof(scope_len) + scope_len + key_len);
 	memcpy(end, &token, sizeof(token));
 	end += sizeof(token);
 	memcpy(end, &scope_len, sizeof(scope_len));
@@ -98,6 +100,7 @@ name_claim(const IdemKey *id, int64 token, GuardedClaim *claim)
 	memcpy(end, VARDATA_ANY(id->key), key_len);
 	end += key_len;
 	idem_digest(name, end - name, claim->digest);
+	pfree(name);
 }
 
 static void
