@@ -76,7 +76,7 @@ SELECT idem_complete(s(), k('late'));
 SELECT idem_claim(s() || '2', k('few'), policy => 'few');
 SELECT idem_complete(s() || '2', k('few'));
 COMMIT;
-SELECT idem_claim(s(), k('open'));
+SELECT idem_claim(s(), k('open'), lease => '1 hour');
 });
 
 # SQLSTATE, statements, and the user for them

@@ -175,8 +175,11 @@ is_covered(TimestampTz at)
 	return cell == NULL || cell->partition != idem_catalog()->audit_default;
 }
 
-/* For the present period and the next one, once there is a row at all. */
-static void
+/*
+ * For the present period and the next one, once there is a row at all; false
+ * when they are for another time, since somebody has a lock.
+ */
+static bool
 make_partitions(void)
 {
 	TimestampTz now = GetCurrentTimestamp();
@@ -188,14 +191,14 @@ make_partitions(void)
 	bool		isnull;
 
 	if (idem_spi_execute(&exists_plan, NULL, NULL, true, 1) == 0)
-		return;
+		return true;
 	(void) idem_spi_execute(&period_plan, values, NULL, true, 1);
 	next = DatumGetTimestampTz(idem_spi_value(0, 0, &isnull));
 	after = DatumGetTimestampTz(idem_spi_value(0, 1, &isnull));
 
 	/* once in a period only, since an auditor may hold up the locks below */
 	if (is_covered(now) && is_covered(next))
-		return;
+		return true;
 
 	/*
 	 * Writers do not mind the first lock, and nobody writes to the default
@@ -206,7 +209,7 @@ make_partitions(void)
 									ShareUpdateExclusiveLock) ||
 		!ConditionalLockRelationOid(idem_catalog()->audit_default,
 									AccessExclusiveLock))
-		return;
+		return false;
 
 	/*
 	 * With nobody else there now: the last row of the default partition.  A
@@ -219,16 +222,22 @@ make_partitions(void)
 		fill_hole(Max(now, last) + BEGIN_USEC, next);
 	if (last < next)
 		fill_hole(next, after);
+	return true;
 }
 
+/* The argument, if any, gets what make_partitions() says. */
 static void
 make_as_owner(void *arg)
 {
+	bool	   *made = arg;
 	IdemSecctx	saved;
+	bool		result;
 
 	(void) idem_chain_begin(&saved);
-	make_partitions();
+	result = make_partitions();
 	idem_chain_end(&saved);
+	if (made != NULL)
+		*made = result;
 }
 
 /*
@@ -258,14 +267,16 @@ idem_partition_try(void)
 bool
 idem_partition_ensure(void)
 {
+	bool		made;
+
 	/* nothing while a restore may go on */
 	if (!idem_audit_begun())
 		return true;
 	/* the locks of idem_seal_batch() */
 	if (!idem_partition_lock(AccessShareLock) || !idem_chain_lock(false))
 		return false;
-	make_as_owner(NULL);
-	return true;
+	make_as_owner(&made);
+	return made;
 }
 
 /*
