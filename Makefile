@@ -245,6 +245,9 @@ SHLIB_LINK += $(filter -lcrypto, $(LIBS))
 
 HEADERS = $(wildcard $(srcdir)/src/*.h $(srcdir)/src/*/*.h)
 
+# Built in another folder (VPATH), which has no wings yet.
+$(shell mkdir -p $(dir $(OBJS)))
+
 $(OBJS): $(HEADERS)
 
 .PHONY: unit

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# chroot.sh - chroots of Debian releases, for scripts/matrix and scripts/fresh.
+# chroot.sh - chroots of Debian releases, for scripts/matrix, fresh and package.
 #
 # Sourced, after lib.sh.  Chroots are made with debootstrap and stay under
 # MATRIX_CACHE (/var/cache/idempotency-matrix); a lock there lets one run at a
@@ -14,6 +14,7 @@
 CACHE=${MATRIX_CACHE:-${XDG_CACHE_HOME:-/var/cache}/idempotency-matrix}
 SCRIPTS=/usr/share/debootstrap/scripts
 HOST_RELEASE=$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)
+declare -A RELEASES=([15]=bookworm [17]=trixie [18]=forky)	# by the major that they ship
 ARCHIVES=            # folder for the packages that the chroots fetch, if any
 
 use_cache() {
@@ -104,24 +105,24 @@ give_certificates() {
 	[[ -z $CERTIFICATES ]] || cp -L "$CERTIFICATES" "$1/etc/host-certificates.pem"
 }
 
-# Make the chroot of a release under a temporary name: if that is cut off, the
-# next run starts again.  A debootstrap older than the release has no script
-# for it; that of sid has served every release for years.  No service starts.
-# make_chroot RELEASE NAME
-make_chroot() {
-	local release=$1 name=$2 root=$CACHE/$2 script=$SCRIPTS/$1
+# Make the chroot of a release as debootstrap leaves it, under a temporary name:
+# if that is cut off, the next run starts again.  A debootstrap older than the
+# release has no script for it; that of sid has served every release for years.
+# No service starts.
+make_base() {
+	local release=$1 root=$CACHE/$1-base script=$SCRIPTS/$1
 
 	[[ -e $script ]] || script=$SCRIPTS/sid
 	say "making a chroot of $release"
 	rm -rf "$root.new"
-	quietly "$CACHE/$name.log" debootstrap --variant=minbase "$release" "$root.new" \
+	quietly "$CACHE/$release-base.log" debootstrap --variant=minbase "$release" "$root.new" \
 		"$(mirror)" "$script" || return 1
 	printf '#!/bin/sh\nexit 101\n' >"$root.new/usr/sbin/policy-rc.d"
 	chmod 755 "$root.new/usr/sbin/policy-rc.d"
 	# A mirror may be a frozen one, and lists of testing expire in a week.
 	echo 'Acquire::Check-Valid-Until "false";' >"$root.new/etc/apt/apt.conf.d/10matrix"
 	mv "$root.new" "$root"
-	touch "$CACHE/$name.fresh"
+	touch "$CACHE/$release-base.fresh"
 }
 
 # Bring a chroot up to date, at most once a day.  Where that fails, what is
@@ -141,18 +142,32 @@ refresh_chroot() {
 	touch "$CACHE/$name.fresh"
 }
 
-# The chroot of a release as it should be: need_chroot RELEASE [NAME]
-need_chroot() {
-	local name=${2:-$1}
+# The base of a release as it should be, and a copy of it to work in.
+need_base() {
+	[[ -d $CACHE/$1-base ]] || make_base "$1" || return 1
+	refresh_chroot "$1-base"
+}
 
-	[[ -d $CACHE/$name ]] || make_chroot "$1" "$name" || return 1
-	refresh_chroot "$name"
+need_chroot() {
+	if [[ ! -d $CACHE/$1 ]]; then
+		need_base "$1" || return 1
+		copy_base "$1" "$1"
+		touch "$CACHE/$1.fresh"
+	fi
+	refresh_chroot "$1"
+}
+
+# copy_base RELEASE NAME
+copy_base() {
+	rm -rf "${CACHE:?}/$2" "$CACHE/$2.new"
+	cp -a --reflink=auto "$CACHE/$1-base" "$CACHE/$2.new"
+	mv "$CACHE/$2.new" "$CACHE/$2"
 }
 
 # Copy the tree to /srv/idempotency of a chroot, in place of an older copy.
 give_tree() {
 	rm -rf "$1/srv/idempotency" "$1"/tmp/idempotency.*
 	mkdir -p "$1/srv/idempotency"
-	tar -C "$TOP" --exclude=./.git --exclude=tmp_check --exclude=node_modules -cf - . |
+	tar -C "$TOP" --exclude=./.git --exclude=./packages --exclude=tmp_check --exclude=node_modules -cf - . |
 		tar -C "$1/srv/idempotency" --no-same-owner -xf -
 }

@@ -15,12 +15,14 @@
 #                tests, see idempotency.storage; or partitioned: auto, with a
 #                key table in partitions; auto unless told
 #   SKIP_INSTALL set to 1: install no package, take the machine as it is
+#   EXTENSION_INSTALLED
+#                set to 1: the extension is in the server's folders, as of a
+#                package; nothing is built, and no headers are needed
 #   KEEP         set to 1: leave the temporary folder and its clusters
 #
 # A script which sources this gets: $TOP, choose_postgres, need, make_work
-# ($WORK, which becomes the working directory), as_user, build_extension,
-# install_extension, start_cluster, stop_cluster, and an exit trap which stops
-# what was started.  If it defines at_exit, that is called last, with the exit
+# ($WORK, which becomes the working directory), as_user, provide_extension,
+# start_cluster, stop_cluster, and an exit trap which stops what was started.  If it defines at_exit, that is called last, with the exit
 # status.
 
 # shellcheck disable=SC2034		# the variables are for those who source this
@@ -178,8 +180,9 @@ default_major() {
 	echo "$major"
 }
 
-# Set PG_MAJOR, PG_CONFIG and PG_BIN, and see that server, headers and compiler
-# are there, and the other packages given: choose_postgres [PACKAGE...].
+# Set PG_MAJOR, PG_CONFIG and PG_BIN, and see that the server is there, headers
+# and a compiler unless the extension is installed, and the other packages
+# given: choose_postgres [PACKAGE...].
 choose_postgres() {
 	if [[ -n ${PG_CONFIG:-} ]]; then
 		PG_CONFIG=$(command -v "$PG_CONFIG") || die "PG_CONFIG names no program"
@@ -193,13 +196,17 @@ choose_postgres() {
 		PG_CONFIG=$PG_BIN/pg_config
 	fi
 
+	export PG_CONFIG
+	if [[ ${EXTENSION_INSTALLED:-} == 1 ]]; then
+		need "$@"
+		[[ -x $PG_BIN/postgres ]] || die "no server in $PG_BIN"
+		return
+	fi
 	! from_debian || need_server_and_headers
 	need "${BUILD_PACKAGES[@]}" "$@"
-
 	[[ -x $PG_BIN/postgres ]] || die "no server in $PG_BIN"
 	[[ -x $PG_CONFIG && -e $("$PG_CONFIG" --pgxs) ]] || die "$PG_CONFIG has no PGXS"
 	compare_versions
-	export PG_CONFIG
 }
 
 from_debian() {
@@ -313,6 +320,16 @@ make_work() {
 ## The extension
 ##
 
+# The extension in the server's folders, and a copy of the tree in $WORK/src.
+provide_extension() {
+	if [[ ${EXTENSION_INSTALLED:-} == 1 ]]; then
+		copy_tree
+	else
+		build_extension "$@"
+		install_extension
+	fi
+}
+
 # Build in a copy of the tree, so that the checkout stays clean and two majors
 # never mix their objects: build_extension [COMPILER OPTION...].  Bitcode for
 # the JIT is left out, which would need the clang of the server's build.
@@ -325,7 +342,7 @@ build_extension() {
 
 copy_tree() {
 	as_user mkdir "$WORK/src"
-	tar -C "$TOP" --exclude=./.git --exclude=tmp_check --exclude=node_modules \
+	tar -C "$TOP" --exclude=./.git --exclude=./packages --exclude=tmp_check --exclude=node_modules \
 		--exclude='*.o' --exclude='*.so' --exclude='*.bc' -cf - . |
 		as_user tar -C "$WORK/src" -xf - || die "could not copy $TOP"
 }

@@ -1,8 +1,7 @@
 # example.sh - what examples/NAME/run has in common; to be sourced.
 #
 # begin_example NAME [PACKAGE...] installs the Debian packages that are missing,
-# builds and installs the extension (unless EXTENSION_INSTALLED=1 says that this
-# has been done), and starts a cluster NAME of its own with it preloaded: in
+# builds and installs the extension unless it is installed, and starts a cluster NAME of its own with it preloaded: in
 # PGHOST, PGPORT and PGUSER, see start_cluster in scripts/lib.sh.  The example's
 # files are then in $EXAMPLE, a copy that the unprivileged user may write to.
 # NN in the name of a package stands for the major of the server.  What is in
@@ -26,12 +25,7 @@ begin_example() {
 	choose_postgres python3
 	need "${@//NN/$PG_MAJOR}"
 	make_work
-	if [[ ${EXTENSION_INSTALLED:-} == 1 ]]; then
-		copy_tree
-	else
-		build_extension
-		install_extension
-	fi
+	provide_extension
 	EXAMPLE=$WORK/src/examples/$name
 	start_cluster "$name" 'max_connections = 300' 'fsync = off' \
 		"shared_preload_libraries = 'idempotency'" "${SETTINGS[@]}"
