@@ -14,7 +14,8 @@
 CACHE=${MATRIX_CACHE:-${XDG_CACHE_HOME:-/var/cache}/idempotency-matrix}
 SCRIPTS=/usr/share/debootstrap/scripts
 HOST_RELEASE=$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)
-declare -A RELEASES=([15]=bookworm [17]=trixie [18]=forky)	# by the major that they ship
+# by the major that they ship
+declare -A RELEASES=([15]=bookworm [17]=trixie [18]=forky [19]=experimental)
 ARCHIVES=            # folder for the packages that the chroots fetch, if any
 
 use_cache() {
@@ -110,19 +111,32 @@ give_certificates() {
 # release has no script for it; that of sid has served every release for years.
 # No service starts.
 make_base() {
-	local release=$1 root=$CACHE/$1-base script=$SCRIPTS/$1
+	local release=$1 root=$CACHE/$1-base script
 
+	[[ $release != experimental ]] || release=sid
+	script=$SCRIPTS/$release
 	[[ -e $script ]] || script=$SCRIPTS/sid
-	say "making a chroot of $release"
+	say "making a chroot of $1"
 	rm -rf "$root.new"
-	quietly "$CACHE/$release-base.log" debootstrap --variant=minbase "$release" "$root.new" \
+	quietly "$root.log" debootstrap --variant=minbase "$release" "$root.new" \
 		"$(mirror)" "$script" || return 1
+	[[ $1 == "$release" ]] || add_experimental "$root.new"
 	printf '#!/bin/sh\nexit 101\n' >"$root.new/usr/sbin/policy-rc.d"
 	chmod 755 "$root.new/usr/sbin/policy-rc.d"
 	# A mirror may be a frozen one, and lists of testing expire in a week.
 	echo 'Acquire::Check-Valid-Until "false";' >"$root.new/etc/apt/apt.conf.d/10matrix"
 	mv "$root.new" "$root"
-	touch "$CACHE/$release-base.fresh"
+	touch "$root.fresh"
+}
+
+# Of experimental, which is a part of sid, what PostgreSQL needs and no more: apt
+# would find no solution with all of it.
+add_experimental() {
+	sed 's/ sid / experimental /' "$1/etc/apt/sources.list" \
+		>"$1/etc/apt/sources.list.d/experimental.list"
+	printf 'Package: %s\nPin: release a=experimental\nPin-Priority: %d\n\n' \
+		'*' 100 'postgresql-*19* postgresql*-common* libpq5 libpq-dev' 990 \
+		>"$1/etc/apt/preferences.d/experimental"
 }
 
 # Bring a chroot up to date, at most once a day.  Where that fails, what is

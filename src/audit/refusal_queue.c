@@ -47,6 +47,7 @@
 #include "audit/partition.h"
 #include "audit/refusal_queue.h"
 #include "base/catalog.h"
+#include "base/compat.h"
 #include "base/counters.h"
 #include "base/digest.h"
 #include "base/shmem.h"
@@ -506,8 +507,8 @@ start(void *memory, LWLock *its_lock, bool found)
 	};
 
 	/* each process has its own head of the table, and attaches to the rest */
-	entries = ShmemInitHash(NAME " hash", MAX_REFUSALS, MAX_REFUSALS, &ctl,
-							HASH_ELEM | HASH_BLOBS | HASH_FIXED_SIZE);
+	entries = idem_compat_shmem_hash(NAME " hash", MAX_REFUSALS, &ctl,
+									 HASH_ELEM | HASH_BLOBS | HASH_FIXED_SIZE);
 	queue = memory;
 	lock = its_lock;
 	if (!found)

@@ -22,10 +22,12 @@
 #include "storage/lock.h"
 #include "storage/proc.h"
 #include "storage/procarray.h"
+#include "storage/shmem.h"
 #include "storage/sinvaladt.h"
 #include "utils/acl.h"
 #include "utils/backend_status.h"
 #include "utils/timestamp.h"
+#include "utils/wait_event.h"
 
 #if PG_VERSION_NUM >= 170000
 #include "storage/dsm_registry.h"
@@ -141,6 +143,19 @@ typedef enum IdemCompatIndexes
 	IDEM_COMPAT_INDEXES_ALL
 } IdemCompatIndexes;
 
+/* 19 gave updates and deletions options, in place of a deletion's last argument. */
+#if PG_VERSION_NUM >= 190000
+#define IDEM_COMPAT_NO_OPTIONS 0,
+#define idem_compat_delete(relation, tid, cid, snapshot, wait, failure) \
+	table_tuple_delete((relation), (tid), (cid), 0, (snapshot), \
+					   InvalidSnapshot, (wait), (failure))
+#else
+#define IDEM_COMPAT_NO_OPTIONS
+#define idem_compat_delete(relation, tid, cid, snapshot, wait, failure) \
+	table_tuple_delete((relation), (tid), (cid), (snapshot), \
+					   InvalidSnapshot, (wait), (failure), false)
+#endif
+
 static inline TM_Result
 idem_compat_update(Relation relation, ItemPointer tid, TupleTableSlot *slot,
 				   CommandId cid, Snapshot snapshot,
@@ -152,7 +167,8 @@ idem_compat_update(Relation relation, ItemPointer tid, TupleTableSlot *slot,
 #if PG_VERSION_NUM >= 160000
 	TU_UpdateIndexes update = TU_None;
 
-	result = table_tuple_update(relation, tid, slot, cid, snapshot,
+	result = table_tuple_update(relation, tid, slot, cid,
+								IDEM_COMPAT_NO_OPTIONS snapshot,
 								InvalidSnapshot, true, &failure, &mode,
 								&update);
 	*indexes = update == TU_All ? IDEM_COMPAT_INDEXES_ALL :
@@ -175,8 +191,11 @@ idem_compat_update(Relation relation, ItemPointer tid, TupleTableSlot *slot,
 #define idem_compat_is_summarizing(info) false
 #endif
 
-/* 18 counts the searches of an index scan for EXPLAIN. */
-#if PG_VERSION_NUM >= 180000
+/* 18 counts the searches of an index scan for EXPLAIN; 19 adds flags. */
+#if PG_VERSION_NUM >= 190000
+#define idem_compat_index_beginscan(heap, index, snapshot, nkeys) \
+	index_beginscan((heap), (index), (snapshot), NULL, (nkeys), 0, 0)
+#elif PG_VERSION_NUM >= 180000
 #define idem_compat_index_beginscan(heap, index, snapshot, nkeys) \
 	index_beginscan((heap), (index), (snapshot), NULL, (nkeys), 0)
 #else
@@ -207,13 +226,27 @@ idem_compat_fetch_heap(IndexScanDesc scan, Snapshot snapshot,
 
 /*
  * 17 has named segments of dynamic shared memory, made by whoever asks first:
- * the address of one, or NULL before.
+ * the address of one, or NULL before.  19 has an argument for who makes it.
  */
-static inline void *
-idem_compat_named_segment(const char *name, Size size,
-						  void (*init) (void *memory))
+typedef void (*IdemCompatInit) (void *memory);
+
+#if PG_VERSION_NUM >= 190000
+static inline void
+idem_compat_init_segment(void *memory, void *arg)
 {
-#if PG_VERSION_NUM >= 170000
+	(*(IdemCompatInit *) arg) (memory);
+}
+#endif
+
+static inline void *
+idem_compat_named_segment(const char *name, Size size, IdemCompatInit init)
+{
+#if PG_VERSION_NUM >= 190000
+	bool		found;
+
+	return GetNamedDSMSegment(name, size, idem_compat_init_segment, &found,
+							  &init);
+#elif PG_VERSION_NUM >= 170000
 	bool		found;
 
 	return GetNamedDSMSegment(name, size, init, &found);
@@ -221,6 +254,15 @@ idem_compat_named_segment(const char *name, Size size,
 	return NULL;
 #endif
 }
+
+/* 19 has but one size for a hash table in shared memory. */
+#if PG_VERSION_NUM >= 190000
+#define idem_compat_shmem_hash(name, size, ctl, flags) \
+	ShmemInitHash((name), (size), (ctl), (flags))
+#else
+#define idem_compat_shmem_hash(name, size, ctl, flags) \
+	ShmemInitHash((name), (size), (size), (ctl), (flags))
+#endif
 
 /* 19 wants the name of a tranche at once, and registers it itself. */
 #if PG_VERSION_NUM >= 190000

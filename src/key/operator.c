@@ -21,6 +21,7 @@
 #include "utils/formatting.h"
 #include "utils/jsonb.h"
 #include "utils/timestamp.h"
+#include "utils/tuplestore.h"
 
 #include "audit/log.h"
 #include "base/args.h"

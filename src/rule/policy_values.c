@@ -18,6 +18,7 @@
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/multirangetypes.h"
+#include "utils/tuplestore.h"
 #include "utils/typcache.h"
 
 #include "base/args.h"

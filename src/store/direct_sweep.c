@@ -96,9 +96,8 @@ sweep_index(IdemStore *store, IdemSweepMark *mark, TimestampTz now,
 		bool		isnull;
 
 		CHECK_FOR_INTERRUPTS();
-		result = table_tuple_delete(store->keys, &slot->tts_tid, cid,
-									snapshot, InvalidSnapshot, false, &failure,
-									false);
+		result = idem_compat_delete(store->keys, &slot->tts_tid, cid,
+									snapshot, false, &failure);
 		/* a row that somebody has locked, or changed, is for another time */
 		if (result == TM_Ok)
 		{

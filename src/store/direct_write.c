@@ -261,9 +261,9 @@ idem_direct_delete(IdemStore *store, const IdemKey *id)
 	if (find_locked(store, id, snapshot, &tid))
 	{
 		CheckCmdReplicaIdentity(store->keys, CMD_DELETE);
-		result = table_tuple_delete(store->keys, &tid,
+		result = idem_compat_delete(store->keys, &tid,
 									GetCurrentCommandId(true), snapshot,
-									InvalidSnapshot, true, &failure, false);
+									true, &failure);
 	}
 	PopActiveSnapshot();
 	CommandCounterIncrement();
