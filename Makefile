@@ -234,7 +234,7 @@ UNIT = \
 	test/unit/shares \
 	test/unit/token_bucket
 
-EXTRA_CLEAN = $(UNIT)
+EXTRA_CLEAN = $(UNIT) idempotency-*.zip
 
 PG_CONFIG ?= pg_config
 PGXS := $(shell $(PG_CONFIG) --pgxs)
@@ -262,3 +262,11 @@ test/unit/token_bucket: src/limit/token_bucket.c
 $(UNIT): %: %.c $(HEADERS) $(wildcard $(srcdir)/test/unit/*.h)
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(CPPFLAGS) -o $@ $(filter %.c,$^)
+
+# The archive for PGXN, of what is committed.
+DISTRIBUTION = idempotency-$(shell sed -n '0,/"version"/s/.*"version": "\(.*\)".*/\1/p' $(srcdir)/META.json)
+
+.PHONY: dist
+dist:
+	git -C $(srcdir) archive --format=zip --prefix=$(DISTRIBUTION)/ \
+		--output="$(CURDIR)/$(DISTRIBUTION).zip" HEAD
