@@ -232,6 +232,7 @@ $holder->quit;
 $start = log_end();
 $node->stop;
 # a worker that is at work then says that it was terminated, as autovacuum does
-is(log_count($node, qr/ERROR|PANIC|FATAL(?!:  terminating (?:background worker|autovacuum))/, $start),
-	0, 'a shutdown is no error');
+my $error = qr/ERROR|PANIC|FATAL(?!:  terminating (?:background worker|autovacuum))/;
+is(log_count($node, $error, $start), 0, 'a shutdown is no error')
+  or diag(substr slurp_file($node->logfile), $start);
 done_testing();
