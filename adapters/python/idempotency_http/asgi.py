@@ -14,13 +14,17 @@ import psycopg
 import psycopg_pool
 from psycopg.rows import namedtuple_row
 
-from .core import Adapter, Collected, Noting, Request, Undone, refusal, to_send
+from .answer import Collected, Undone, refusal
+from .core import Adapter, Noting, Request
 
 
 class Connection(Noting, psycopg.AsyncConnection):
     async def wait(self, *args, **kwargs):
-        with self.noting():
+        try:
             return await super().wait(*args, **kwargs)
+        except psycopg.Error as error:
+            self.note(error)
+            raise
 
 
 def pool(conninfo="", *, kwargs=None, **options):
@@ -42,32 +46,27 @@ class Idempotency(Adapter):
             body = await read(receive, self.max_body)
             if body is None:                    # the client has gone
                 return
+            headers = decode(scope["headers"])
+            keys = [value for name, value in headers if name == "idempotency-key"]
+            principal = self.principal(scope)
+            request = Request(
+                await principal if inspect.isawaitable(principal) else principal, scope["method"], scope["path"],
+                scope["query_string"].decode("latin-1"), ", ".join(keys) if keys else None,
+                dict(headers).get("content-type", ""), body, policy)
             # A task of its own goes on to its end where we are cancelled, by a time-out or
             # for a client that has gone: no connection is left inside a transaction.
-            task = asyncio.ensure_future(self.answer(scope, receive, body, policy))
+            task = asyncio.ensure_future(self.respond(request, lambda db: self.work(db, scope, receive, body)))
             self.tasks.add(task)
             task.add_done_callback(self.tasks.discard)
             answer = await asyncio.shield(task)
         except Undone as refused:
             answer = refused.answer
-        headers, body = to_send(answer)
         await send({"type": "http.response.start", "status": answer.status, "headers": [
             (name.lower().encode("latin-1"), value.encode("latin-1"))
-            for name, value in headers]})
-        await send({"type": "http.response.body", "body": body})
+            for name, value in answer.headers]})
+        await send({"type": "http.response.body", "body": answer.body})
         if answer.error:
             raise answer.error
-
-    async def answer(self, scope, receive, body, policy):
-        headers = decode(scope["headers"])
-        keys = [value for name, value in headers if name == "idempotency-key"]
-        principal = self.principal(scope)
-        if inspect.isawaitable(principal):
-            principal = await principal
-        request = Request(
-            principal, scope["method"], scope["path"], scope["query_string"].decode("latin-1"),
-            ", ".join(keys) if keys else None, dict(headers).get("content-type", ""), body, policy)
-        return await self.respond(request, lambda db: self.work(db, scope, receive, body))
 
     async def work(self, db, scope, receive, body):
         """The application's answer, which it may have to give more than once."""

@@ -14,13 +14,17 @@ import psycopg
 import psycopg_pool
 from psycopg.rows import namedtuple_row
 
-from .core import Adapter, Collected, Noting, Request, Undone, refusal, to_send
+from .answer import Collected, Undone, refusal
+from .core import Adapter, Noting, Request
 
 
 class Connection(Noting, psycopg.Connection):
     def wait(self, *args, **kwargs):
-        with self.noting():
+        try:
             return super().wait(*args, **kwargs)
+        except psycopg.Error as error:
+            self.note(error)
+            raise
 
 
 def pool(conninfo="", *, kwargs=None, **options):
@@ -47,9 +51,8 @@ class Idempotency(Adapter):
             answer = finish(self.respond(request, lambda db: self.work(db, environ, body)))
         except Undone as refused:
             answer = refused.answer
-        headers, body = to_send(answer)
-        start_response(f"{answer.status} {http.client.responses.get(answer.status, 'Unknown')}", headers)
-        return [body]
+        start_response(f"{answer.status} {http.client.responses.get(answer.status, 'Unknown')}", answer.headers)
+        return [answer.body]
 
     async def work(self, db, environ, body):
         """The application's answer, which it may have to give more than once."""
