@@ -80,7 +80,7 @@ class Adapter:
         is called again where that was lost, or rolled back through no fault of its own."""
         code = ("principal_missing" if not request.principal else
                 "idempotency_key_missing" if request.key is None else None)
-        claim, lost = self.claim_of(request), False
+        parameters, lost = self.parameters(request), False
         answer = refusal(503, "Nobody knows whether this was done: send the same request again,"
                          " with the same key.", retry_after=1)
         for pause in [*PAUSES, None]:
@@ -90,15 +90,15 @@ class Adapter:
                     db.failure = None
                     if code:
                         return problem((await self.row(db, UNCLAIMED, {"code": code})).problem)
-                    await self.claim(db, claim)
-                    return await self.complete(db, claim, await work(db))
+                    await self.claim(db, parameters)
+                    return await self.complete(db, parameters, await work(db))
             except KeyInvalid:
                 code = "idempotency_key_invalid"
                 continue
             except Exception as error:
                 failure = error if db is None else db.failure
                 if is_transient(failure):
-                    log.warning("once more, after %s", failure.sqlstate or "a lost connection")
+                    log.warning("a transaction has failed: %s", failure.sqlstate or failure)
                 elif not isinstance(error, Undone):
                     raise
                 elif lost and error.outcome == "in_progress":
@@ -112,20 +112,20 @@ class Adapter:
                 await self.check()              # others of the pool may be lost, too
             await self.pause(pause * random.uniform(0.5, 1))
 
-    def claim_of(self, request):
-        """The parameters of a claim.  JSON is compared as such, any other body by its
-        bytes, and with either the query."""
-        claim = {**request._asdict(), "path": urllib.parse.quote(request.path), "limiter": self.limiter,
-                 "json": request.body, "fingerprint": None}
+    def parameters(self, request):
+        """Of a claim.  JSON is compared as such, any other body by its bytes; the query
+        is compared with either."""
+        values = {**request._asdict(), "path": urllib.parse.quote(request.path), "limiter": self.limiter,
+                  "json": request.body, "fingerprint": None}
         if not request.body or not JSON.match(request.content_type):
             what = request.body + (b"?" + request.query.encode() if request.query else b"")
-            claim |= {"json": None, "query": "", "fingerprint": hashlib.sha256(what).digest()}
-        return claim
+            values |= {"json": None, "query": "", "fingerprint": hashlib.sha256(what).digest()}
+        return values
 
-    async def claim(self, db, claim):
+    async def claim(self, db, parameters):
         """Returns if there is work to do."""
         try:
-            row = await self.row(db, CLAIM, claim)
+            row = await self.row(db, CLAIM, parameters)
         except (psycopg.DataError, psycopg.errors.StatementTooComplex) as error:
             raise Undone(refusal(400, error.diag.message_primary or str(error))) from error
         except psycopg.Error as error:
@@ -138,9 +138,9 @@ class Adapter:
             raise Undone(stored(row))
         if row.limited:
             raise Undone(problem(row.limited))
-        claim["limiter"] = None                 # charged, also if this try is in vain
+        parameters["limiter"] = None            # charged, also if this try is in vain
 
-    async def complete(self, db, claim, answer):
+    async def complete(self, db, parameters, answer):
         """The answer as it is stored, which is what every repeat gets."""
         if answer.error:
             raise Undone(answer)
@@ -149,7 +149,7 @@ class Adapter:
         body = None if content_type is None and not answer.body else answer.body
         try:
             return stored(await self.row(db, COMPLETE, {
-                **claim, "status": answer.status, "headers": json.dumps(headers),
+                **parameters, "status": answer.status, "headers": json.dumps(headers),
                 "content_type": content_type, "body": body}))
         except psycopg.Error as error:
             # 25P02: the handler has made an answer of an error, and the transaction is over.
