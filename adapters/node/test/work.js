@@ -1,0 +1,85 @@
+// work.js - what the handlers of the test do, whatever the framework.
+
+import pg from 'pg';
+
+const tried = new Map();
+const die = () => process.kill(process.pid, 'SIGKILL');
+const raise = (db, code) => db.query(`DO $$ BEGIN RAISE 'as the test wants' USING ERRCODE = '${code}'; END $$`);
+
+// A pool whose process dies where the request says: before the claim, in the handler,
+// between idem_complete and COMMIT, after COMMIT.
+class DyingPool extends pg.Pool {
+  connect(callback) {
+    return callback ? super.connect(callback) : this.connectOnce();
+  }
+
+  async connectOnce() {
+    const client = await super.connect();
+    const { query } = client;
+    client.query = async (text, ...values) => {
+      const step = typeof text === 'string' && text.includes('COMMIT') && DyingPool.step;
+      if (step === 'completed') {
+        await query.call(client, text.replace('; COMMIT', ''));
+        die();
+      }
+      const result = await query.call(client, text, ...values);
+      if (step === 'committed') die();
+      return result;
+    };
+    return client;
+  }
+}
+
+export const pool = new DyingPool({ max: 10, connectionTimeoutMillis: 20000 });
+pool.on('error', () => {});
+
+export const options = {
+  pool,
+  bodyLimit: 65536,
+  policy: process.env.POLICY ?? 'web',
+  isolation: process.env.ISOLATION,
+  limiter: process.env.LIMITER,
+  context: process.env.CONTEXT && ((request) => [header(request, 'x-device')]),
+  principal: async (request) => {
+    DyingPool.step = header(request, 'x-die');
+    if (DyingPool.step === 'claim') die();
+    return header(request, 'x-user');
+  },
+};
+
+export function header(request, name) {
+  return typeof request.req?.header === 'function' ? request.req.header(name) : request.headers[name];
+}
+
+// { status, headers, body }, or null where the framework itself has to misbehave.
+export async function work(request, db, body) {
+  const mode = header(request, 'x-do') ?? 'order';
+  const key = header(request, 'idempotency-key');
+  const count = (tried.get(key) ?? 0) + 1;
+  tried.set(key, count);
+  const { rows: [{ id }] } = await db.query(
+    'INSERT INTO effects (key, body) VALUES ($1, $2) RETURNING id', [key, JSON.stringify(body) ?? null]);
+  if (DyingPool.step === 'work') die();
+  const answer = { status: 201, body: { effect: Number(id), at: Math.random(), count },
+    headers: { Location: `/orders/${id}`, 'X-Twice': ['one', 'two'], 'Set-Cookie': [`a=${id}`, 'b=2'],
+      'X-Try': String(count) } };
+  switch (mode) {
+    case 'refuse': return { ...answer, status: 409 };
+    case 'release': return { ...answer, status: 503 };
+    case 'throw': throw new Error('the handler throws');
+    case 'swallow': await raise(db, 'P0001').catch(() => {}); return answer;
+    case 'commit': await db.query('COMMIT'); return answer;
+    case 'again': if (count < 4) { answer.headers[`X-Of-${count}`] = 'x'; await raise(db, '40001'); } return answer;
+    case 'deadlock': if (count < 3) await raise(db, '40P01'); return answer;
+    case 'for-ever': await raise(db, '40001'); return answer;
+    case 'vanish': if (count < 3) await db.query('SELECT pg_terminate_backend(pg_backend_pid())'); return answer;
+    case 'large': return { ...answer, body: 'x'.repeat(100000) };
+    case 'empty': return { status: 204, headers: {}, body: undefined };
+    case 'bytes': return { ...answer, body: Buffer.from(Array.from({ length: 256 }, (_, i) => i)) };
+    case 'text': return { ...answer, body: 'plain \u00fc' };
+    case 'slow': await db.query('SELECT pg_sleep(0.7)'); return answer;
+    case 'echo': return { ...answer, body: { got: Buffer.isBuffer(body) ? body.toString('latin1') : body ?? null } };
+    case 'order': return answer;
+    default: return null;
+  }
+}
