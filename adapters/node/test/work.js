@@ -41,7 +41,7 @@ export const options = {
   limiter: process.env.LIMITER,
   context: process.env.CONTEXT && ((request) => [header(request, 'x-device')]),
   principal: async (request) => {
-    DyingPool.step = header(request, 'x-die');
+    DyingPool.step ??= header(request, 'x-die');
     if (DyingPool.step === 'claim') die();
     return header(request, 'x-user');
   },
