@@ -1,6 +1,6 @@
 // express.js - idempotent routes of Express 5.  See README.md.
 
-import { BODY_LIMIT, idempotency as core, isJson, readBody, streamed, textOf, unreadable } from './core.js';
+import { idempotency as core, jsonOf, readBody, streamed, unreadable } from './core.js';
 import { held } from './held.js';
 
 // The body as bytes, from the request or from what a parser before us made of it.
@@ -22,15 +22,16 @@ function send(res, { status, type, headers, body }) {
   res.status(status).end(body);
 }
 
-export function idempotency({ bodyLimit = BODY_LIMIT, ...options }) {
+export function idempotency({ bodyLimit, ...options }) {
   const once = core(options);
 
   return (handler) => async (req, res) => {
     const type = req.get('Content-Type') ?? '';
     const parsed = req.readableEnded;
     const body = await bytesOf(req, bodyLimit);
-    if (!parsed && !unreadable(type, body) && body.length) {
-      req.body = isJson(type, body) ? JSON.parse(textOf(body)) : body;
+    if (!parsed && !unreadable(type, body) && body.length > 0) {
+      const json = jsonOf(type, body);
+      req.body = json === undefined ? body : JSON.parse(json);
     }
     send(res, await once(
       { source: req, method: req.method, url: req.originalUrl, key: req.get('Idempotency-Key'), type, body },

@@ -1,7 +1,7 @@
 // fastify.js - idempotent routes of Fastify 5.  See README.md.
 
 import { Readable } from 'node:stream';
-import { BODY_LIMIT, headersSet, idempotency as core, readBody, streamed, unreadable } from './core.js';
+import { headersSet, idempotency as core, readBody, streamed, unreadable } from './core.js';
 import { held } from './held.js';
 
 const BODY = Symbol('body of an idempotent request');
@@ -30,12 +30,12 @@ function send(reply, { status, type, headers, body }) {
   return reply.send(body ?? undefined);
 }
 
-export function idempotency({ bodyLimit = BODY_LIMIT, ...options }) {
+export function idempotency({ bodyLimit, ...options }) {
   const once = core(options);
 
   // Options of a route: fastify.post(url, once(handler))
   return (handler) => ({
-    bodyLimit,
+    ...(bodyLimit && { bodyLimit }),
     async preParsing(request, reply, payload) {
       const body = request[BODY] = await readBody(payload.iterator({ destroyOnReturn: false }), bodyLimit);
       if (unreadable(request.headers['content-type'] ?? '', body)) return send(reply, await once(asked(request)));

@@ -1,6 +1,6 @@
 // hono.js - idempotent routes of Hono 4.  See README.md.
 
-import { BODY_LIMIT, headersSet, idempotency as core, readBody, streamed } from './core.js';
+import { headersSet, idempotency as core, readBody, streamed } from './core.js';
 
 const headersOf = (headers) => {
   const { 'set-cookie': cookie, ...others } = Object.fromEntries(headers);
@@ -24,14 +24,14 @@ async function bytesOf({ body }) {
   return Buffer.from(part.value);
 }
 
-export function idempotency({ bodyLimit = BODY_LIMIT, ...options }) {
+export function idempotency({ bodyLimit, ...options }) {
   const once = core(options);
 
   return (handler) => async (c) => {
     const { raw } = c.req;
     const parsed = raw.bodyUsed;
     const body = parsed ? Buffer.from(await c.req.arrayBuffer()) : await readBody(raw.body ?? [], bodyLimit);
-    if (body?.length && !parsed) c.req.raw = new Request(raw, { body });
+    if (raw.body && body && !parsed) c.req.raw = new Request(raw, { body });
     const { pathname, search } = new URL(raw.url);
     const before = headersOf(c.res.headers);
     const reset = () => replace(c.res.headers, before);

@@ -10,5 +10,6 @@ GRANT INSERT, SELECT ON effects TO web_app;
 SELECT idempotency.idem_grant('web_app', 'app');
 SELECT idempotency.idem_policy('web', require_fingerprint => true, on_unfinished => 'error', max_body_bytes => 65536);
 SELECT idempotency.idem_policy('strict', on_repeat => 'reject', key_format => 'uuid', mismatch_status => 409);
+SELECT idempotency.idem_policy('digest', max_body_bytes => 1000, on_oversize => 'digest');
 SELECT idempotency.idem_secret('context', decode(repeat('5a', 32), 'hex'));
 SELECT idempotency.idem_limiter('orders', 2, '1 hour');

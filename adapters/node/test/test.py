@@ -46,7 +46,7 @@ class Shop:
         self.server = Server(
             ["node", str(HERE / f"{framework}.js")],
             {"PGHOST": host or os.environ["PGHOST"], "PGUSER": "web_app", "PGDATABASE": "shop",
-             **environment}, log=f"{WORK}/{framework}.errors")
+             "PGAPPNAME": framework, **environment}, log=f"{WORK}/{framework}.errors")
 
     def __enter__(self):
         self.server.start()
@@ -86,10 +86,10 @@ def effects(*keys):
                           [list(keys)]).fetchone()[0]
 
 
-def idle_in_transaction():
-    with psycopg.connect(dbname="postgres") as db:
-        return db.execute("SELECT count(*) FROM pg_stat_activity WHERE usename = 'web_app'"
-                          " AND state LIKE 'idle in transaction%'").fetchone()[0]
+def idle_in_transaction(framework):
+    with psycopg.connect(dbname="shop") as db:
+        return db.execute("SELECT count(*) FROM pg_stat_activity WHERE application_name = %s"
+                          " AND state LIKE 'idle in transaction%%'", [framework]).fetchone()[0]
 
 
 def kept(reply):
@@ -307,7 +307,7 @@ def clients_that_leave(shop):
             client.sendall(request_bytes(name, "slow"))
             time.sleep(0.02)
     time.sleep(1.2)
-    left = idle_in_transaction()
+    left = idle_in_transaction(shop.framework)
     replies = [shop.order(name, "slow") for name in names]
     return (f"{sum(map(replayed, replies))} of 8 found, {left} in a transaction",
             all(map(replayed, replies)) and left == 0 and effects(*names) == 8)
@@ -342,6 +342,15 @@ def strict(shop):
     return (f"{first.status}, {second.status}, {odd.status}",
             first.status == 201 and is_problem(second, 409, "idempotency_key_duplicate")
             and is_problem(odd, 400, "idempotency_key_invalid") and effects(name) == 1)
+
+
+def digests(shop):
+    """An answer of which only a digest is kept has no body, from the first on"""
+    name = key()
+    first, second = shop.order(name, "large"), shop.order(name, "large")
+    return (f"{first.status} twice, {len(first.body)} bytes",
+            first.status == 201 and first.body == b"" and kept(first) == kept(second)
+            and replayed(second) and effects(name) == 1)
 
 
 def serializable(shop):
@@ -476,22 +485,25 @@ def try_sentences(framework, hosts):
                 note(parsed_before, shop)
         for sentence, environment in (
                 (limits, {"LIMITER": "orders", "CONTEXT": "device"}), (strict, {"POLICY": "strict"}),
-                (serializable, {"ISOLATION": "SERIALIZABLE"})):
+                (digests, {"POLICY": "digest"}), (serializable, {"ISOLATION": "SERIALIZABLE"})):
             with Shop(framework, host, **environment) as shop:
                 note(sentence, shop)
     return [(f"{framework}: {promise}", *result) for promise, result in results.items()]
 
 
+def in_each(function, *arguments):
+    """The results of function(framework, …), of all frameworks at the same time."""
+    return together(len(FRAMEWORKS), lambda number: function(FRAMEWORKS[number], *arguments))
+
+
 def main():
     promises = Promises("Adapters for Node.js")
     with pgbouncer() as pooler:
-        hosts = [os.environ["PGHOST"], pooler]
-        for framework in FRAMEWORKS:
-            for row in try_sentences(framework, hosts):
+        for rows in in_each(try_sentences, [os.environ["PGHOST"], pooler]):
+            for row in rows:
                 promises.keep(*row)
     for test in killed, cut, hung_up:
-        for framework, (seen, good) in zip(
-                FRAMEWORKS, together(len(FRAMEWORKS), lambda number: test(FRAMEWORKS[number]))):
+        for framework, (seen, good) in zip(FRAMEWORKS, in_each(test)):
             promises.keep(f"{framework}: {test.__doc__}", seen, good)
     stores = subprocess.run(["node", str(HERE / "stores.js")], capture_output=True, text=True,
                             timeout=PATIENCE, env={**os.environ, "PGUSER": "web_app", "PGDATABASE": "shop"})
