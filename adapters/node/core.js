@@ -4,6 +4,7 @@
 import { createHash } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
 import pg from 'pg';
+import { together } from './together.js';
 
 const TRY_AGAIN = ['40001', '40P01'];
 // What jsonb refuses and JSON.parse() does not: \u0000, half a surrogate pair, numbers
@@ -50,84 +51,64 @@ export function headersSet(headers, before = {}) {
     .filter(([, values]) => values.length > 0));
 }
 
-function literal(value) {
-  if (value === null || value === undefined) return 'NULL';
-  if (String(value).includes('\0')) throw new TypeError('PostgreSQL has no text with NUL');
-  return pg.escapeLiteral(String(value));
-}
-
-const bytes = (buffer) => `decode('${buffer.toString('hex')}', 'hex')`;
-
-export function idempotency({ pool, principal, policy = 'default', limiter, subject, context,
+export function idempotency({ pool, principal, policy = 'default', limiter = null, subject, context,
   isolation = 'READ COMMITTED', retries = 9, schema = 'idempotency' }) {
   const idem = `${pg.escapeIdentifier(schema)}.idem`;
   if (!/^[A-Z ]+$/i.test(isolation)) throw new TypeError(`no isolation level: ${isolation}`);
 
+  const KEY = `${idem}_scope($1::text, $2::text, $3::text), ${idem}_key($4::text)`;
+  const HEADERS = `r.http_status AS status, r.content_type AS type, ${idem}_http_headers(r)::text AS headers`;
+  // The limiter is asked where the claim is a new one: a repeat costs nothing.
+  const CLAIM = `
+    SELECT ${HEADERS}, r.outcome::text, r.body, ${idem}_http_problem(r)::text AS problem,
+        r.attempt || ' ' || extract(epoch FROM r.created_at) AS claim,
+        CASE WHEN r.outcome = 'claimed' AND $10::text IS NOT NULL THEN
+          (SELECT ${idem}_http_problem('rate_limited', NULL, t.retry_after_ms)::text
+            FROM ${idem}_throttle($10::text, $11::text) t WHERE NOT t.allowed) END AS limited
+      FROM ${idem}_claim(${KEY}, policy => $5::text, request => $6::jsonb,
+        fingerprint => coalesce($7::bytea, sha256(convert_to($8::text || ${idem}_canonical($9::jsonb), 'UTF8'))),
+        context => CASE WHEN $12::json IS NOT NULL THEN
+          ${idem}_context(VARIADIC ARRAY(SELECT json_array_elements_text($12::json))) END) r`;
+  const COMPLETE = `
+    SELECT ${HEADERS}, r.body IS NOT NULL AS kept
+      FROM ${idem}_complete(${KEY}, $5::bytea, $6::integer, $7::json, $8::text) r`;
+  const LIMITER = 9;                    // its place among the values of CLAIM
+
   // A problem by its code, which is one of the extension unless a status comes with it.
   async function refuse(code, status, headers) {
-    const argument = status === undefined ? literal(code) : `json_populate_record(NULL::${idem}_result,
-      json_build_object('error_code', ${literal(code)}, 'http_status', ${status}))`;
-    const { rows } = await pool.query(`SELECT ${idem}_http_problem(${argument})::text AS problem`);
-    return problemAnswer(rows[0].problem, headers);
+    const { rows: [{ problem }] } = await (status === undefined
+      ? pool.query(`SELECT ${idem}_http_problem($1::text)::text AS problem`, [code])
+      : pool.query(`SELECT ${idem}_http_problem(json_populate_record(NULL::${idem}_result, $1::json))::text AS problem`,
+        [JSON.stringify({ error_code: code, http_status: status })]));
+    return problemAnswer(problem, headers);
   }
 
-  // What the claim compares: JSON by what it means, everything else by its bytes.
-  function compared(type, query, body) {
-    const json = jsonOf(type, body);
-    if (json === undefined) {
-      return `fingerprint => ${bytes(createHash('sha256').update(`${type}\n${query}\n`).update(body).digest())}`;
-    }
-    if (query === '') return `request => ${literal(json)}::jsonb`;
-    const text = `${literal(`${query}\n`)} || ${idem}_canonical(${literal(json)}::jsonb)`;
-    return `fingerprint => sha256(convert_to(${text}, 'UTF8'))`;
-  }
-
-  // The arguments of the functions, which are the same in each try.
-  async function prepare({ source, method, url, key, type, body }, who) {
+  // The values of CLAIM, the first four of them those of COMPLETE, too.
+  async function valuesOf({ source, method, url, key, type, body }, who) {
     const [path, query = ''] = url.split(/\?(.*)/s);
-    const name = `${idem}_scope(${[who, method, path].map(literal)}), ${idem}_key(${literal(key)})`;
-    const bound = context && `, context => ${idem}_context(${(await context(source)).map(literal)})`;
-    const payer = limiter && ((await subject?.(source)) ?? who);
-    return {
-      name,
-      claim: `${name}, ${compared(type, query, body)}, policy => ${literal(policy)}${bound ?? ''}`,
-      // Evaluated where the claim is a new one: a repeat costs nothing.
-      limited: limiter ? `(SELECT ${idem}_http_problem('rate_limited', NULL, t.retry_after_ms)::text
-        FROM ${idem}_throttle(${literal(limiter)}, ${literal(payer)}) t WHERE NOT t.allowed)` : 'NULL',
-    };
+    return [String(who), method, path, key, policy, ...compared(type, query, body),
+      limiter, String((await subject?.(source)) ?? who), context ? JSON.stringify(await context(source)) : null];
   }
-
-  // Values in the text, and not parameters: BEGIN and claim, completion and COMMIT are a
-  // round trip each.
-  const claimStatement = ({ claim, limited }) => `BEGIN ISOLATION LEVEL ${isolation};
-    SELECT r.outcome::text, r.http_status AS status, r.content_type AS type, r.body,
-      r.attempt || ' ' || extract(epoch FROM r.created_at) AS claim,
-      ${idem}_http_headers(r)::text AS headers, ${idem}_http_problem(r)::text AS problem,
-      CASE WHEN r.outcome = 'claimed' THEN ${limited} END AS limited FROM ${idem}_claim(${claim}) r`;
-
-  const completeStatement = ({ name }, { status, type, headers, body }) => `
-    SELECT r.http_status AS status, r.content_type AS type, r.body IS NOT NULL AS kept,
-      ${idem}_http_headers(r)::text AS headers FROM ${idem}_complete(${name},
-      ${body === null ? 'NULL::bytea' : bytes(body)}, ${Number(status)},
-      ${literal(JSON.stringify(headers))}::json, ${literal(type)}) r; COMMIT`;
 
   // One transaction: { answer }, { refusal }, or { error }, and whether to try again.
-  async function attempt(client, parts, state, work) {
+  async function attempt(client, values, state, work) {
     let answer, claimed = false;
     const rollback = () => client.query('ROLLBACK').then(() => undefined, (failure) => failure);
     try {
-      const [, { rows: [found] }] = await client.query(claimStatement(parts));
+      const [, { rows: [found] }] = await together(client, [`BEGIN ISOLATION LEVEL ${isolation}`], [CLAIM, values]);
       if (found.outcome !== 'claimed' || found.limited) {
         return { broken: await rollback(), answer: foundAnswer(found, state.claim),
           again: found.outcome === 'in_progress' && state.tried > 0 };
       }
       claimed = true;
       state.claim = found.claim;
-      parts.limited = 'NULL';           // paid for, also in the tries to come
+      values[LIMITER] = null;           // paid for, also in the tries to come
       answer = normalized(await work(client));
-      const [{ rows: [row] }, { command }] = await client.query(completeStatement(parts, answer));
+      const { status, type, headers, body } = answer;
+      const [{ rows: [row] }, { command }] = await together(client,
+        [COMPLETE, [...values.slice(0, 4), body, String(status), JSON.stringify(headers), type]], ['COMMIT']);
       if (command !== 'COMMIT') throw new Error('the transaction was rolled back');
-      return { answer: { ...storedAnswer(row), body: row.kept ? answer.body : null } };
+      return { answer: { ...storedAnswer(row), body: row.kept ? body : null } };
     } catch (error) {
       const broken = await rollback();
       const code = error?.code ?? error?.cause?.code;
@@ -161,9 +142,9 @@ export function idempotency({ pool, principal, policy = 'default', limiter, subj
     if (request.key === undefined) return refuse('idempotency_key_missing');
     const problem = unreadable(request.type, request.body);
     if (problem) return refuse(...problem);
-    const parts = await prepare(request, who);
+    const values = await valuesOf(request, who);
     for (const state = { tried: 0, claim: undefined }; ; state.tried++) {
-      const { answer, refusal, error, again } = await onConnection(parts, state, work);
+      const { answer, refusal, error, again } = await onConnection(values, state, work);
       if (refusal) return refuse(...refusal);
       if (!again || state.tried === retries) {
         if (answer) return answer;
@@ -172,6 +153,13 @@ export function idempotency({ pool, principal, policy = 'default', limiter, subj
       await sleep(Math.random() * Math.min(1000, 20 * 2 ** state.tried));
     }
   };
+}
+
+// What the claim compares: JSON by what it means, everything else by its bytes.
+function compared(type, query, body) {
+  const json = jsonOf(type, body);
+  if (json === undefined) return [null, createHash('sha256').update(`${type}\n${query}\n`).update(body).digest(), null, null];
+  return query === '' ? [json, null, null, null] : [null, null, `${query}\n`, json];
 }
 
 // What was found in place of a new claim.  An answer that an earlier try of this very

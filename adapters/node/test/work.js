@@ -16,15 +16,13 @@ class DyingPool extends pg.Pool {
   async connectOnce() {
     const client = await super.connect();
     const { query } = client;
-    client.query = async (text, ...values) => {
-      const step = typeof text === 'string' && text.includes('COMMIT') && DyingPool.step;
-      if (step === 'completed') {
-        await query.call(client, text.replace('; COMMIT', ''));
-        die();
+    client.query = (...all) => {
+      const { statements, callback } = all[0];
+      if (statements?.at(-1)[0] === 'COMMIT' && ['completed', 'committed'].includes(DyingPool.step)) {
+        if (DyingPool.step === 'completed') statements.pop();
+        all[0].callback = (error, ...rest) => (error ? callback(error, ...rest) : die());
       }
-      const result = await query.call(client, text, ...values);
-      if (step === 'committed') die();
-      return result;
+      return query.apply(client, all);
     };
     return client;
   }
