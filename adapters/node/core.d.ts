@@ -63,8 +63,10 @@ export interface Answer {
 export function idempotency<Source>(options: Options<Source>):
   (request: CoreRequest<Source>, work: (db: PoolClient) => Promise<HandlerAnswer>) => Promise<Answer>;
 
-export function readBody(parts: AsyncIterable<Uint8Array> | Iterable<Uint8Array>, limit?: number): Promise<Buffer | null>;
+export function readBody(parts: AsyncIterable<Uint8Array> | Iterable<Uint8Array>, limit?: number):
+  Promise<Buffer | null>;
 export function jsonOf(type: string, body: Buffer): string | undefined;
 export function unreadable(type: string, body: Buffer | null): [code: string, status: number] | undefined;
-export function headersSet(headers: Record<string, unknown>, before?: Record<string, unknown>): Record<string, string[]>;
+export function headersSet(headers: Record<string, unknown>, before?: Record<string, unknown>):
+  Record<string, string[]>;
 export function streamed(): Error;

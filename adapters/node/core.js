@@ -158,7 +158,8 @@ export function idempotency({ pool, principal, policy = 'default', limiter = nul
 // What the claim compares: JSON by what it means, everything else by its bytes.
 function compared(type, query, body) {
   const json = jsonOf(type, body);
-  if (json === undefined) return [null, createHash('sha256').update(`${type}\n${query}\n`).update(body).digest(), null, null];
+  const hash = () => createHash('sha256').update(`${type}\n${query}\n`).update(body).digest();
+  if (json === undefined) return [null, hash(), null, null];
   return query === '' ? [json, null, null, null] : [null, null, `${query}\n`, json];
 }
 
@@ -186,5 +187,6 @@ function problemAnswer(problem, headers = {}) {
 
 function normalized({ status, headers, body }) {
   const { 'content-type': type, ...others } = headersSet(headers);
-  return { status, type: type?.[0] ?? null, headers: others, body: body?.length || type ? Buffer.from(body ?? '') : null };
+  const given = body?.length > 0 || type !== undefined;
+  return { status, type: type?.[0] ?? null, headers: others, body: given ? Buffer.from(body ?? '') : null };
 }

@@ -82,10 +82,11 @@ export class Leased {
           convert_from(fingerprint, 'UTF8') AS fingerprint, floor(extract(epoch FROM created_at) * 1000) AS created,
           floor(extract(epoch FROM expires_at) * 1000) AS expires, lease_until > clock_timestamp() AS held
         FROM idem_lookup($1, $2)`, [scope, nameOf(key)]);
-    const found = { fingerprint: row.fingerprint, createdAt: Number(row.created), expiresAt: Number(row.expires ?? Infinity) };
-    if (row.state === 'in_progress' && row.held) return { ...found, state: 'processing', data: JSON.parse(row.checkpoint) };
-    if (row.state !== 'completed') return undefined;
-    return { ...found, state: 'completed', response: {
-      status: row.status, headers: JSON.parse(row.headers ?? '{}'), body: row.body?.toString() ?? '' } };
+    const { state, held, fingerprint, status, headers, body } = row;
+    const found = { fingerprint, createdAt: Number(row.created), expiresAt: Number(row.expires ?? Infinity) };
+    if (state === 'in_progress' && held) return { ...found, state: 'processing', data: JSON.parse(row.checkpoint) };
+    if (state !== 'completed') return undefined;
+    return { ...found, state,
+      response: { status, headers: JSON.parse(headers ?? '{}'), body: body?.toString() ?? '' } };
   }
 }

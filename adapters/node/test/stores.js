@@ -20,7 +20,8 @@ const pool = { async query(...statement) {
   return result;
 } };
 
-const response = { status: 201, headers: { 'content-type': 'application/json', location: '/7' }, body: '{"\u00fc":1}' };
+const response = {
+  status: 201, headers: { 'content-type': 'application/json', location: '/7' }, body: '{"\u00fc":1}' };
 const same = (left, right) => JSON.stringify(left) === JSON.stringify(right);
 const keep = (promise, seen, kept) => console.log(JSON.stringify([promise, String(seen), kept]));
 const failure = (promise) => promise.then(() => undefined, (error) => error);
@@ -104,7 +105,8 @@ async function idempot() {
   const [one, two] = idempotStores(2);
   const empty = await one.lookup('k', 'fp');
   await one.startProcessing('k', 'fp', 60000);
-  const taken = [await failure(two.startProcessing('k', 'fp', 60000)), await failure(two.startProcessing('k', 'other', 60000)),
+  const taken = [await failure(two.startProcessing('k', 'fp', 60000)),
+    await failure(two.startProcessing('k', 'other', 60000)),
     await failure(two.startProcessing('other', 'fp', 60000)), await failure(one.startProcessing('k', 'fp', 60000))];
   const free = await two.lookup('other', 'other');
   const during = await two.lookup('other', 'fp');

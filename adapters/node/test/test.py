@@ -75,6 +75,11 @@ class Shop:
         raise RuntimeError("no answer")
 
 
+def said(function):
+    """Its docstring, which is the promise."""
+    return " ".join(function.__doc__.split())
+
+
 def key():
     return str(uuid.uuid4())
 
@@ -108,10 +113,11 @@ def replayed(reply):
     return reply.headers.get("idempotency-replayed") == "true"
 
 
-# The sentences: each a generator-like function of a shop that returns (seen, kept).
+# The sentences: each a function of a shop that returns (seen, kept).
 
 def first_and_repeat(shop):
-    """A repeat gets the first answer, byte for byte, with status and headers; what a middleware makes is made anew"""
+    """A repeat gets the first answer, byte for byte, with status and headers; what a middleware
+    makes is made anew"""
     name = key()
     first, second = shop.order(name), shop.order(name)
     raw = raw_headers(shop, name)
@@ -130,7 +136,8 @@ def raw_headers(shop, name):
 
 def request_bytes(name, do="order"):
     body = b'{"sku": "chair"}'
-    return (f"POST /orders HTTP/1.1\r\nHost: shop\r\nConnection: close\r\nX-User: ada\r\nX-Do: {do}\r\n"
+    return (f"POST /orders HTTP/1.1\r\nHost: shop\r\nConnection: close\r\n"
+            f"X-User: ada\r\nX-Do: {do}\r\n"
             f"Idempotency-Key: {name}\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(body)}\r\n\r\n").encode() + body
 
@@ -174,7 +181,8 @@ def bodies_that_are_refused(shop):
 
 
 def what_a_repeat_is(shop):
-    """JSON is compared by its meaning, and with the query; another is 422; another user's key is another"""
+    """JSON is compared by its meaning, and with the query; another is 422; another user's key
+    is another"""
     name = key()
     shop.order(name, body='{"a": 1, "b": [2.0]}')
     same = shop.order(name, body='{"b":[2],"a":1}')
@@ -191,7 +199,8 @@ def what_a_repeat_is(shop):
 
 
 def bodies_that_are_not_json(shop):
-    """Other bodies are compared by their bytes and content type, and reach the handler as they are"""
+    """Other bodies are compared by their bytes and content type, and reach the handler as they
+    are"""
     name, body = key(), bytes(range(256))
     plain = {"Content_Type": "application/octet-stream"}
     first, same = (shop.order(name, "echo", body, **plain) for _ in range(2))
@@ -241,7 +250,8 @@ def errors_of_the_handler(shop):
 
 
 def swallowed_errors(shop):
-    """A handler that swallows an error of SQL, or commits by itself, is 500, with nothing stored"""
+    """A handler that swallows an error of SQL, or commits by itself, is 500, with nothing
+    stored"""
     names = key(), key()
     replies = shop.order(names[0], "swallow"), shop.order(names[1], "commit")
     undone = effects(*names)
@@ -252,11 +262,13 @@ def swallowed_errors(shop):
 
 
 def tried_again(shop):
-    """40001 and 40P01 are tried again, the whole transaction, and nothing of a failed try is in the answer"""
+    """40001 and 40P01 are tried again, the whole transaction, and nothing of a failed try is in
+    the answer"""
     names = key(), key()
     first, second = shop.order(names[0], "again"), shop.order(names[1], "deadlock")
     of_tries = [name for name in first.headers if name.startswith("x-of-")]
-    return (f"{first.status} in try {first.headers['x-try']}, {second.status} in try {second.headers['x-try']}",
+    return (f"{first.status} in try {first.headers['x-try']},"
+            f" {second.status} in try {second.headers['x-try']}",
             first.headers["x-try"] == "4" and second.headers["x-try"] == "3" and not of_tries
             and effects(*names) == 2 and not replayed(first) and not replayed(second))
 
@@ -300,7 +312,8 @@ def too_large_answers(shop):
 
 
 def clients_that_leave(shop):
-    """A client that leaves in the middle finds its answer later; no connection stays in a transaction"""
+    """A client that leaves in the middle finds its answer later; no connection stays in a
+    transaction"""
     names = [key() for _ in range(8)]
     for name in names:
         with socket.create_connection(("127.0.0.1", shop.server.port), PATIENCE) as client:
@@ -321,7 +334,8 @@ SENTENCES = [
 
 
 def limits(shop):
-    """429 with Retry-After for new work alone, undone, once for all tries; another context is 422"""
+    """429 with Retry-After for new work alone, undone, once for all tries; another context is
+    422"""
     user = key()
     names = [key() for _ in range(4)]
     device = {"user": user, "X_Device": "phone"}
@@ -329,7 +343,7 @@ def limits(shop):
     refused = shop.order(names[2], **device)
     repeat = shop.order(names[0], "again", **device)
     other = shop.order(names[0], "again", user=user, X_Device="desk")
-    return (f"{[reply.status for reply in paid]}, {refused.status}, {repeat.status}, {other.status}",
+    return (f"{[reply.status for reply in (*paid, refused, repeat, other)]}",
             all(reply.status == 201 for reply in paid) and is_problem(refused, 429, "rate_limited")
             and int(refused.headers["retry-after"]) >= 1 and effects(names[2]) == 0
             and replayed(repeat) and is_problem(other, 422, "idempotency_key_reused"))
@@ -454,7 +468,8 @@ def pgbouncer():
         f"[pgbouncer]\nlisten_addr =\nlisten_port = 5432\nunix_socket_dir = {directory}\n"
         f"auth_type = trust\nauth_file = {directory}/users\npool_mode = transaction\n"
         f"default_pool_size = 12\nmax_client_conn = 200\nlogfile = {directory}/log\n")
-    process = subprocess.Popen([shutil.which("pgbouncer") or "/usr/sbin/pgbouncer", "-q", directory / "ini"])
+    program = shutil.which("pgbouncer") or "/usr/sbin/pgbouncer"
+    process = subprocess.Popen([program, "-q", directory / "ini"])
     try:
         deadline = time.monotonic() + PATIENCE
         while not (directory / ".s.PGSQL.5432").exists() and time.monotonic() < deadline:
@@ -463,6 +478,15 @@ def pgbouncer():
     finally:
         process.terminate()
         process.wait()
+
+
+def in_log():
+    """What was never to be in the log of the server: (seen, kept)."""
+    log = pathlib.Path(WORK, "node.log").read_text(errors="replace")
+    with psycopg.connect(dbname="shop") as db:
+        keys = [name for name, in db.execute("SELECT DISTINCT key FROM effects")]
+    found = sum(name in log for name in [*keys, "chair", "ada"])
+    return f"{found} of {len(keys)} keys, with {log.count('ERROR:')} errors", found == 0 < len(keys)
 
 
 def try_sentences(framework, hosts):
@@ -474,8 +498,8 @@ def try_sentences(framework, hosts):
             seen, good = sentence(shop)
         except Exception as error:      # a reply that is not what the sentence takes apart
             seen, good = f"{type(error).__name__}: {error}", False
-        before, all_good = results.get(sentence.__doc__, ("", True))
-        results[sentence.__doc__] = (seen if all_good else before, all_good and good)
+        before, all_good = results.get(said(sentence), ("", True))
+        results[said(sentence)] = (seen if all_good else before, all_good and good)
 
     for host in hosts:
         with Shop(framework, host) as shop:
@@ -484,8 +508,9 @@ def try_sentences(framework, hosts):
             if framework == "express":
                 note(parsed_before, shop)
         for sentence, environment in (
-                (limits, {"LIMITER": "orders", "CONTEXT": "device"}), (strict, {"POLICY": "strict"}),
-                (digests, {"POLICY": "digest"}), (serializable, {"ISOLATION": "SERIALIZABLE"})):
+                (limits, {"LIMITER": "orders", "CONTEXT": "device"}),
+                (strict, {"POLICY": "strict"}), (digests, {"POLICY": "digest"}),
+                (serializable, {"ISOLATION": "SERIALIZABLE"})):
             with Shop(framework, host, **environment) as shop:
                 note(sentence, shop)
     return [(f"{framework}: {promise}", *result) for promise, result in results.items()]
@@ -504,12 +529,15 @@ def main():
                 promises.keep(*row)
     for test in killed, cut, hung_up:
         for framework, (seen, good) in zip(FRAMEWORKS, in_each(test)):
-            promises.keep(f"{framework}: {test.__doc__}", seen, good)
-    stores = subprocess.run(["node", str(HERE / "stores.js")], capture_output=True, text=True,
-                            timeout=PATIENCE, env={**os.environ, "PGUSER": "web_app", "PGDATABASE": "shop"})
+            promises.keep(f"{framework}: {said(test)}", seen, good)
+    promises.keep("No key, body or user is in the log of the server", *in_log())
+    stores = subprocess.run(
+        ["node", str(HERE / "stores.js")], capture_output=True, text=True, timeout=PATIENCE,
+        env={**os.environ, "PGUSER": "web_app", "PGDATABASE": "shop"})
     for line in stores.stdout.splitlines():
         promises.keep(*json.loads(line))
-    promises.keep("The stores were tried to the end", stores.stderr.strip() or "yes", stores.returncode == 0)
+    promises.keep("The stores were tried to the end", stores.stderr.strip() or "yes",
+                  stores.returncode == 0)
     return promises.finish()
 
 
