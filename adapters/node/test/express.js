@@ -8,7 +8,7 @@ import { options, work } from './work.js';
 const once = idempotency(options);
 const app = express();
 const orders = once(async (req, res, db) => {
-  const answer = await work(req, db, req.body);
+  const answer = await work(req, db, req.body, (name, value) => res.set(name, value));
   if (answer) {
     res.status(answer.status).set(answer.headers);
     if (answer.body === undefined) res.end();

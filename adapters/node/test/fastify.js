@@ -12,7 +12,7 @@ app.addContentTypeParser('*', { parseAs: 'buffer' }, (request, body, done) => do
 app.addHook('onRequest', async (request, reply) => { reply.header('X-Request', String(Math.random())); });
 app.get('/health', async () => 'ok');
 app.post('/orders', once(async (request, reply, db) => {
-  const answer = await work(request, db, request.body);
+  const answer = await work(request, db, request.body, (name, value) => reply.header(name, value));
   if (answer) {
     reply.code(answer.status).headers(answer.headers);
     return answer.body === undefined ? reply.send() : answer.body;

@@ -13,14 +13,15 @@ app.use(async (c, next) => { c.header('X-Request', String(Math.random())); await
 app.get('/health', (c) => c.text('ok'));
 app.post('/orders', once(async (c, db) => {
   const json = c.req.header('Content-Type')?.includes('json');
-  const answer = await work(c, db, json ? await c.req.json() : Buffer.from(await c.req.arrayBuffer()));
+  const body = json ? await c.req.json() : Buffer.from(await c.req.arrayBuffer());
+  const answer = await work(c, db, body, (name, value) => c.header(name, value));
   if (answer) {
-    const { status, headers, body } = answer;
+    const { status, headers, body: sent } = answer;
     for (const [name, value] of Object.entries(headers)) {
       [value].flat().forEach((each, index) => c.header(name, each, { append: index > 0 }));
     }
-    if (body === undefined || Buffer.isBuffer(body)) return c.body(body ?? null, status);
-    return typeof body === 'string' ? c.text(body, status) : c.json(body, status);
+    if (sent === undefined || Buffer.isBuffer(sent)) return c.body(sent ?? null, status);
+    return typeof sent === 'string' ? c.text(sent, status) : c.json(sent, status);
   }
   switch (header(c, 'x-do')) {
     case 'stream': return streamText(c, async (out) => { await out.write('a'); await out.write('b'); });

@@ -49,8 +49,9 @@ export function header(request, name) {
   return typeof request.req?.header === 'function' ? request.req.header(name) : request.headers[name];
 }
 
-// { status, headers, body }, or null where the framework itself has to misbehave.
-export async function work(request, db, body) {
+// { status, headers, body }, or null where the framework itself has to misbehave;
+// set(name, value) is how it sets a header at once.
+export async function work(request, db, body, set) {
   const mode = header(request, 'x-do') ?? 'order';
   const key = header(request, 'idempotency-key');
   const count = (tried.get(key) ?? 0) + 1;
@@ -67,7 +68,7 @@ export async function work(request, db, body) {
     case 'throw': throw new Error('the handler throws');
     case 'swallow': await raise(db, 'P0001').catch(() => {}); return answer;
     case 'commit': await db.query('COMMIT'); return answer;
-    case 'again': if (count < 4) { answer.headers[`X-Of-${count}`] = 'x'; await raise(db, '40001'); } return answer;
+    case 'again': set(`X-Of-${count}`, 'x'); if (count < 4) await raise(db, '40001'); return answer;
     case 'deadlock': if (count < 3) await raise(db, '40P01'); return answer;
     case 'for-ever': await raise(db, '40001'); return answer;
     case 'vanish': if (count < 3) await db.query('SELECT pg_terminate_backend(pg_backend_pid())'); return answer;
