@@ -8,7 +8,9 @@ export function held(request, like) {
   const response = new ServerResponse(request);
   if (like) Object.setPrototypeOf(response, Object.getPrototypeOf(like));
   const kept = { response, body: undefined, inParts: false };
-  const part = () => { kept.inParts = true; return true; };
+  // For a handler that waits for what it sends to be gone.
+  const finish = () => process.nextTick(() => ['finish', 'close'].forEach((event) => response.emit(event)));
+  const part = () => { kept.inParts = true; finish(); return true; };
 
   response.on('pipe', part);
   Object.assign(response, {
@@ -19,9 +21,12 @@ export function held(request, like) {
       if (typeof headers === 'object') response.setHeaders(new Map(Object.entries(headers)));
       return response;
     },
-    end(body, encoding) {
+    end(...given) {
+      const [body = '', encoding] = given.filter((each) => typeof each !== 'function');
       if (kept.body !== undefined) kept.inParts = true;
-      kept.body = typeof body === 'function' ? Buffer.alloc(0) : Buffer.from(body ?? '', encoding);
+      kept.body = Buffer.from(body ?? '', encoding);
+      given.find((each) => typeof each === 'function')?.();
+      finish();
       return response;
     },
   });

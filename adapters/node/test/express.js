@@ -1,6 +1,8 @@
 // express.js - the routes of the test in Express.
 
 import { Readable } from 'node:stream';
+import { pipeline } from 'node:stream/promises';
+import { fileURLToPath } from 'node:url';
 import express from 'express';
 import { idempotency } from '../express.js';
 import { options, work } from './work.js';
@@ -17,7 +19,10 @@ const orders = once(async (req, res, db) => {
   }
   switch (req.get('X-Do')) {
     case 'stream': Readable.from(['a', 'b', 'c']).pipe(res); break;
+    case 'pipeline': await pipeline(Readable.from(['a', 'b', 'c']), res); break;
+    case 'file': await new Promise((done) => res.sendFile(fileURLToPath(import.meta.url), done)); break;
     case 'parts': res.write('a'); res.end('b'); break;
+    case 'callback': await new Promise((done) => res.end('sent', done)); break;
     case 'twice': res.send('a'); res.send('b'); break;
     default: break;                         // sends nothing
   }

@@ -387,6 +387,16 @@ def parsed_before(shop):
             and other.status == 500)
 
 
+def awaited(shop):
+    """In Express a handler that waits for what it has sent is not waited for: a stream is 500,
+    res.end() is stored"""
+    names = [key() for _ in range(3)]
+    replies = [shop.order(name, do) for name, do in zip(names, ["pipeline", "file", "callback"])]
+    return (f"{[reply.status for reply in replies]}",
+            [reply.status for reply in replies] == [500, 500, 200] and replies[2].body == b"sent"
+            and effects(*names) == 1)
+
+
 def same_and_once(shop, answers):
     """(seen, kept) of key -> first answer, after two more repeats of each."""
     different = sum(kept(shop.order(name)) != kept(reply)
@@ -507,6 +517,7 @@ def try_sentences(framework, hosts):
                 note(sentence, shop)
             if framework == "express":
                 note(parsed_before, shop)
+                note(awaited, shop)
         for sentence, environment in (
                 (limits, {"LIMITER": "orders", "CONTEXT": "device"}),
                 (strict, {"POLICY": "strict"}), (digests, {"POLICY": "digest"}),
