@@ -29,8 +29,8 @@ HERE = pathlib.Path(__file__).parent
 WORK = os.environ["WORK"]
 FRAMEWORKS = sys.argv[1:] or ["express", "fastify", "hono"]
 STEPS = ["claim", "work", "completed", "committed"]     # where a server is killed
-KILLS = int(os.environ.get("KILLS", 100))
-CUTS = int(os.environ.get("CUTS", 200))
+KILLS = 100
+CUTS = 200
 HANG_UPS = 100
 TRIES = 10          # of an adapter
 
@@ -91,10 +91,32 @@ def effects(*keys):
                           [list(keys)]).fetchone()[0]
 
 
-def idle_in_transaction(framework):
-    with psycopg.connect(dbname="shop") as db:
-        return db.execute("SELECT count(*) FROM pg_stat_activity WHERE application_name = %s"
-                          " AND state LIKE 'idle in transaction%%'", [framework]).fetchone()[0]
+class Gate:
+    """Handlers that are told to wait do so while it is closed: with Gate(framework)."""
+
+    def __init__(self, framework):
+        self.framework = framework
+
+    def __enter__(self):
+        self.db = psycopg.connect(dbname="shop", autocommit=True)
+        self.db.execute("SELECT pg_advisory_lock(hashtext(%s))", [self.framework])
+        return self
+
+    def __exit__(self, *exception):
+        self.db.close()
+
+    def wait_for(self, count, what="wait_event = 'advisory'"):
+        """Until so many sessions of the server wait here, or are in another state."""
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            if self.db.execute("SELECT count(*) FROM pg_stat_activity WHERE application_name = %s"
+                               f" AND {what}", [self.framework]).fetchone()[0] == count:
+                return True
+            time.sleep(0.02)
+        return False
+
+    def open(self):
+        self.db.execute("SELECT pg_advisory_unlock_all()")
 
 
 def kept(reply):
@@ -216,14 +238,18 @@ def bodies_that_are_not_json(shop):
 
 def at_the_same_time(shop):
     """Of many at the same time one runs, the others get 409 with Retry-After"""
-    name = key()
-    replies = together(8, lambda _: shop.order(name, "slow"))
-    ran = [reply for reply in replies if reply.status == 201]
-    refused = [reply for reply in replies if reply.status == 409]
-    return (f"{len(ran)} of 8 ran, {effects(name)} effect",
-            len(ran) == 1 and len(refused) == 7 and effects(name) == 1
+    name, first = key(), []
+    with Gate(shop.framework) as gate:
+        runs = threading.Thread(target=lambda: first.append(shop.order(name, "wait")))
+        runs.start()
+        gate.wait_for(1)
+        replies = together(7, lambda _: shop.order(name, "wait"))
+        gate.open()
+        runs.join()
+    return (f"{first[0].status}, {[reply.status for reply in replies]}, {effects(name)} effect",
+            first[0].status == 201 and effects(name) == 1
             and all(is_problem(reply, 409, "idempotency_key_in_progress")
-                    and int(reply.headers["retry-after"]) >= 1 for reply in refused))
+                    and int(reply.headers["retry-after"]) >= 1 for reply in replies))
 
 
 def not_to_be_kept(shop):
@@ -315,15 +341,18 @@ def clients_that_leave(shop):
     """A client that leaves in the middle finds its answer later; no connection stays in a
     transaction"""
     names = [key() for _ in range(8)]
-    for name in names:
-        with socket.create_connection(("127.0.0.1", shop.server.port), PATIENCE) as client:
-            client.sendall(request_bytes(name, "slow"))
-            time.sleep(0.02)
-    time.sleep(1.2)
-    left = idle_in_transaction(shop.framework)
-    replies = [shop.order(name, "slow") for name in names]
-    return (f"{sum(map(replayed, replies))} of 8 found, {left} in a transaction",
-            all(map(replayed, replies)) and left == 0 and effects(*names) == 8)
+    with Gate(shop.framework) as gate, contextlib.ExitStack() as clients:
+        for name in names:
+            client = clients.enter_context(
+                socket.create_connection(("127.0.0.1", shop.server.port), PATIENCE))
+            client.sendall(request_bytes(name, "wait"))
+        waited = gate.wait_for(8)
+        clients.close()
+        gate.open()
+        ended = gate.wait_for(0, "state <> 'idle'")
+        replies = [shop.order(name, "wait") for name in names]
+    return (f"{sum(map(replayed, replies))} of 8 found",
+            waited and ended and all(map(replayed, replies)) and effects(*names) == 8)
 
 
 SENTENCES = [
@@ -469,7 +498,7 @@ def hung_up(framework):
 
 @contextlib.contextmanager
 def pgbouncer():
-    """In transaction mode, with two connections to the server: the folder of its socket."""
+    """In transaction mode: the folder of its socket."""
     directory = pathlib.Path(WORK, "pgbouncer")
     directory.mkdir()
     (directory / "users").write_text('"web_app" ""\n')
@@ -477,7 +506,7 @@ def pgbouncer():
         f"[databases]\nshop = host={os.environ['PGHOST']} port=5432 dbname=shop\n"
         f"[pgbouncer]\nlisten_addr =\nlisten_port = 5432\nunix_socket_dir = {directory}\n"
         f"auth_type = trust\nauth_file = {directory}/users\npool_mode = transaction\n"
-        f"default_pool_size = 12\nmax_client_conn = 200\nlogfile = {directory}/log\n")
+        f"default_pool_size = 60\nmax_client_conn = 200\nlogfile = {directory}/log\n")
     program = shutil.which("pgbouncer") or "/usr/sbin/pgbouncer"
     process = subprocess.Popen([program, "-q", directory / "ini"])
     try:

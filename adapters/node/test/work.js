@@ -2,6 +2,9 @@
 
 import pg from 'pg';
 
+// A lock that the test holds, to open a gate for the handlers of this server
+const GATE = "SELECT pg_advisory_xact_lock_shared(hashtext(current_setting('application_name')))";
+
 const tried = new Map();
 const die = () => process.kill(process.pid, 'SIGKILL');
 const raise = (db, code) => db.query(`DO $$ BEGIN RAISE 'as the test wants' USING ERRCODE = '${code}'; END $$`);
@@ -76,7 +79,7 @@ export async function work(request, db, body, set) {
     case 'empty': return { status: 204, headers: {}, body: undefined };
     case 'bytes': return { ...answer, body: Buffer.from(Array.from({ length: 256 }, (_, i) => i)) };
     case 'text': return { ...answer, body: 'plain \u00fc' };
-    case 'slow': await db.query('SELECT pg_sleep(0.7)'); return answer;
+    case 'wait': await db.query(GATE); return answer;
     case 'echo': return { ...answer, body: { got: Buffer.isBuffer(body) ? body.toString('latin1') : body ?? null } };
     case 'order': return answer;
     default: return null;
