@@ -439,7 +439,7 @@ foreach my $file (
 	@files,
 	map { s/^\Q$top\E\///r }
 	map { sort glob("$top/$_") } 'CHANGELOG.md', 'CONTRIBUTING.md', 'SECURITY.md',
-	'bench/README.md', 'examples/README.md', 'examples/*/README.md', 'src/*/README.md')
+	'bench/README.md', 'examples/README.md', 'examples/*/README.md', 'adapters/*/README.md', 'src/*/README.md')
 {
 	my $links = 0;
 	my @broken;
