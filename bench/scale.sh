@@ -3,12 +3,13 @@
 # shellcheck shell=bash
 # shellcheck disable=SC2034,SC2154	# variables are shared with bench/run and the others
 
-# Gigabytes that a database with so many keys takes, by those of database
-# bench: a third more, for the indexes are sorted on disk, and WAL.
+# Gigabytes that a database with so many keys takes, ours and those of the
+# hand-written function, by those of database bench: a seventh more, for the
+# indexes are sorted on disk, and WAL.
 disk_needed() {
-	psql_quietly -d bench -c "SELECT ceil((1.3 * bytes
-			+ least(bytes, pg_size_bytes(current_setting('max_wal_size')))) / 1e9)
-		FROM (SELECT pg_total_relation_size('idempotency_keys')::numeric / $keys * $many) AS all_keys (bytes)"
+	psql_quietly -d bench -c "SELECT ceil((1.14 * bytes + least(bytes, pg_size_bytes('10GB'))) / 1e9)
+		FROM (SELECT (pg_total_relation_size('idempotency_keys')
+			+ pg_total_relation_size('peer_requests'))::numeric / $keys * $many) AS all_keys (bytes)"
 }
 
 # Refuse before anything is measured.
@@ -22,22 +23,30 @@ check_room() {
 }
 
 # Many keys beside the million of database bench: ours must suffer from them
-# little more than the peers, which look into no key table, or into the same.
-# Buffers take a quarter of the memory, as in a server of that size.
+# little more than the peers, which look into no key table, or into the same, or
+# into one of their own.  Buffers take a quarter of the memory, as in a server of
+# that size.
 run_scale() {
 	load_many
-	change_settings \
+	change_settings "min_wal_size = '10GB'" "max_wal_size = '10GB'" \
 		"shared_buffers = '$(awk '/^MemTotal/ { print int($2 / 4096) }' /proc/meminfo)MB'"
+	recycle_wal
 	[[ ${ways[0]} == sql || $(storage_way scale) == direct:* ]] ||
 		die "after the keys were loaded: $(storage_way scale)"
 	psql_quietly -d bench -c 'CREATE EXTENSION IF NOT EXISTS pg_prewarm' -c 'VACUUM ANALYZE'
 	psql_quietly -d scale -c 'CREATE EXTENSION pg_prewarm'
 	export PGOPTIONS='-c synchronous_commit=off'
 	by_turns 0 ours/replay peers/select
-	by_turns 1 ours/run peers/bare
+	by_turns 1 ours/run peers/bare peers/plpgsql ours/run_growing
 	unset PGOPTIONS
 	"$PG_BIN/dropdb" scale
 	change_settings
+}
+
+# A server that has run for a while has its segments of WAL, and makes no new ones.
+recycle_wal() {
+	psql_quietly -d bench -c "SELECT count(pg_logical_emit_message(false, '', repeat('x', 1000000)))
+		FROM generate_series(1, 8000)" -c CHECKPOINT >/dev/null
 }
 
 # Without WAL, into a table without indexes.  They are made after it, as full as
@@ -46,7 +55,7 @@ load_many() {
 	local start=$SECONDS
 
 	change_settings 'wal_level = minimal' 'max_wal_senders = 0' "maintenance_work_mem = '1GB'"
-	make_database scale 0 0
+	make_database scale 0 1
 	say "storing $many keys in it"
 	load_statements | psql_quietly -d scale
 	psql_quietly -d scale -c "SELECT 'scale: $many stored keys, heap '
@@ -74,6 +83,18 @@ load_statements() {
 		ALTER INDEX idempotency_keys_pkey RESET (fillfactor);
 		CREATE INDEX idempotency_keys_purge_at ON idempotency_keys (purge_at);
 		COMMIT;
+		BEGIN;
+		TRUNCATE peer_requests;
+		ALTER TABLE peer_requests DROP CONSTRAINT peer_requests_pkey;
+		DROP INDEX peer_requests_expires_at_idx;
+		INSERT INTO peer_requests
+			SELECT scope, key, fingerprint, convert_from(body, 'UTF8')::jsonb, expires_at
+			FROM idempotency_keys;
+		ALTER TABLE peer_requests
+			ADD CONSTRAINT peer_requests_pkey PRIMARY KEY (scope, key) WITH (fillfactor = 70);
+		ALTER INDEX peer_requests_pkey RESET (fillfactor);
+		CREATE INDEX ON peer_requests (expires_at);
+		COMMIT;
 		VACUUM ANALYZE;
 		CHECKPOINT;
 	END
@@ -87,7 +108,8 @@ by_turns() {
 	shift
 
 	for database in bench scale; do
-		psql_quietly -d "$database" -c "SELECT pg_prewarm('idempotency_keys_pkey')" >/dev/null
+		psql_quietly -d "$database" -c "SELECT pg_prewarm(i) FROM unnest(
+			'{idempotency_keys_pkey, peer_requests_pkey}'::regclass[]) i" >/dev/null
 	done
 	for ((round = 0; round <= rounds; round++)); do
 		for database in bench scale; do
@@ -102,13 +124,19 @@ by_turns() {
 
 # A run among stored keys: run_among KEYS DATABASE SCRIPT ROUND EFFECTS.
 run_among() {
-	local keys=$1 before
+	local keys=$1 before wal
 
 	before=$(effects "$2")
+	wal=$(wal_written)
 	if (($4 == 0)); then
 		run_script "$2" "$3" "$cores" -T "$seconds"
 	else
 		measure scale "$keys" "$2" "$cores" "$3" "$4"
+		record scale_wal "$keys" "$3" "$4" $((($(wal_written) - wal) / transactions))
 	fi
 	expect_effects "$2" $((before + $5 * transactions))
+}
+
+wal_written() {
+	psql_quietly -d postgres -c "SELECT pg_current_wal_insert_lsn() - '0/0'"
 }

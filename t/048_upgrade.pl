@@ -107,13 +107,13 @@ like($before->{replays}, qr/^replayed.*^duplicate.*^expired.*^in_progress/ms, 'k
 $old->stop('fast');
 $locker->quit;
 
-# Debian's servers have checksums or none by their major
-my ($checksums) = run_command([ "$ENV{oldinstall}/bin/pg_controldata", $old->data_dir ]) =~ /checksum version:\s+(\d)/;
-my ($no_option) = run_command([ 'initdb', '--help' ]) =~ /(--no-data-checksums)/;
+my ($control) = run_command([ "$ENV{oldinstall}/bin/pg_controldata", $old->data_dir ]);
+my ($help) = run_command([ 'initdb', '--help' ]);
+my ($checksums) = $control =~ /checksum version:\s+[1-9]/ ? '--data-checksums' : $help =~ /(--no-data-checksums)/;
 
 foreach my $mode ('--copy', '--link')
 {
-	my $new = make_node("new$mode", checksums => $checksums ? '--data-checksums' : $no_option);
+	my $new = make_node("new$mode", checksums => $checksums);
 	my $folder = PostgreSQL::Test::Utils::tempdir;
 
 	# it writes where it stands
