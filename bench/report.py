@@ -60,11 +60,12 @@ RATIOS = [
      "sweep", "ours/sweep", "peers/delete", {"direct": 1.00, "sql": 0.70}),
 ]
 # Ratios that must not fall with many stored keys.
-# both sides, and what is required of many keys against few
-SCALE = {"`idem_run` / bare": ("ours/run", "peers/bare", 0.85),
-         "`idem_run` with keys that grow with time / bare": ("ours/run_growing", "peers/bare", None),
-         "the hand-written PL/pgSQL function / bare": ("peers/plpgsql", "peers/bare", None),
-         "replay / SELECT": ("ours/replay", "peers/select", 0.85)}
+# group and both sides, and what is required of many keys against few
+SCALE = {"`idem_run` / bare": ("scale", "ours/run", "peers/bare", 0.85),
+         "`idem_run` with keys that grow with time / bare": ("scale", "ours/run_growing", "peers/bare", None),
+         "`idem_run` / bare, `wal_compression = lz4`,": ("scale_lz4", "ours/run", "peers/bare", None),
+         "the hand-written PL/pgSQL function / bare": ("scale_peer", "peers/plpgsql", "peers/bare", None),
+         "replay / SELECT": ("scale", "ours/replay", "peers/select", 0.85)}
 
 QUANTILES = {"p50_ms": 0.5, "p95_ms": 0.95, "p99_ms": 0.99, "p999_ms": 0.999}
 
@@ -121,22 +122,19 @@ def scale_rows(values):
     sizes = sorted({int(parameter) for group, parameter, _ in values if group == "scale"})
     if len(sizes) != 2:
         return
-    for what, (*scripts, target) in SCALE.items():
-        few, many = ([a / b for a, b in zip(*(values["scale", str(size), script]
+    for what, (group, *scripts, target) in SCALE.items():
+        few, many = ([a / b for a, b in zip(*(values.get((group, str(size), script), [])
                                               for script in scripts))] for size in sizes)
         pairs = list(zip(many, few))
         yield "scale", ratio_row(
             f"{what} with {sizes[1]:,} stored keys against the same with {sizes[0]:,}",
             target, pairs, "{:.2f}"), pairs
-    pairs = list(zip(*(values["scale", str(sizes[1]), script] for script in ("ours/run", "peers/plpgsql"))))
-    yield "scale", ratio_row(
-        f"`idem_run` against the hand-written PL/pgSQL function, with {sizes[1]:,} stored keys each",
-        None, pairs), pairs
-    for script in ("ours/run", "ours/run_growing", "peers/plpgsql", "peers/bare"):
-        pairs = list(zip(*(values["scale_wal", str(size), script] for size in reversed(sizes))))
-        yield "scale", ratio_row(
-            f"bytes of WAL of {runs.NAMES[script]} with {sizes[1]:,} stored keys against {sizes[0]:,}",
-            None, pairs), pairs
+    for what, (group, ours, peer, _) in SCALE.items():
+        pairs = list(zip(*(values.get((group + "_wal", str(size), ours), []) for size in reversed(sizes))))
+        if peer == "peers/bare":
+            yield "scale", ratio_row(
+                f"bytes of WAL of {what.replace(' / bare', '')} with {sizes[1]:,} stored keys against {sizes[0]:,}",
+                None, pairs), pairs
 
 
 def round_rows(ratios):

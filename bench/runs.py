@@ -6,7 +6,6 @@ import statistics
 NAMES = {
     "ours/run": "`idem_run`",
     "ours/run_json": "`idem_json(idem_run(…))`",
-    "ours/run_growing": "`idem_run` with keys that grow with time",
     "ours/replay": "replay",
     "ours/body": "`idem_run`",
     "ours/body_replay": "replay",

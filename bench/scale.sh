@@ -36,8 +36,13 @@ run_scale() {
 	psql_quietly -d bench -c 'CREATE EXTENSION IF NOT EXISTS pg_prewarm' -c 'VACUUM ANALYZE'
 	psql_quietly -d scale -c 'CREATE EXTENSION pg_prewarm'
 	export PGOPTIONS='-c synchronous_commit=off'
-	by_turns 0 ours/replay peers/select
-	by_turns 1 ours/run peers/bare peers/plpgsql ours/run_growing
+	by_turns scale "$rounds" 0 idempotency_keys_pkey ours/replay peers/select
+	by_turns scale "$rounds" 1 idempotency_keys_pkey ours/run peers/bare ours/run_growing
+	# the two primary keys would not find room together
+	by_turns scale_peer "$fewer" 1 peer_requests_pkey peers/plpgsql peers/bare
+	psql_quietly -d postgres -c 'ALTER SYSTEM SET wal_compression = lz4' -c CHECKPOINT \
+		-c 'SELECT pg_reload_conf()' >/dev/null
+	by_turns scale_lz4 "$fewer" 1 idempotency_keys_pkey ours/run peers/bare
 	unset PGOPTIONS
 	"$PG_BIN/dropdb" scale
 	change_settings
@@ -100,21 +105,20 @@ load_statements() {
 	END
 }
 
-# The scripts in both databases, round after round; round 0 is not counted:
-# by_turns EFFECTS SCRIPT...
+# The scripts in both databases, round after round; round 0 is not counted.  The
+# index is read into the buffers first: by_turns GROUP ROUNDS EFFECTS INDEX SCRIPT...
 by_turns() {
-	local effects=$1 round database script
+	local group=$1 last=$2 effects=$3 index=$4 round database script
 	local -A stored=([bench]=$keys [scale]=$many)
-	shift
+	shift 4
 
 	for database in bench scale; do
-		psql_quietly -d "$database" -c "SELECT pg_prewarm(i) FROM unnest(
-			'{idempotency_keys_pkey, peer_requests_pkey}'::regclass[]) i" >/dev/null
+		psql_quietly -d "$database" -c "SELECT pg_prewarm('$index')" >/dev/null
 	done
-	for ((round = 0; round <= rounds; round++)); do
+	for ((round = 0; round <= last; round++)); do
 		for database in bench scale; do
 			for script; do
-				run_among "${stored[$database]}" "$database" "$script" "$round" "$effects"
+				run_among "$group" "${stored[$database]}" "$database" "$script" "$round" "$effects"
 			done
 			psql_quietly -d "$database" -c 'VACUUM stock'
 		done
@@ -122,19 +126,20 @@ by_turns() {
 	done
 }
 
-# A run among stored keys: run_among KEYS DATABASE SCRIPT ROUND EFFECTS.
+# A run among stored keys, and its bytes of WAL for each transaction:
+# run_among GROUP KEYS DATABASE SCRIPT ROUND EFFECTS
 run_among() {
-	local keys=$1 before wal
+	local keys=$2 before wal
 
-	before=$(effects "$2")
+	before=$(effects "$3")
 	wal=$(wal_written)
-	if (($4 == 0)); then
-		run_script "$2" "$3" "$cores" -T "$seconds"
+	if (($5 == 0)); then
+		run_script "$3" "$4" "$cores" -T "$seconds"
 	else
-		measure scale "$keys" "$2" "$cores" "$3" "$4"
-		record scale_wal "$keys" "$3" "$4" $((($(wal_written) - wal) / transactions))
+		measure "$1" "$keys" "$3" "$cores" "$4" "$5"
+		record "$1_wal" "$keys" "$4" "$5" $((($(wal_written) - wal) / transactions))
 	fi
-	expect_effects "$2" $((before + $5 * transactions))
+	expect_effects "$3" $((before + $6 * transactions))
 }
 
 wal_written() {
