@@ -377,6 +377,16 @@ SELECT idem_audit('refused', 'table', '1'); COMMIT});
 		poll('the seal', sub { psql(q{SELECT (SELECT max(id) FROM idem.idempotency_audit_log)
 			<= (SELECT max(id_to) FROM idem.idempotency_audit_seals)}) eq 't' });
 		poll('health', sub { psql($red) ne '' });
+		# a worker that cannot have the lock has not succeeded
+		my $reader = session($node);
+		$reader->query("BEGIN; LOCK TABLE ${log}_default IN ACCESS SHARE MODE");
+		for (1 .. 2)
+		{
+			my $last = psql('SELECT last_run FROM idem.idem_sweep_status');
+			poll('a run of the worker', sub { psql('SELECT last_run FROM idem.idem_sweep_status') ne $last });
+		}
+		is(psql($red), 'audit_partitions', 'a lock does not end the error');
+		$reader->quit;
 		my $stderr = '';
 		$node->psql('postgres', q{SELECT idem_audit('by hand', 'table', '1'); SELECT idem_audit_seal()},
 			stderr => \$stderr, extra_params => [ '-v', 'VERBOSITY=verbose' ]);
