@@ -321,7 +321,7 @@ SET auto_explain.log_nested_statements = on;
 SET auto_explain.log_verbose = on;
 };
 $auto_explain .= "SET auto_explain.log_parameter_max_length = -1;\n"
-  if $node->pg_version >= 16;
+  if $node->pg_version->major >= 16;
 is( sqlstate(
 		$node, qq{
 $auto_explain

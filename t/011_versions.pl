@@ -70,7 +70,7 @@ SELECT extversion = (SELECT default_version FROM pg_available_extensions WHERE n
 FROM pg_extension WHERE extname = 'idempotency'}),
 	"0\nt",
 	'is none');
-if ($node->pg_version >= 18)
+if ($node->pg_version->major >= 18)
 {
 	is( $node->safe_psql(
 			'postgres', q{
@@ -101,7 +101,7 @@ is( $session->query(
           FROM idempotency_keys WHERE scope = 'sub'}),
 	'1002|1|t',
 	'use no subtransaction');
-if ($node->pg_version >= 16)
+if ($node->pg_version->major >= 16)
 {
 	is( $node->safe_psql(
 			'postgres', q{
@@ -215,7 +215,7 @@ SELECT idem_secret('context', '0123456789abcdef0123456789abcdef');
 $node->safe_psql('postgres', $setup);
 check_all('as it is');
 my $forced =
-  $node->pg_version >= 16 ? 'debug_parallel_query' : 'force_parallel_mode';
+  $node->pg_version->major >= 16 ? 'debug_parallel_query' : 'force_parallel_mode';
 $node->append_conf('postgresql.conf', "$forced = regress");
 $node->reload;
 $node->poll_query_until('postgres', "SHOW $forced", 'regress')

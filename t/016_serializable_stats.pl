@@ -535,7 +535,7 @@ foreach (@work)
 
 	note "$name: direct @direct, SQL @sql";
 	# 19 prunes a page also where a statement only reads it, and so has fewer dead
-	my $last = $node->safe_psql('postgres', 'SHOW server_version_num') < 190000 ? 5 : 4;
+	my $last = $node->pg_version->major < 19 ? 5 : 4;
 	is("@direct[0 .. $last]", "@sql[0 .. $last]",
 		"$name: inserted, updated, HOT, removed, live, dead");
 	cmp_ok($direct[6], '>=', $calls, "$name: scans are counted");

@@ -318,7 +318,7 @@ SET auto_explain.log_min_duration = 0;
 SET auto_explain.log_nested_statements = on;
 SET auto_explain.log_analyze = on;
 SET auto_explain.log_verbose = on;} : '';
-$explain .= 'SET auto_explain.log_parameter_max_length = -1;' if $have_explain && $node->pg_version >= 16;
+$explain .= 'SET auto_explain.log_parameter_max_length = -1;' if $have_explain && $node->pg_version->major >= 16;
 my ($out, $err) = ('', '');
 $node->psql(
 	$at, qq{$explain

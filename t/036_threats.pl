@@ -282,7 +282,7 @@ is(as('monitor', q{SELECT count(*) FROM pg_settings WHERE setting ~* '} . "$secr
 }
 SKIP:
 {
-	skip 'pg_maintain is new in 17', 9 if $node->pg_version < 17;
+	skip 'pg_maintain is new in 17', 9 if $node->pg_version->major < 17;
 	ask('CREATE ROLE maintainer LOGIN IN ROLE pg_maintain; GRANT USAGE ON SCHEMA idempotency TO maintainer');
 	is(as('maintainer', "TABLE $_"), '42501', "pg_maintain: does not read $_") foreach qw(idempotency_keys idempotency_audit_log idempotency_secrets);
 	is(as('maintainer', "DELETE FROM $_"), '42501', "pg_maintain: does not change $_") foreach qw(idempotency_keys idempotency_audit_log idempotency_secrets);
