@@ -64,6 +64,12 @@ class Shop:
         return call(self.server.port, "POST", path, body,
                     {name: value for name, value in named.items() if value is not None})
 
+    def state(self):
+        """How the server is, for a sentence that has no reply to tell of."""
+        ended = self.server.process.poll()
+        said_last = pathlib.Path(self.server.log).read_text(encoding="utf-8")[-500:]
+        return f"the server {'runs' if ended is None else f'ended with {ended}'}, and said last: {said_last}"
+
     def until_answered(self, key):
         """The reply at last: repeats after lost connections, and while it is in progress."""
         deadline = time.monotonic() + PATIENCE
@@ -538,7 +544,7 @@ def try_sentences(framework, hosts):
         try:
             seen, good = sentence(shop)
         except Exception as error:      # a reply that is not what the sentence takes apart
-            seen, good = f"{type(error).__name__}: {error}", False
+            seen, good = f"{type(error).__name__}: {error}; {shop.state()}", False
         before, all_good = results.get(said(sentence), ("", True))
         results[said(sentence)] = (seen if all_good else before, all_good and good)
 
