@@ -292,15 +292,23 @@ $maintenance->query(q{SET lock_timeout = '10 s'});
 set('idempotency.sweep_batch = 1000');
 foreach my $time (1 .. 2)
 {
-	fill('alter', 100000);
-	poll('the worker', sub { $observer->query(
-		"SELECT count(*) FROM pg_stat_activity WHERE $worker") > 0 });
-	$maintenance->send("ALTER TABLE $table ALTER body SET STORAGE EXTENDED");
-	work_round(sub { look_at($worker) });
-	$maintenance->receive;
-	is($maintenance->state, '', "ALTER TABLE has its turn, time $time");
-	cmp_ok(left('alter'), '>', 0, 'while a worker is at it');
-	poll('the rest to be swept', sub { left('alter') == 0 });
+	my ($state, $left) = ('', 0);
+
+	# on a busy machine all may be gone before the statement is there: then again
+	for (my $try = 0; $state eq '' && $left == 0 && $try < 20; $try++)
+	{
+		fill('alter', 100000);
+		poll('the worker', sub { $observer->query(
+			"SELECT count(*) FROM pg_stat_activity WHERE $worker") > 0 });
+		$maintenance->send("ALTER TABLE $table ALTER body SET STORAGE EXTENDED");
+		work_round(sub { look_at($worker) });
+		$maintenance->receive;
+		$state = $maintenance->state;
+		$left = left('alter');
+		poll('the rest to be swept', sub { left('alter') == 0 });
+	}
+	is($state, '', "ALTER TABLE has its turn, time $time");
+	cmp_ok($left, '>', 0, 'while a worker is at it');
 }
 is(join("\n", @errors), '', 'and so have the clients');
 is($waits, 0, 'the worker does not wait behind it');
