@@ -3,8 +3,10 @@
 MODULE_big = idempotency
 OBJS = \
 	idempotency.o \
+	src/admin/distribute.o \
 	src/admin/grant.o \
 	src/admin/health.o \
+	src/admin/health_citus.o \
 	src/admin/health_log.o \
 	src/admin/health_rights.o \
 	src/admin/health_sweep.o \
@@ -28,6 +30,7 @@ OBJS = \
 	src/base/acl.o \
 	src/base/args.o \
 	src/base/catalog.o \
+	src/base/citus.o \
 	src/base/counters.o \
 	src/base/databases.o \
 	src/base/digest.o \

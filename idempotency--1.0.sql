@@ -1104,6 +1104,27 @@ LANGUAGE C IMMUTABLE PARALLEL SAFE;
 COMMENT ON FUNCTION @extschema@.idem_respond(integer, json, json) IS
 'make a JSON answer with a status, for a handler of idem_run';
 
+CREATE FUNCTION @extschema@.idem_key_lock(scope text, key text, wait boolean)
+RETURNS boolean
+AS 'MODULE_PATHNAME', 'idem_key_lock'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION @extschema@.idem_key_lock(text, text, boolean) IS
+'for statements of the extension on another node of Citus: locks a key';
+
+CREATE FUNCTION @extschema@.idem_distribute(colocate_with regclass)
+RETURNS void
+AS 'MODULE_PATHNAME', 'idem_distribute'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION @extschema@.idem_distribute(regclass) IS
+'on the coordinator of Citus: distributes the keys beside a table of the application';
+
+CREATE FUNCTION @extschema@.idem_distribute_node()
+RETURNS void
+AS 'MODULE_PATHNAME', 'idem_distribute_node'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION @extschema@.idem_distribute_node() IS
+'gives nodes of Citus their part of what idem_distribute() did, where it is missing';
+
 CREATE FUNCTION @extschema@.idem_grant(role regrole, level text)
 RETURNS void
 AS 'MODULE_PATHNAME', 'idem_grant'
@@ -1390,6 +1411,9 @@ REVOKE ALL ON ROUTINE
 	@extschema@.idem_http_time(timestamptz),
 	@extschema@.idem_http_headers(@extschema@.idem_result),
 	@extschema@.idem_http_run(regprocedure, jsonb, text, text, bytea, bytea, text, text, text),
+	@extschema@.idem_key_lock(text, text, boolean),
+	@extschema@.idem_distribute(regclass),
+	@extschema@.idem_distribute_node(),
 	@extschema@.idem_grant(regrole, text),
 	@extschema@.idem_health()
 FROM PUBLIC;

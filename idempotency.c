@@ -30,6 +30,7 @@
 #include "src/audit/refusal_queue.h"
 #include "src/audit/whitelist.h"
 #include "src/base/catalog.h"
+#include "src/base/citus.h"
 #include "src/base/compat.h"
 #include "src/base/counters.h"
 #include "src/base/databases.h"
@@ -63,6 +64,7 @@ _PG_init(void)
 	idem_partition_init();
 	idem_audit_index_init();
 	idem_catalog_init();
+	idem_citus_init();
 	idem_xact_init();
 	idem_whitelist_init();
 	idem_audit_whitelist_init();

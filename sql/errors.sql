@@ -137,6 +137,10 @@ INSERT INTO calls (state, call) VALUES
 	('22004', 'idem_respond(NULL, ''{}'')'),
 	('22004', 'idem_grant(NULL, ''app'')'),
 	('22004', 'idem_grant(current_user::regrole, NULL)'),
+	('22004', 'idem_distribute(NULL)'),
+	('22004', 'idem_key_lock(NULL, ''k'', true)'),
+	('22004', 'idem_key_lock(''s'', NULL, true)'),
+	('22004', 'idem_key_lock(''s'', ''k'', NULL)'),
 	('22004', 'idem_schedule(NULL)'),
 	-- of these a null is no misuse
 	('none', 'idem_sweep(NULL)'),
@@ -307,7 +311,9 @@ INSERT INTO calls (state, call) VALUES
 	('22023', 'idem_secret(''canary'', ''0123456789012345'')'),
 	('22023', 'idem_secret(''context'', ''canary'')'),
 	('22023', 'idem_secret_drop(''canary'', 1)'),
-	('22023', 'idem_grant(current_user::regrole, ''canary'')');
+	('22023', 'idem_grant(current_user::regrole, ''canary'')'),
+	('55000', 'idem_distribute(''pg_class'')'),
+	('55000', 'idem_distribute_node()');
 
 -- Runs a call and undoes it.  "leak": something of a key, an answer or a
 -- secret is in the text of the error.

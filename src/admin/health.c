@@ -28,6 +28,7 @@
 
 #include "admin/health.h"
 #include "base/catalog.h"
+#include "base/citus.h"
 #include "base/databases.h"
 #include "base/hmac.h"
 #include "base/spi.h"
@@ -170,7 +171,8 @@ idem_health_ask(IdemHealthUser user, const char *sql, TimestampTz at,
 	values[8] = idem_rule_columns(&idem_policy_table);
 	values[9] = idem_rule_columns(&idem_limiter_table);
 	if (strstr(sql, "%1$s") != NULL)
-		sql = psprintf(sql, idem_catalog()->schema);
+		sql = psprintf(sql, idem_catalog()->schema,
+					   idem_citus_rows(idem_catalog()->keys));
 
 	/*
 	 * Read only, and so with the snapshot of the calling statement, the same
@@ -266,7 +268,7 @@ static const IdemHealthCheck general[] = {
 
 static const IdemHealthCheck *const lists[] = {
 	general, idem_health_tables, idem_health_rights, idem_health_log,
-	idem_health_sweep
+	idem_health_sweep, idem_health_citus
 };
 
 /* One check, for idem_try(). */

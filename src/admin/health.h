@@ -44,7 +44,8 @@ typedef struct IdemHealthAnswer
  *	$9	text[]		the columns of the policies
  *	$10	text[]		the columns of the limiters
  *
- * "%1$s" is the schema, too; a query that has it doubles other per cent signs.
+ * "%1$s" is the schema, too, and "%2$s" are the keys of this node to select from;
+ * a query that has them doubles other per cent signs.
  */
 typedef struct IdemHealthCheck
 {
@@ -54,6 +55,7 @@ typedef struct IdemHealthCheck
 	void		(*check) (IdemHealthAnswer *answer);	/* if it is more */
 } IdemHealthCheck;
 
+extern const IdemHealthCheck idem_health_citus[];
 extern const IdemHealthCheck idem_health_log[];
 extern const IdemHealthCheck idem_health_rights[];
 extern const IdemHealthCheck idem_health_sweep[];

@@ -86,7 +86,7 @@ idem_schema_check(PG_FUNCTION_ARGS)
 
 /* In no level, and documented for nobody but a superuser. */
 #define FOR_NOBODY \
-	"('idem_secret', 'idem_secret_drop', 'idem_grant', 'idem_audit_prune'," \
+	"('idem_secret', 'idem_secret_drop', 'idem_grant', 'idem_audit_prune', 'idem_distribute', 'idem_distribute_node'," \
 	" 'idem_policy_changed', 'idem_limiter_changed', 'idem_audit_guard')"
 
 /* Columns of the keys that tell nothing of a request. */
@@ -106,6 +106,9 @@ const IdemHealthCheck idem_health_rights[] = {
 		" FROM pg_namespace n, aclexplode(n.nspacl) a LEFT JOIN pg_roles r ON r.oid = a.grantee"
 		" WHERE n.oid = $3 AND a.privilege_type = 'CREATE' AND a.grantee <> n.nspowner"
 		" AND NOT coalesce(r.rolsuper, false)"
+		/* who owns a shard makes it anew where it is moved to */
+		" AND NOT (to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL"
+		" AND a.grantee = (SELECT k.relowner FROM pg_class k WHERE k.oid = ($1)[1]))"
 		" UNION ALL SELECT format('it belongs to %s, who is no superuser and can drop what is in it', o.owner::regrole)"
 		" FROM pg_namespace n JOIN pg_database b ON b.datname = current_database(),"
 		" LATERAL (SELECT CASE WHEN n.nspowner = 'pg_database_owner'::regrole"
@@ -187,9 +190,9 @@ const IdemHealthCheck idem_health_rights[] = {
 		"SELECT 'missing: ' || w.name AS detail FROM (VALUES ('idem_complete', 4), ('idem_fail', 4), ('idem_http_problem', 2)"
 		" UNION ALL SELECT unnest(ARRAY['idem_activity_values', 'idem_audit', 'idem_audit_digest', 'idem_audit_guard',"
 		" 'idem_audit_prune', 'idem_audit_seal', 'idem_audit_verify', 'idem_canonical', 'idem_checkpoint',"
-		" 'idem_claim', 'idem_context', 'idem_dedupe', 'idem_end_lease', 'idem_extend', 'idem_find', 'idem_fingerprint',"
+		" 'idem_claim', 'idem_context', 'idem_dedupe', 'idem_distribute', 'idem_distribute_node', 'idem_end_lease', 'idem_extend', 'idem_find', 'idem_fingerprint',"
 		" 'idem_forget', 'idem_forget_scope', 'idem_grant', 'idem_health', 'idem_holder',"
-		" 'idem_http_headers', 'idem_http_run', 'idem_http_time', 'idem_json', 'idem_key',"
+		" 'idem_http_headers', 'idem_http_run', 'idem_http_time', 'idem_json', 'idem_key', 'idem_key_lock',"
 		" 'idem_limiter', 'idem_limiter_changed', 'idem_limiter_drop', 'idem_log_id', 'idem_lookup', 'idem_policy',"
 		" 'idem_policy_changed', 'idem_policy_drop', 'idem_policy_values', 'idem_recover', 'idem_release', 'idem_require',"
 		" 'idem_respond', 'idem_run', 'idem_schedule', 'idem_scope', 'idem_secret', 'idem_secret_drop', 'idem_stats_reset',"

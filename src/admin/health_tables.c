@@ -76,6 +76,7 @@ const IdemHealthCheck idem_health_tables[] = {
 		" AND a.attidentity = '' AND a.attname <> ALL (ARRAY['name', 'capacity', 'per', 'when_full', 'lease_until', 'purge_at', 'token', 'scope', 'key', 'policy', 'claimed_by', 'id',"
 		" 'at', 'xid', 'action', 'entity', 'entity_id', 'session_role', 'effective_role', 'segment', 'kind',"
 		" 'sealed_at', 'rows', 'previous', 'seal', 'first_id', 'key_id', 'purpose', 'secret'])"
+		" AND NOT (a.attname = 'tenant' AND to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL)"
 		" AND NOT EXISTS (SELECT FROM unnest($6, $8) k (name, given) WHERE k.given AND k.name = a.attname)) d"
 	},
 	/* A table that inherits has rows that no index of ours keeps unique. */
@@ -167,12 +168,12 @@ const IdemHealthCheck idem_health_tables[] = {
 		"SELECT count(*) = 0, CASE WHEN count(*) = 0 THEN 'those that keys and policies name exist'"
 		" ELSE string_agg(format('%%s by %%I, which is no role', d.what, d.name), ', ' ORDER BY d.what, d.name)"
 		" || '; after ALTER ROLE ... RENAME see doc/operations.md' END FROM (SELECT DISTINCT k.what, k.name FROM ("
-		"(SELECT 'keys claimed' AS what, claimed_by AS name FROM %1$s.idempotency_keys"
+		"(SELECT 'keys claimed' AS what, claimed_by AS name FROM %2$s"
 		" WHERE purge_at > now() ORDER BY purge_at LIMIT 1000) UNION ALL"
-		" (SELECT 'keys claimed', claimed_by FROM %1$s.idempotency_keys"
+		" (SELECT 'keys claimed', claimed_by FROM %2$s"
 		" WHERE purge_at > now() ORDER BY purge_at DESC LIMIT 1000) UNION ALL"
 		" SELECT 'a policy owned', owner_role FROM %1$s.idempotency_policies WHERE owner_role <> '') k"
-		" WHERE NOT EXISTS (SELECT FROM pg_roles r WHERE r.rolname = k.name)) d"
+		" WHERE to_regrole(quote_ident(k.name)) IS NULL) d"
 	},
 	{NULL}
 };

@@ -32,6 +32,7 @@
 #include "rule/policy.h"
 #include "base/args.h"
 #include "base/catalog.h"
+#include "base/citus.h"
 #include "base/digest.h"
 #include "base/counters.h"
 #include "base/databases.h"
@@ -204,7 +205,7 @@ execute(const char *sql, TimestampTz now)
 	 * monitoring ask now and then: no plan is kept, and the planner has its
 	 * will.
 	 */
-	code = SPI_execute_with_args(psprintf(sql, idem_catalog()->schema),
+	code = SPI_execute_with_args(psprintf(sql, idem_citus_rows(idem_catalog()->keys)),
 								 lengthof(types), types, values, NULL, true, 0);
 	if (code != SPI_OK_SELECT)
 		elog(ERROR, "SPI_execute_with_args failed: %s",
@@ -236,7 +237,7 @@ idem_activity_values(PG_FUNCTION_ARGS)
 	execute("SELECT scope, key, coalesce(policy, '" IDEM_POLICY_DEFAULT "'), coalesce(attempt, 1),"
 			" claimed_by, $1 - created_at,"
 			" lease_until - $1, recovery_point"
-			" FROM %1$s.idempotency_keys WHERE state = 'p'",
+			" FROM %1$s WHERE state = 'p'",
 			GetCurrentTimestamp());
 
 	/*
@@ -276,7 +277,7 @@ idem_stats_lag(void)
 	bool		isnull;
 
 	idem_spi_begin(&saved);
-	execute("SELECT coalesce(min(purge_at), $1) FROM %1$s.idempotency_keys WHERE purge_at <= $1",
+	execute("SELECT coalesce(min(purge_at), $1) FROM %1$s WHERE purge_at <= $1",
 			now);
 	idem_spi_require_types(&type, 1);
 	oldest = DatumGetTimestampTz(idem_spi_value(0, 0, &isnull));

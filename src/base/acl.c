@@ -89,6 +89,13 @@ static const char restored_sql[] =
 " CROSS JOIN LATERAL aclexplode(d.defaclacl) b"
 " WHERE i.inhparent = $1 AND a.grantee <> c.relowner AND b.grantee = a.grantee";
 
+/* What was given to others, for another server to give. */
+static const char repeat_sql[] =
+"SELECT format('GRANT %s ON %s %s TO %s%s', a.privilege_type, kind, identity,"
+" a.grantee::regrole, CASE WHEN a.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)"
+" FROM " MEMBERS ", aclexplode(acl) a WHERE a.grantee <> owner AND a.grantee <> 0"
+" ORDER BY 1";
+
 /* Execute what a query about an object comes to. */
 static void
 execute_all(const char *sql, Oid object)
@@ -162,4 +169,25 @@ idem_acl_restored(void)
 	if (ConditionalLockRelationOid(idem_catalog()->audit_seals,
 								   ShareUpdateExclusiveLock))
 		execute_all(restored_sql, idem_catalog()->audit_log);
+}
+
+/*
+ * idem_acl_repeat
+ *		Add the commands that give roles what they have on our objects, to a
+ *		script for another server with the same.  Between begin and end.
+ */
+void
+idem_acl_repeat(StringInfo script)
+{
+	Oid			type = OIDOID;
+	Datum		value = ObjectIdGetDatum(get_extension_oid("idempotency", false));
+	uint64		i;
+
+	if (SPI_execute_with_args(repeat_sql, 1, &type, &value, NULL, true, 0) !=
+		SPI_OK_SELECT)
+		elog(ERROR, "could not find the privileges of the extension");
+	for (i = 0; i < SPI_processed; i++)
+		appendStringInfo(script, "%s; ",
+						 SPI_getvalue(SPI_tuptable->vals[i],
+									  SPI_tuptable->tupdesc, 1));
 }

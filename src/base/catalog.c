@@ -19,6 +19,7 @@
 #include "catalog/pg_class.h"
 #include "catalog/pg_extension.h"
 #include "catalog/pg_index.h"
+#include "catalog/pg_namespace.h"
 #include "catalog/pg_type.h"
 #include "commands/extension.h"
 #include "utils/builtins.h"
@@ -31,7 +32,7 @@
 #include "base/catalog.h"
 
 #define MAX_LOOKUPS 10
-#define MAX_WATCHERS 4
+#define MAX_WATCHERS 5
 
 static IdemCatalogWatcher watchers[MAX_WATCHERS];
 static int	nwatchers = 0;
@@ -68,11 +69,24 @@ namespace_changed(Datum arg, int cacheid, uint32 hashvalue)
 }
 
 /*
- * Whether the key table has its primary key, exactly (scope, key), valid and
- * immediate: all that makes a key unique.
+ * Whether the columns of an index are exactly (scope, key), behind the tenant
+ * where the table has one: the scope says whose it is.
  */
 static bool
-has_primary_key(Oid keys)
+is_on_key(Form_pg_index index, Oid keys, int before)
+{
+	return index->indnatts == before + 2 &&
+		(before == 0 || index->indkey.values[0] == get_attnum(keys, IDEM_TENANT)) &&
+		index->indkey.values[before] == get_attnum(keys, "scope") &&
+		index->indkey.values[before + 1] == get_attnum(keys, "key");
+}
+
+/*
+ * Whether the key table has its primary key, valid and immediate: all that
+ * makes a key unique.
+ */
+static bool
+has_primary_key(Oid keys, bool tenant)
 {
 	Relation	catalog = table_open(IndexRelationId, AccessShareLock);
 	bool		found = false;
@@ -93,9 +107,7 @@ has_primary_key(Oid keys)
 		Form_pg_index index = (Form_pg_index) GETSTRUCT(tuple);
 
 		if (index->indisprimary && index->indisvalid && index->indisready &&
-			index->indimmediate && index->indnatts == 2 &&
-			index->indkey.values[0] == get_attnum(keys, "scope") &&
-			index->indkey.values[1] == get_attnum(keys, "key"))
+			index->indimmediate && is_on_key(index, keys, tenant ? 1 : 0))
 			found = true;
 	}
 	systable_endscan(scan);
@@ -176,6 +188,21 @@ find_owner(Oid relid)
 	return owner;
 }
 
+/* The column that idem_distribute() gave to the keys. */
+static void
+find_tenant(IdemCatalog *catalog)
+{
+	AttrNumber	column = InvalidAttrNumber;
+
+	/* elsewhere a column of that name is somebody else's */
+	if (idem_catalog_has_citus())
+		column = get_attnum(catalog->keys, IDEM_TENANT);
+	if (column != InvalidAttrNumber)
+		get_atttypetypmodcoll(catalog->keys, column, &catalog->tenant_type,
+							  &catalog->tenant_typmod,
+							  &catalog->tenant_collation);
+}
+
 static void
 look_up(IdemCatalog *catalog)
 {
@@ -193,7 +220,9 @@ look_up(IdemCatalog *catalog)
 	catalog->namespace = schema;
 	strlcpy(catalog->schema, quote_identifier(name), sizeof(catalog->schema));
 	catalog->keys = find_relation(schema, "idempotency_keys");
-	catalog->keys_unique = has_primary_key(catalog->keys);
+	find_tenant(catalog);
+	catalog->keys_unique = has_primary_key(catalog->keys,
+										   OidIsValid(catalog->tenant_type));
 	catalog->leases = find_relation(schema, "idempotency_leases");
 	catalog->leases_owner = find_owner(catalog->leases);
 	catalog->policies = find_relation(schema, "idempotency_policies");
@@ -257,6 +286,17 @@ idem_catalog_generation(void)
 {
 	(void) idem_catalog();
 	return generation;
+}
+
+/*
+ * idem_catalog_has_citus
+ *		Whether Citus is installed in this database.
+ */
+bool
+idem_catalog_has_citus(void)
+{
+	return OidIsValid(get_relname_relid("pg_dist_partition",
+										PG_CATALOG_NAMESPACE));
 }
 
 /*

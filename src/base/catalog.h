@@ -10,6 +10,9 @@
 
 #include "idem.h"
 
+/* A column of the keys and leases, where Citus has distributed them by it. */
+#define IDEM_TENANT "tenant"
+
 typedef struct IdemCatalog
 {
 	Oid			namespace;
@@ -17,6 +20,9 @@ typedef struct IdemCatalog
 	Oid			owner;			/* of the key table: who our code runs as */
 	Oid			keys;
 	bool		keys_unique;	/* it has the primary key that we rest on */
+	Oid			tenant_type;	/* of its column on Citus; InvalidOid: none */
+	int32		tenant_typmod;
+	Oid			tenant_collation;
 	Oid			leases;
 	Oid			leases_owner;	/* who writes to it */
 	Oid			policies;
@@ -39,6 +45,7 @@ typedef void (*IdemCatalogWatcher) (Oid relid);
 
 extern const IdemCatalog *idem_catalog(void);
 extern uint64 idem_catalog_generation(void);
+extern bool idem_catalog_has_citus(void);
 extern void idem_catalog_require_version(void);
 extern void idem_catalog_watch(IdemCatalogWatcher watcher);
 extern void idem_catalog_init(void);

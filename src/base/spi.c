@@ -21,10 +21,12 @@
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
+#include "utils/memutils.h"
 #include "utils/plancache.h"
 #include "utils/snapmgr.h"
 
 #include "base/catalog.h"
+#include "base/citus.h"
 #include "base/compat.h"
 #include "base/spi.h"
 
@@ -95,12 +97,36 @@ require_schema(void)
 					 idem_catalog()->schema, quote_identifier(owner))));
 }
 
+/* Whether a statement has a parameter more, for the tenant. */
+static bool
+has_tenant(const IdemPlan *plan)
+{
+	return plan->scope > 0 && idem_citus_is_used();
+}
+
+/*
+ * For one key Citus finds the shard by the parameter, in a generic plan; for
+ * many it has to know the value when it plans.
+ */
+static SPIPlanPtr
+prepare_for_tenant(const IdemPlan *plan)
+{
+	Oid		   *types = palloc(sizeof(Oid) * (plan->nargs + 1));
+
+	memcpy(types, plan->argtypes, sizeof(Oid) * plan->nargs);
+	types[plan->nargs] = idem_catalog()->tenant_type;
+	return SPI_prepare_cursor(psprintf(plan->sql, idem_catalog()->schema,
+									   IDEM_TENANT ", ",
+									   psprintf("$%d, ", plan->nargs + 1)),
+							  plan->nargs + 1, types,
+							  plan->many ? CURSOR_OPT_CUSTOM_PLAN : CURSOR_OPT_GENERIC_PLAN);
+}
+
 static void
 prepare(IdemPlan *plan)
 {
 	uint64		generation = idem_catalog_generation();
 	SPIPlanPtr	prepared;
-	char	   *sql;
 
 	if (plan->plan != NULL && plan->generation == generation)
 		return;
@@ -111,16 +137,20 @@ prepare(IdemPlan *plan)
 	plan->plan = NULL;
 
 	require_schema();
-	sql = psprintf(plan->sql, idem_catalog()->schema);
-	prepared = SPI_prepare_cursor(sql, plan->nargs, (Oid *) plan->argtypes,
-								  CURSOR_OPT_GENERIC_PLAN);
+	if (has_tenant(plan))
+		prepared = prepare_for_tenant(plan);
+	else
+		prepared = SPI_prepare_cursor(psprintf(plan->sql,
+											   plan->from != NULL ? plan->from : idem_catalog()->schema,
+											   "", ""),
+									  plan->nargs, (Oid *) plan->argtypes,
+									  CURSOR_OPT_GENERIC_PLAN);
 	if (prepared == NULL)
 		elog(ERROR, "SPI_prepare failed: %s",
 			 SPI_result_code_string(SPI_result));
 	SPI_keepplan(prepared);
 	plan->plan = prepared;
 	plan->generation = generation;
-	pfree(sql);
 }
 
 /*
@@ -132,6 +162,7 @@ speaks_of_no_row(int sqlstate)
 {
 	switch (ERRCODE_TO_CATEGORY(sqlstate))
 	{
+		case MAKE_SQLSTATE('0', '8', '0', '0', '0'):
 		case MAKE_SQLSTATE('0', 'A', '0', '0', '0'):
 		case MAKE_SQLSTATE('2', '5', '0', '0', '0'):
 		case MAKE_SQLSTATE('4', '0', '0', '0', '0'):
@@ -171,6 +202,16 @@ rethrow(MemoryContext context, bool prepared)
 	 */
 	if (sqlstate == ERRCODE_INSUFFICIENT_PRIVILEGE && error->hint == NULL)
 		error->hint = "The owner of the tables must have rights on them, and no deferrable constraint or trigger may be there; see idem_health().";
+
+	/*
+	 * Claims of a key on two nodes do not see each other's key lock, and Citus
+	 * names neither table nor constraint of a shard.
+	 */
+	if (sqlstate == ERRCODE_UNIQUE_VIOLATION && idem_citus_is_used())
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg("could not serialize access due to a concurrent claim"),
+				 errhint("Repeat the whole transaction.")));
 
 	/*
 	 * A message passes of the classes that never quote, or where there was no
@@ -248,6 +289,39 @@ execute(IdemPlan *plan, Datum *values, const char *nulls, bool read_only,
 }
 
 /*
+ * idem_spi_from
+ *		What a statement on rows of this node selects from or deletes from next.
+ */
+void
+idem_spi_from(IdemPlan *plan, const char *from)
+{
+	if (plan->from != NULL && strcmp(plan->from, from) == 0)
+		return;
+	if (plan->from != NULL)
+		pfree(unconstify(char *, plan->from));
+	plan->from = NULL;
+	plan->generation = 0;		/* its plan is of another text */
+	plan->from = MemoryContextStrdup(TopMemoryContext, from);
+}
+
+/* The values, that of the tenant behind them. */
+static Datum *
+add_tenant(const IdemPlan *plan, const Datum *values, const char **nulls)
+{
+	Datum	   *all = palloc(sizeof(Datum) * (plan->nargs + 1));
+	char	   *all_nulls = palloc(plan->nargs + 1);
+
+	memcpy(all, values, sizeof(Datum) * plan->nargs);
+	all[plan->nargs] =
+		idem_citus_tenant(DatumGetTextPP(values[plan->scope - 1]));
+	memset(all_nulls, ' ', plan->nargs + 1);
+	if (*nulls != NULL)
+		memcpy(all_nulls, *nulls, plan->nargs);
+	*nulls = all_nulls;
+	return all;
+}
+
+/*
  * idem_spi_execute
  *		Execute a statement between begin and end; rows are in SPI_tuptable.
  *
@@ -263,6 +337,8 @@ idem_spi_execute(IdemPlan *plan, Datum *values, const char *nulls,
 	int			outer = executing;
 	volatile bool prepared = false;
 
+	if (has_tenant(plan))
+		values = add_tenant(plan, values, &nulls);
 	PG_TRY();
 	{
 		prepare(plan);

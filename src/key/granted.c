@@ -11,6 +11,7 @@
 #include "access/xact.h"
 
 #include "audit/log.h"
+#include "base/citus.h"
 #include "base/digest.h"
 #include "key/claim.h"
 #include "key/leases.h"
@@ -91,7 +92,7 @@ idem_claim_fill(IdemClaim *claim)
 								 claim->found ? last.token : IDEM_NO_TOKEN);
 
 	/* taking an id now is what makes the transaction one that writes */
-	row->claim_xid = U64FromFullTransactionId(GetTopFullTransactionId());
+	row->claim_xid = idem_citus_xid(GetTopFullTransactionId());
 	row->finished_at = DT_NOBEGIN;
 	idem_lifetime_lease(policy, row, claim->now,
 						claim->lease >= 0 ? claim->lease : policy->lease);
@@ -134,6 +135,7 @@ idem_claim_written(const IdemClaim *claim)
 	/* if it commits like this, that must survive a crash, or must not be */
 	idem_xact_opened(&claim->id, &claim->row,
 					 claim->row_policy.error_unfinished);
+	idem_citus_flush(claim->id.scope);
 	if (claim->row_policy.recoverable)
 		idem_leases_put(&claim->id, &claim->row);
 	if (claim->row_policy.audit)

@@ -31,9 +31,11 @@
 #include "utils/timestamp.h"
 
 #include "base/catalog.h"
+#include "base/citus.h"
 #include "base/spi.h"
 #include "key/leases.h"
 #include "rule/policy.h"
+#include "store/store.h"
 
 static const Oid put_types[] = {
 	TIMESTAMPTZOID, TIMESTAMPTZOID, INT8OID, TEXTOID, TEXTOID, TEXTOID, TEXTOID
@@ -45,20 +47,19 @@ static const Oid ended_types[] = {
 static const Oid lease_types[] = {
 	TIMESTAMPTZOID, INT8OID, TEXTOID, TEXTOID, TEXTOID
 };
-static const Oid sweep_types[] = {TIMESTAMPTZOID, INT8OID};
 
 static IdemPlan put_plan = {
 	"INSERT INTO %1$s.idempotency_leases"
-	" (lease_until, purge_at, token, scope, key, policy, claimed_by)"
-	" VALUES ($1, $2, $3, $4, $5, $6, $7)"
-	" ON CONFLICT (scope, key) DO UPDATE SET (lease_until, purge_at, token, policy, claimed_by)"
+	" (%2$slease_until, purge_at, token, scope, key, policy, claimed_by)"
+	" VALUES (%3$s$1, $2, $3, $4, $5, $6, $7)"
+	" ON CONFLICT (%2$sscope, key) DO UPDATE SET (lease_until, purge_at, token, policy, claimed_by)"
 	" = (excluded.lease_until, excluded.purge_at, excluded.token, excluded.policy, excluded.claimed_by)",
-	lengthof(put_types), put_types
+	lengthof(put_types), put_types, 4
 };
 
 static IdemPlan drop_plan = {
-	"DELETE FROM %1$s.idempotency_leases WHERE scope = $1 AND key = $2 AND $3 IN (0, token)",
-	lengthof(drop_types), drop_types
+	"DELETE FROM %1$s.idempotency_leases WHERE (%2$sscope, key) = (%3$s$1, $2) AND $3 IN (0, token)",
+	lengthof(drop_types), drop_types, 1
 };
 
 /*
@@ -67,19 +68,12 @@ static IdemPlan drop_plan = {
  */
 static IdemPlan ended_plan = {
 	"SELECT lease_until, token, scope, key, claimed_by"
-	" FROM %1$s.idempotency_leases"
+	" FROM %1$s"
 	" WHERE policy = $1 AND lease_until <= $2 AND lease_until >= $3"
 	" AND (lease_until > $3 OR (scope, key) > ($4, $5))"
 	" AND (token, scope, key, claimed_by) IS NOT NULL"
 	" ORDER BY lease_until, scope, key LIMIT $6",
 	lengthof(ended_types), ended_types
-};
-
-static IdemPlan sweep_plan = {
-	"DELETE FROM %1$s.idempotency_leases WHERE (scope, key) IN"
-	" (SELECT scope, key FROM %1$s.idempotency_leases WHERE purge_at <= $1"
-	" ORDER BY purge_at LIMIT $2 FOR UPDATE SKIP LOCKED)",
-	lengthof(sweep_types), sweep_types
 };
 
 static uint64
@@ -151,6 +145,7 @@ idem_leases_ended(const char *policy, TimestampTz now, const IdemLease *after,
 	values[3] = after != NULL ? PointerGetDatum(after->id.scope) : CStringGetTextDatum("");
 	values[4] = after != NULL ? PointerGetDatum(after->id.key) : CStringGetTextDatum("");
 	values[5] = Int64GetDatum(max_leases);
+	idem_spi_from(&ended_plan, idem_citus_rows(idem_catalog()->leases));
 	idem_spi_begin_as(&saved, idem_catalog()->leases_owner);
 	number = (int) idem_spi_execute(&ended_plan, values, NULL, false, 0);
 	idem_spi_require_types(lease_types, lengthof(lease_types));
@@ -180,23 +175,20 @@ idem_leases_ended(const char *policy, TimestampTz now, const IdemLease *after,
 void
 idem_leases_sweep(TimestampTz now, int64 max_rows)
 {
-	Datum		values[lengthof(sweep_types)];
+	Oid			leases = idem_catalog()->leases;
 	Relation	table;
 	bool		empty;
 
-	if (!ConditionalLockRelationOid(idem_catalog()->leases, RowExclusiveLock))
+	if (!ConditionalLockRelationOid(leases, RowExclusiveLock))
 		return;
 
 	/* most have none, and need no plan made for it */
-	table = try_table_open(idem_catalog()->leases, NoLock);
+	table = try_table_open(leases, NoLock);
 	if (table == NULL)
 		return;
 	empty = table->rd_rel->relkind == RELKIND_RELATION &&
-		RelationGetNumberOfBlocks(table) == 0;
+		!idem_citus_is_used() && RelationGetNumberOfBlocks(table) == 0;
 	table_close(table, NoLock);
-	if (empty)
-		return;
-	values[0] = TimestampTzGetDatum(now);
-	values[1] = Int64GetDatum(max_rows);
-	(void) execute(&sweep_plan, values);
+	if (!empty)
+		idem_store_sweep_leases(now, max_rows);
 }

@@ -22,6 +22,7 @@
 #include "utils/timestamp.h"
 
 #include "base/bytes.h"
+#include "base/citus.h"
 #include "base/digest.h"
 #include "key/xact.h"
 
@@ -299,7 +300,7 @@ idem_xact_owns(const IdemRow *row)
 
 	/* a transaction without an id has written nothing, and so claimed nothing */
 	return FullTransactionIdIsValid(mine) &&
-		U64FromFullTransactionId(mine) == row->claim_xid &&
+		idem_citus_xid(mine) == row->claim_xid &&
 		(row->token == IDEM_NO_TOKEN ? row->created_at :
 		 row->token - UNIX_EPOCH_OFFSET) >= GetCurrentTransactionStartTimestamp();
 }

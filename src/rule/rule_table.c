@@ -320,6 +320,9 @@ idem_rule_changed(const IdemRuleTable *table, FunctionCallInfo fcinfo)
 	 * may have cached what is undone (specs/policy-change).
 	 */
 	CacheInvalidateRelcache(trigdata->tg_relation);
+
+	/* on Citus the trigger is on a shard, and it is the table that is watched */
+	CacheInvalidateRelcacheByRelid(get_relid(table));
 	return trigdata;
 }
 

@@ -164,12 +164,12 @@ static List *
 add_of_index(List *holders, Relation table, Relation index, const IdemKey *id)
 {
 	TupleTableSlot *slot = table_slot_create(table, NULL);
-	ScanKeyData entries[2];
+	ScanKeyData entries[IDEM_PARTS_SCAN_KEYS];
+	int			number = idem_store_parts_scan_keys(id, entries);
 	IndexScanDesc scan = idem_compat_index_beginscan(table, index, SnapshotAny,
-													 lengthof(entries));
+													 number);
 
-	idem_store_row_scan_keys(id, entries);
-	index_rescan(scan, entries, lengthof(entries), NULL, 0);
+	index_rescan(scan, entries, number, NULL, 0);
 	/* every version, those of a HOT chain, too */
 	while (index_getnext_slot(scan, ForwardScanDirection, slot))
 		holders = add_of_version(holders, slot);
@@ -282,7 +282,7 @@ ask_prepared(IdemHolder *holder)
 List *
 idem_store_holders(const IdemKey *id)
 {
-	List	   *parts = find_all_inheritors(idem_catalog()->keys, NoLock, NULL);
+	List	   *parts = idem_store_parts_of_key(id, NoLock);
 	List	   *holders;
 	List	   *found = NIL;
 	TimestampTz looked_at;

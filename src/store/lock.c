@@ -18,12 +18,30 @@
 #include "postgres.h"
 
 #include "access/xlog.h"
+#include "catalog/pg_type.h"
 #include "common/hashfn.h"
+#include "fmgr.h"
 #include "miscadmin.h"
 
+#include "base/args.h"
+#include "base/citus.h"
+#include "base/spi.h"
 #include "store/store.h"
 
 #define KEY_LOCK_CLASS 0x1DE
+
+static const Oid remote_types[] = {TEXTOID, TEXTOID, BOOLOID};
+
+/*
+ * The lock where the row is.  The count makes one row of none, and the tenant in
+ * its condition says to which node all of it goes.
+ */
+static IdemPlan remote_plan = {
+	"SELECT %1$s.idem_key_lock($1, $2, $3)"
+	" FROM (SELECT count(*) FROM %1$s.idempotency_keys"
+	" WHERE (%2$sscope, key) = (%3$s$1, $2)) AS here",
+	lengthof(remote_types), remote_types, 1, true
+};
 
 static uint64
 hash_text(const text *value, uint64 seed)
@@ -52,6 +70,34 @@ idem_store_key_tag(const IdemKey *id, LOCKTAG *tag)
 						 (uint32) hash, KEY_LOCK_CLASS);
 }
 
+static bool
+lock_here(const IdemKey *id, LOCKTAG *tag, bool wait)
+{
+	idem_store_key_tag(id, tag);
+	return LockAcquire(tag, ExclusiveLock, false, !wait) !=
+		LOCKACQUIRE_NOT_AVAIL;
+}
+
+/* On the node of the row, to the end of the transaction; here there is none. */
+static bool
+lock_there(const IdemKey *id, LOCKTAG *tag, bool wait)
+{
+	Datum		values[lengthof(remote_types)];
+	IdemSecctx	saved;
+	bool		isnull;
+	bool		locked;
+
+	memset(tag, 0, sizeof(LOCKTAG));
+	values[0] = PointerGetDatum(id->scope);
+	values[1] = PointerGetDatum(id->key);
+	values[2] = BoolGetDatum(wait);
+	idem_spi_begin(&saved);
+	(void) idem_spi_execute(&remote_plan, values, NULL, false, 0);
+	locked = DatumGetBool(idem_spi_value(0, 0, &isnull));
+	idem_spi_end(&saved);
+	return locked;
+}
+
 /*
  * idem_store_lock_key
  *		Take the key lock; without wait, false when another transaction has it.
@@ -61,9 +107,27 @@ idem_store_key_tag(const IdemKey *id, LOCKTAG *tag)
 bool
 idem_store_lock_key(const IdemKey *id, LOCKTAG *tag, bool wait)
 {
-	idem_store_key_tag(id, tag);
-	return LockAcquire(tag, ExclusiveLock, false, !wait) !=
-		LOCKACQUIRE_NOT_AVAIL;
+	return idem_citus_is_here(id->scope) ? lock_here(id, tag, wait) :
+		lock_there(id, tag, wait);
+}
+
+IDEM_FUNCTION(idem_key_lock);
+
+/*
+ * idem_key_lock(scope text, key text, wait boolean) RETURNS boolean
+ *		For statements of ours on another node of Citus: the key lock, as
+ *		idem_store_lock_key() has it.  Raises 22004, 55P03.
+ */
+Datum
+idem_key_lock(PG_FUNCTION_ARGS)
+{
+	IdemKey		id = {
+		idem_args_text(fcinfo, 0, "scope"), idem_args_text(fcinfo, 1, "key")
+	};
+	LOCKTAG		tag;
+
+	idem_args_require(fcinfo, 2, "wait");
+	PG_RETURN_BOOL(lock_here(&id, &tag, PG_GETARG_BOOL(2)));
 }
 
 /*
@@ -73,5 +137,6 @@ idem_store_lock_key(const IdemKey *id, LOCKTAG *tag, bool wait)
 void
 idem_store_unlock_key(const LOCKTAG *tag)
 {
-	LockRelease(tag, ExclusiveLock, false);
+	if (tag->locktag_lockmethodid != 0)
+		LockRelease(tag, ExclusiveLock, false);
 }

@@ -4,7 +4,7 @@
  *	  The tables that hold the rows of the key table.
  *
  * That is itself, where it was left as it was created; partitions or children
- * where somebody has made some.  Owns what the SQL way does to them by their
+ * where somebody has made some; on Citus the shards of this node.  Owns what the SQL way does to them by their
  * access methods, since no statement can: to look into an index without a
  * predicate lock, and to lock a row without ever waiting.  Nothing is written
  * here, and what is no heap is left to statements.
@@ -27,11 +27,20 @@
 #include "storage/lmgr.h"
 #include "utils/array.h"
 #include "utils/snapmgr.h"
+#include "utils/typcache.h"
 
 #include "base/catalog.h"
+#include "base/citus.h"
 #include "base/compat.h"
 #include "store/parts.h"
 #include "store/row.h"
+
+static List *
+parts_of(Oid table)
+{
+	return idem_citus_is_used() ? idem_citus_shards(table) :
+		find_all_inheritors(table, NoLock, NULL);
+}
 
 static bool
 lock_with_indexes(Oid relid)
@@ -63,14 +72,14 @@ lock_with_indexes(Oid relid)
 
 /*
  * idem_store_parts_lock
- *		Take the locks that a DELETE and its planning take, on each table and
- *		its indexes, to the end of the transaction; false when one of them
+ *		Take the locks that a DELETE and its planning take, on each table with
+ *		rows of one of ours, and its indexes, to the end of the transaction; false when one of them
  *		cannot be had at once.
  */
 bool
-idem_store_parts_lock(void)
+idem_store_parts_lock(Oid table)
 {
-	List	   *parts = find_all_inheritors(idem_catalog()->keys, NoLock, NULL);
+	List	   *parts = parts_of(table);
 	ListCell   *cell;
 
 	foreach(cell, parts)
@@ -81,33 +90,69 @@ idem_store_parts_lock(void)
 	return true;
 }
 
+static bool
+is_column(Relation table, Relation index, int i, const char *name, Oid collation)
+{
+	AttrNumber	column = index->rd_index->indkey.values[i];
+
+	return column > 0 && index->rd_indcollation[i] == collation &&
+		strcmp(NameStr(TupleDescAttr(RelationGetDescr(table),
+									 column - 1)->attname), name) == 0;
+}
+
 /*
  * idem_store_parts_is_of_key
- *		Whether an index is the unique one of (scope, key), by bytes.
+ *		Whether an index is the unique one of (scope, key), by bytes, behind the
+ *		tenant where there is one.
  */
 bool
 idem_store_parts_is_of_key(Relation table, Relation index)
 {
 	static const char *const names[] = {"scope", "key"};
 	const Form_pg_index form = index->rd_index;
+	int			before = idem_citus_is_used() ? 1 : 0;
 	int			i;
 
 	if (!form->indisunique || !form->indisvalid || !form->indimmediate ||
-		form->indnkeyatts != lengthof(names) ||
+		form->indnkeyatts != before + lengthof(names) ||
 		index->rd_rel->relam != BTREE_AM_OID ||
 		RelationGetIndexPredicate(index) != NIL)
 		return false;
+	if (before > 0 && !is_column(table, index, 0, IDEM_TENANT,
+								 idem_catalog()->tenant_collation))
+		return false;
 	for (i = 0; i < lengthof(names); i++)
-	{
-		AttrNumber	column = form->indkey.values[i];
-
-		if (column <= 0 || index->rd_indcollation[i] != C_COLLATION_OID ||
-			index->rd_opcintype[i] != TEXTOID ||
-			strcmp(NameStr(TupleDescAttr(RelationGetDescr(table),
-										 column - 1)->attname), names[i]) != 0)
+		if (index->rd_opcintype[before + i] != TEXTOID ||
+			!is_column(table, index, before + i, names[i], C_COLLATION_OID))
 			return false;
-	}
 	return true;
+}
+
+/*
+ * idem_store_parts_scan_keys
+ *		To find a key in such an index; how many there are, at most
+ *		IDEM_PARTS_SCAN_KEYS.
+ */
+int
+idem_store_parts_scan_keys(const IdemKey *id, ScanKeyData *entries)
+{
+	const IdemCatalog *catalog = idem_catalog();
+	TypeCacheEntry *type;
+
+	if (!idem_citus_is_used())
+	{
+		idem_store_row_scan_keys(id, entries);
+		return 2;
+	}
+	type = lookup_type_cache(catalog->tenant_type, TYPECACHE_EQ_OPR_FINFO);
+	ScanKeyEntryInitializeWithInfo(&entries[0], 0, 1, BTEqualStrategyNumber,
+								   InvalidOid, catalog->tenant_collation,
+								   &type->eq_opr_finfo,
+								   idem_citus_tenant(id->scope));
+	idem_store_row_scan_keys(id, &entries[1]);
+	entries[1].sk_attno++;
+	entries[2].sk_attno++;
+	return 3;
 }
 
 /* Whether the snapshot shows a row of the key, by this index. */
@@ -115,13 +160,13 @@ static bool
 finds(Relation table, Relation index, const IdemKey *id, Snapshot snapshot)
 {
 	TupleTableSlot *slot = table_slot_create(table, NULL);
-	ScanKeyData entries[2];
+	ScanKeyData entries[IDEM_PARTS_SCAN_KEYS];
+	int			number = idem_store_parts_scan_keys(id, entries);
 	IndexScanDesc scan = idem_compat_index_beginscan(table, index, SnapshotAny,
-													 lengthof(entries));
+													 number);
 	bool		found = false;
 
-	idem_store_row_scan_keys(id, entries);
-	index_rescan(scan, entries, lengthof(entries), NULL, 0);
+	index_rescan(scan, entries, number, NULL, 0);
 	/* SnapshotAny takes no predicate lock on pages; rows are judged by ours */
 	while (!found && index_getnext_tid(scan, ForwardScanDirection) != NULL)
 		found = idem_compat_fetch_heap(scan, snapshot, slot);
@@ -134,10 +179,13 @@ finds(Relation table, Relation index, const IdemKey *id, Snapshot snapshot)
 static bool
 may_hold(Oid relid, const IdemKey *id, Snapshot snapshot)
 {
-	Relation	table = table_open(relid, AccessShareLock);
+	Relation	table = try_table_open(relid, AccessShareLock);
 	bool		found = true;
 	List	   *indexes = NIL;
 	ListCell   *cell;
+
+	if (table == NULL)
+		return true;			/* dropped, or moved away, meanwhile */
 
 	/* a foreign table, or another access method, cannot be looked into */
 	if (table->rd_rel->relkind == RELKIND_PARTITIONED_TABLE)
@@ -160,6 +208,23 @@ may_hold(Oid relid, const IdemKey *id, Snapshot snapshot)
 }
 
 /*
+ * idem_store_parts_of_key
+ *		The tables that may have the row of a key; none where that is on another
+ *		node.
+ */
+List *
+idem_store_parts_of_key(const IdemKey *id, LOCKMODE lockmode)
+{
+	Oid			keys = idem_catalog()->keys;
+	Oid			shard;
+
+	if (!idem_citus_is_used())
+		return find_all_inheritors(keys, lockmode, NULL);
+	shard = idem_citus_shard(keys, id->scope);
+	return OidIsValid(shard) ? list_make1_oid(shard) : NIL;
+}
+
+/*
  * idem_store_parts_may_show
  *		Whether a snapshot shows a row of this key; true where that cannot be
  *		told.  Locks the row for SERIALIZABLE, but no page of an index.
@@ -167,10 +232,11 @@ may_hold(Oid relid, const IdemKey *id, Snapshot snapshot)
 bool
 idem_store_parts_may_show(const IdemKey *id, Snapshot snapshot)
 {
-	List	   *parts = find_all_inheritors(idem_catalog()->keys,
-											AccessShareLock, NULL);
+	List	   *parts = idem_store_parts_of_key(id, AccessShareLock);
 	ListCell   *cell;
 
+	if (parts == NIL)
+		return true;			/* on another node */
 	foreach(cell, parts)
 	{
 		if (may_hold(lfirst_oid(cell), id, snapshot))

@@ -8,8 +8,11 @@
 #ifndef IDEM_STORE_PARTS_H
 #define IDEM_STORE_PARTS_H
 
+#include "access/skey.h"
 #include "executor/tuptable.h"
+#include "nodes/pg_list.h"
 #include "storage/itemptr.h"
+#include "storage/lockdefs.h"
 #include "utils/rel.h"
 #include "utils/snapshot.h"
 
@@ -32,8 +35,13 @@ typedef struct IdemPart
 	TupleTableSlot *slot;
 } IdemPart;
 
-extern bool idem_store_parts_lock(void);
+#define IDEM_PARTS_SCAN_KEYS 3
+
+extern bool idem_store_parts_lock(Oid table);
 extern bool idem_store_parts_is_of_key(Relation table, Relation index);
+extern int	idem_store_parts_scan_keys(const IdemKey *id,
+									   ScanKeyData *entries);
+extern List *idem_store_parts_of_key(const IdemKey *id, LOCKMODE lockmode);
 extern bool idem_store_parts_may_show(const IdemKey *id, Snapshot snapshot);
 extern bool idem_store_parts_lock_row(IdemPlace *place, IdemPart *part);
 extern void idem_store_parts_close(IdemPart *part);

@@ -20,6 +20,7 @@
 #include "utils/xid8.h"
 
 #include "base/catalog.h"
+#include "base/citus.h"
 #include "base/spi.h"
 #include "store/search.h"
 
@@ -56,11 +57,11 @@ static const Oid delete_types[] = {
  */
 static IdemPlan delete_plan = {
 	"WITH gone AS MATERIALIZED (SELECT key FROM %1$s.idempotency_keys"
-	" WHERE scope = $1 AND (state <> 'p' OR expires_at <= $2 AND claim_xid <> $5)"
+	" WHERE (%2$sscope) = (%3$s$1) AND (state <> 'p' OR expires_at <= $2 AND claim_xid <> $5)"
 	" AND key <> ALL ($4) ORDER BY key LIMIT $3 FOR UPDATE SKIP LOCKED)"
 	" DELETE FROM %1$s.idempotency_keys AS r USING gone"
-	" WHERE r.scope = $1 AND r.key = gone.key",
-	lengthof(delete_types), delete_types
+	" WHERE (%2$sscope, r.key) = (%3$s$1, gone.key)",
+	lengthof(delete_types), delete_types, 1, true
 };
 
 /*
@@ -181,7 +182,8 @@ idem_store_delete_finished(const text *scope, TimestampTz now, int64 max_rows,
 	values[1] = TimestampTzGetDatum(now);
 	values[2] = Int64GetDatum(max_rows);
 	values[3] = keep;
-	values[4] = FullTransactionIdGetDatum(mine);
+	values[4] = UInt64GetDatum(idem_citus_xid(mine));
+	idem_citus_require_here(scope);
 	idem_spi_begin(&saved);
 	rows = (int64) idem_spi_execute(&delete_plan, values, NULL, false, 0);
 	idem_spi_end(&saved);

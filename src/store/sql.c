@@ -18,22 +18,26 @@
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 
+#include "base/citus.h"
 #include "base/spi.h"
 #include "store/parts.h"
 #include "store/row.h"
 #include "store/sql.h"
 
+/* Conditions on columns: the parser makes them of the comparison of rows. */
+#define ON_KEY(values) "(%2$sscope, key) = (%3$s" values ")"
+
 static const Oid key_types[] = {TEXTOID, TEXTOID};
 static Oid	row_types[IDEM_NUM_COLUMNS];
 
-static IdemPlan read_plan = {NULL, lengthof(key_types), key_types};
-static IdemPlan lock_plan = {NULL, lengthof(key_types), key_types};
-static IdemPlan try_lock_plan = {NULL, lengthof(key_types), key_types};
-static IdemPlan insert_plan = {NULL, lengthof(row_types), row_types};
-static IdemPlan update_plan = {NULL, lengthof(row_types), row_types};
+static IdemPlan read_plan = {NULL, lengthof(key_types), key_types, 1};
+static IdemPlan lock_plan = {NULL, lengthof(key_types), key_types, 1};
+static IdemPlan try_lock_plan = {NULL, lengthof(key_types), key_types, 1};
+static IdemPlan insert_plan = {NULL, lengthof(row_types), row_types, COLUMN_SCOPE + 1};
+static IdemPlan update_plan = {NULL, lengthof(row_types), row_types, COLUMN_SCOPE + 1};
 static IdemPlan delete_plan = {
-	"DELETE FROM %1$s.idempotency_keys WHERE scope = $1 AND key = $2",
-	lengthof(key_types), key_types
+	"DELETE FROM %1$s.idempotency_keys WHERE " ON_KEY("$1, $2"),
+	lengthof(key_types), key_types, 1
 };
 
 /*
@@ -69,15 +73,16 @@ make_statements(void)
 							 idem_store_columns[i].name, i + 1);
 	}
 	read = psprintf("SELECT %s FROM %%1$s.idempotency_keys"
-					" WHERE scope = $1 AND key = $2", columns.data);
+					" WHERE %s", columns.data, ON_KEY("$1, $2"));
 	lock_plan.sql = psprintf("%s FOR UPDATE", read);
 	try_lock_plan.sql = psprintf("%s SKIP LOCKED", lock_plan.sql);
 	insert_plan.sql = psprintf("INSERT INTO %%1$s.idempotency_keys"
-							   " (%s) VALUES (%s) ON CONFLICT DO NOTHING",
-							   columns.data, values.data);
+							   " (%s%s) VALUES (%s%s) ON CONFLICT DO NOTHING",
+							   "%2$s", columns.data, "%3$s", values.data);
 	update_plan.sql = psprintf("UPDATE %%1$s.idempotency_keys SET %s"
-							   " WHERE scope = $%d AND key = $%d",
-							   changes.data, COLUMN_SCOPE + 1, COLUMN_KEY + 1);
+							   " WHERE %s", changes.data,
+							   psprintf("(%sscope, key) = (%s$%d, $%d)", "%2$s",
+										"%3$s", COLUMN_SCOPE + 1, COLUMN_KEY + 1));
 	read_plan.sql = read;		/* the last: all are made */
 	MemoryContextSwitchTo(old);
 }
@@ -147,12 +152,14 @@ peek(IdemStore *store, const IdemKey *id, IdemRow *row)
 static bool
 lock(IdemStore *store, const IdemKey *id, IdemRow *row)
 {
+	idem_citus_require_here(id->scope);
 	return read_row(&lock_plan, id, false, row);
 }
 
 static IdemStoreTaken
 try_lock(IdemStore *store, const IdemKey *id, IdemRow *row)
 {
+	idem_citus_require_here(id->scope);
 	return read_row(&try_lock_plan, id, false, row) ?
 		IDEM_STORE_ROW : IDEM_STORE_BUSY;
 }
@@ -182,7 +189,7 @@ claimed_here(const IdemKey *id)
 
 	return FullTransactionIdIsValid(mine) &&
 		read_row(&read_plan, id, false, &row) &&
-		row.claim_xid == U64FromFullTransactionId(mine);
+		row.claim_xid == idem_citus_xid(mine);
 }
 
 /* The key lock, then the row. */
@@ -190,7 +197,10 @@ static bool
 hold(IdemStore *store, const IdemKey *id, IdemRow *row)
 {
 	LOCKTAG		tag;
-	bool		locked = idem_store_lock_key(id, &tag, false);
+	bool		locked;
+
+	idem_citus_require_here(id->scope);
+	locked = idem_store_lock_key(id, &tag, false);
 
 	/*
 	 * A claim that this transaction made in the direct way is without its
@@ -224,6 +234,7 @@ ended_transactions(void)
 static bool
 look(IdemStore *store, const IdemKey *id, bool check_new, IdemRow *row)
 {
+	idem_citus_require_here(id->scope);
 	store->locked = false;
 	store->absent = false;
 	store->ended = ended_transactions();
@@ -239,8 +250,10 @@ look_again(const IdemStore *store, const IdemKey *id, bool check_new)
 
 	/*
 	 * A rival may have had the lock at our look, and ended before we had it:
-	 * then the number of ended transactions has grown.
+	 * then the number of ended transactions has grown, on the node of the row.
 	 */
+	if (!idem_citus_is_here(id->scope))
+		return true;
 	if (!IsolationUsesXactSnapshot())
 		return store->ended != ended_transactions();
 
@@ -289,6 +302,7 @@ write_row(IdemPlan *plan, const IdemKey *id, const IdemRow *row)
 	uint64		rows;
 	int			i;
 
+	idem_citus_require_here(id->scope);
 	idem_store_row_values(id, row, values, isnull);
 	for (i = 0; i < IDEM_NUM_COLUMNS; i++)
 		nulls[i] = isnull[i] ? 'n' : ' ';
@@ -345,6 +359,7 @@ delete(IdemStore *store, const IdemKey *id)
 	IdemSecctx	saved;
 	bool		deleted;
 
+	idem_citus_require_here(id->scope);
 	idem_spi_begin(&saved);
 	deleted = execute(&delete_plan, id, false);
 	idem_spi_end(&saved);

@@ -15,6 +15,7 @@
 
 #include "base/bytes.h"
 #include "base/catalog.h"
+#include "base/citus.h"
 #include "base/spi.h"
 #include "store/row.h"
 #include "store/sql.h"
@@ -31,18 +32,19 @@ static const Oid insert_many_types[] = {
 };
 
 static IdemPlan count_plan = {
-	"SELECT count(*) FROM (SELECT FROM %1$s.idempotency_keys"
-	" WHERE scope = $1 AND expires_at > $2 AND state <> 'x' LIMIT $3) AS live",
-	lengthof(count_types), count_types
+	"SELECT count(*) FROM (SELECT 1 FROM %1$s.idempotency_keys"
+	" WHERE (%2$sscope) = (%3$s$1)"
+	" AND expires_at > $2 AND state <> 'x' LIMIT $3) AS live",
+	lengthof(count_types), count_types, 1, true
 };
 
 /* The keys come sorted: rows are inserted in the order of the array. */
 static IdemPlan insert_many_plan = {
-	"INSERT INTO %1$s.idempotency_keys (scope, key, state, claim_xid,"
+	"INSERT INTO %1$s.idempotency_keys (%2$sscope, key, state, claim_xid,"
 	" created_at, finished_at, expires_at, purge_at, policy, claimed_by)"
-	" SELECT $1, k, $3, $4, $5, $6, $7, $8, $9, $10"
+	" SELECT %3$s$1, k, $3, $4, $5, $6, $7, $8, $9, $10"
 	" FROM unnest($2) AS k ON CONFLICT DO NOTHING RETURNING key",
-	lengthof(insert_many_types), insert_many_types
+	lengthof(insert_many_types), insert_many_types, 1, true
 };
 
 /*
@@ -53,8 +55,8 @@ static IdemPlan insert_many_plan = {
 static IdemPlan read_many_plan = {
 	"SELECT r.* FROM unnest($2) AS k CROSS JOIN LATERAL ("
 	"SELECT key, state, expires_at, purge_at, claimed_by, policy"
-	" FROM %1$s.idempotency_keys WHERE scope = $1 AND key = k OFFSET 0) AS r",
-	lengthof(many_types), many_types
+	" FROM %1$s.idempotency_keys WHERE (%2$sscope, key) = (%3$s$1, k) OFFSET 0) AS r",
+	lengthof(many_types), many_types, 1, true
 };
 
 /*
@@ -174,6 +176,8 @@ idem_sql_insert_many(IdemStore *store, text *scope, IdemStoreItem **items,
 	int			rows;
 	int			i;
 
+	idem_citus_require_here(scope);
+
 	/* without the primary key ON CONFLICT would find no conflict */
 	idem_store_require_primary_key();
 	(void) make_array(items, number, NULL, &keys);
@@ -232,6 +236,7 @@ idem_sql_read_many(IdemStore *store, text *scope, IdemStoreItem **items,
 	int			rows;
 	int			i;
 
+	idem_citus_require_here(scope);
 	for (i = 0; i < number; i++)
 		items[i]->found = false;
 	if (make_array(items, number, scope, &keys) == 0)

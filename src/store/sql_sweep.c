@@ -8,8 +8,11 @@
 #include "postgres.h"
 
 #include "catalog/pg_type.h"
+#include "utils/lsyscache.h"
 #include "utils/snapmgr.h"
 
+#include "base/catalog.h"
+#include "base/citus.h"
 #include "base/spi.h"
 #include "store/parts.h"
 #include "store/sql.h"
@@ -22,19 +25,25 @@ static const Oid due_types[] = {TIMESTAMPTZOID, TIMESTAMPTZOID, INT8OID};
 static const Oid place_types[] = {OIDOID, TIDOID, TIMESTAMPTZOID, TEXTOID};
 static const Oid sweep_types[] = {OIDOID, TIDARRAYOID};
 
-/* Oldest first. */
-static IdemPlan due_plan = {
-	"SELECT tableoid, ctid, purge_at, policy FROM %1$s.idempotency_keys"
-	" WHERE purge_at >= $1 AND purge_at <= $2 ORDER BY purge_at LIMIT $3",
-	lengthof(due_types), due_types
-};
+/* A table that is swept, and its statements: oldest first. */
+typedef struct SweptTable
+{
+	IdemPlan	due;
+	IdemPlan	sweep;			/* a place means something with its table only */
+	Oid			table;
+	Oid			owner;
+} SweptTable;
 
-/* A place means something together with its table only. */
-static IdemPlan sweep_plan = {
-	"DELETE FROM %1$s.idempotency_keys"
-	" WHERE tableoid = $1 AND ctid = ANY ($2)",
-	lengthof(sweep_types), sweep_types
-};
+#define SWEPT_TABLE { \
+	{"SELECT tableoid, ctid, purge_at, policy FROM %1$s" \
+		" WHERE purge_at >= $1 AND purge_at <= $2 ORDER BY purge_at LIMIT $3", \
+	lengthof(due_types), due_types}, \
+	{"DELETE FROM %1$s WHERE tableoid = $1 AND ctid = ANY ($2)", \
+	lengthof(sweep_types), sweep_types} \
+}
+
+static SweptTable swept_keys = SWEPT_TABLE;
+static SweptTable swept_leases = SWEPT_TABLE;
 
 /*
  * Lock rows that are due, oldest first, until there are max_rows; how many.
@@ -42,7 +51,8 @@ static IdemPlan sweep_plan = {
  * are as many more.
  */
 static int
-lock_due(TimestampTz low, TimestampTz now, int64 max_rows, IdemPlace *places)
+lock_due(SweptTable *swept, TimestampTz low, TimestampTz now, int64 max_rows,
+		 IdemPlace *places)
 {
 	Datum		values[3];
 	int64		limit = max_rows;
@@ -50,6 +60,7 @@ lock_due(TimestampTz low, TimestampTz now, int64 max_rows, IdemPlace *places)
 	uint64		rows;
 	uint64		i;
 
+	idem_spi_from(&swept->due, idem_citus_rows(swept->table));
 	values[0] = TimestampTzGetDatum(low);
 	values[1] = TimestampTzGetDatum(now);
 	do
@@ -57,7 +68,7 @@ lock_due(TimestampTz low, TimestampTz now, int64 max_rows, IdemPlace *places)
 		IdemPart	part = {NULL, NULL};
 
 		values[2] = Int64GetDatum(limit);
-		rows = idem_spi_execute(&due_plan, values, NULL, true, 0);
+		rows = idem_spi_execute(&swept->due, values, NULL, true, 0);
 		idem_spi_require_types(place_types, lengthof(place_types));
 		count = 0;
 		for (i = 0; i < rows && count < max_rows; i++)
@@ -83,8 +94,8 @@ lock_due(TimestampTz low, TimestampTz now, int64 max_rows, IdemPlace *places)
 
 /* Remove the rows at these places, all of one table; how many. */
 static int64
-delete_places(const IdemPlace *places, int number, IdemSweepMark *mark,
-			  IdemSweepCount count)
+delete_places(SweptTable *swept, const IdemPlace *places, int number,
+			  IdemSweepMark *mark, IdemSweepCount count)
 {
 	Datum		values[2];
 	IdemSweptRun run = {count};
@@ -92,9 +103,14 @@ delete_places(const IdemPlace *places, int number, IdemSweepMark *mark,
 	int			rows;
 	int			i;
 
+	/* a shard is no part of its table that a statement could be told */
+	idem_spi_from(&swept->sweep,
+				  psprintf("%s.%s", idem_catalog()->schema,
+						   get_rel_name(idem_citus_is_used() ?
+										places[0].table : swept->table)));
 	values[0] = ObjectIdGetDatum(places[0].table);
 	values[1] = idem_store_parts_array(places, number);
-	rows = (int) idem_spi_execute(&sweep_plan, values, NULL, false, 0);
+	rows = (int) idem_spi_execute(&swept->sweep, values, NULL, false, 0);
 	/* all of them, unless a trigger of somebody's has kept one */
 	for (i = 0; i < rows; i++)
 	{
@@ -110,8 +126,8 @@ delete_places(const IdemPlace *places, int number, IdemSweepMark *mark,
 
 /* Remove so many rows at the most; how many. */
 static int64
-sweep_some(IdemSweepMark *mark, TimestampTz now, int max_rows, IdemPlace *places,
-		   IdemSweepCount count)
+sweep_some(SweptTable *swept, IdemSweepMark *mark, TimestampTz now, int max_rows,
+		   IdemPlace *places, IdemSweepCount count)
 {
 	IdemSecctx	saved;
 	int			locked;
@@ -119,10 +135,10 @@ sweep_some(IdemSweepMark *mark, TimestampTz now, int max_rows, IdemPlace *places
 	int			i;
 	int64		rows = 0;
 
-	idem_spi_begin(&saved);
+	idem_spi_begin_as(&saved, swept->owner);
 	/* keeps places from being used anew until their rows are locked */
 	PushActiveSnapshot(GetTransactionSnapshot());
-	locked = lock_due(mark->purge_at, now, max_rows, places);
+	locked = lock_due(swept, mark->purge_at, now, max_rows, places);
 	PopActiveSnapshot();
 	qsort(places, locked, sizeof(IdemPlace), idem_store_parts_compare);
 	for (i = 1; i <= locked; i++)
@@ -130,7 +146,7 @@ sweep_some(IdemSweepMark *mark, TimestampTz now, int max_rows, IdemPlace *places
 		if (i < locked && places[i].table == places[begin].table)
 			continue;
 		/* one statement for each table: a ctid means nothing without it */
-		rows += delete_places(&places[begin], i - begin, mark, count);
+		rows += delete_places(swept, &places[begin], i - begin, mark, count);
 		begin = i;
 	}
 	idem_spi_end(&saved);
@@ -138,17 +154,16 @@ sweep_some(IdemSweepMark *mark, TimestampTz now, int max_rows, IdemPlace *places
 }
 
 /*
- * idem_sql_sweep
- *		idem_store_sweep in the SQL way.
+ * Remove up to max_rows rows, oldest first; how many.
  *
  * Rows are locked one by one, without waiting, before a statement removes
  * them: FOR UPDATE SKIP LOCKED can wait after all, for the next version of a
  * row whose update commits while it looks (heap_lock_updated_tuple), and was
  * seen in a deadlock with idem_dedupe.  Spec: sweep-changed; t/018, t/026.
  */
-int64
-idem_sql_sweep(IdemStore *store, IdemSweepMark *mark, TimestampTz now,
-			   int64 max_rows, IdemSweepCount count)
+static int64
+sweep(SweptTable *swept, IdemSweepMark *mark, TimestampTz now, int64 max_rows,
+	  IdemSweepCount count)
 {
 	int			room = (int) Min(max_rows, SWEEP_ROOM);
 	IdemPlace  *places;
@@ -156,15 +171,48 @@ idem_sql_sweep(IdemStore *store, IdemSweepMark *mark, TimestampTz now,
 	int64		wanted;
 	int64		some;
 
-	if (!idem_store_parts_lock())
+	if (!idem_store_parts_lock(swept->table))
 		return 0;
 	places = palloc(sizeof(IdemPlace) * room);
 	do
 	{
 		wanted = Min(max_rows - rows, room);
-		some = sweep_some(mark, now, (int) wanted, places, count);
+		some = sweep_some(swept, mark, now, (int) wanted, places, count);
 		rows += some;
 	} while (some == wanted && rows < max_rows);
 	pfree(places);
 	return rows;
+}
+
+/*
+ * idem_sql_sweep
+ *		idem_store_sweep in the SQL way.
+ */
+int64
+idem_sql_sweep(IdemStore *store, IdemSweepMark *mark, TimestampTz now,
+			   int64 max_rows, IdemSweepCount count)
+{
+	swept_keys.table = idem_catalog()->keys;
+	swept_keys.owner = idem_catalog()->owner;
+	return sweep(&swept_keys, mark, now, max_rows, count);
+}
+
+static void
+count_nothing(const text *policy, int64 rows)
+{
+}
+
+/*
+ * idem_store_sweep_leases
+ *		Remove up to so many entries of the list of leases that are past their
+ *		time; waits for nobody.
+ */
+void
+idem_store_sweep_leases(TimestampTz now, int64 max_rows)
+{
+	IdemSweepMark mark = idem_store_sweep_from(DT_NOBEGIN);
+
+	swept_leases.table = idem_catalog()->leases;
+	swept_leases.owner = idem_catalog()->leases_owner;
+	(void) sweep(&swept_leases, &mark, now, max_rows, count_nothing);
 }

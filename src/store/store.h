@@ -132,6 +132,9 @@ idem_store_sweep_from(TimestampTz purge_at)
 	return mark;
 }
 
+/* sql_sweep.c */
+extern void idem_store_sweep_leases(TimestampTz now, int64 max_rows);
+
 /* lock.c */
 extern void idem_store_key_tag(const IdemKey *id, LOCKTAG *tag);
 extern bool idem_store_lock_key(const IdemKey *id, LOCKTAG *tag, bool wait);

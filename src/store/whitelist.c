@@ -209,8 +209,7 @@ check_columns(TupleDesc desc)
 const char *
 idem_whitelist_check_citus(void)
 {
-	return OidIsValid(get_relname_relid("pg_dist_partition",
-										PG_CATALOG_NAMESPACE)) ?
+	return idem_catalog_has_citus() ?
 		"Citus is installed in this database" : NULL;
 }
 
