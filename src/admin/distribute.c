@@ -34,6 +34,13 @@
 #include "base/citus.h"
 #include "base/spi.h"
 
+/* The type of a column "a" and its collation, as in CREATE TABLE. */
+#define TYPE_SQL \
+	"format_type(a.atttypid, a.atttypmod) || coalesce(" \
+	"(SELECT format(' COLLATE %I.%I', n.nspname, c.collname)" \
+	" FROM pg_collation c JOIN pg_namespace n ON n.oid = c.collnamespace" \
+	" WHERE c.oid = a.attcollation AND c.collname <> 'default'), '')"
+
 /* The distribution column of a table. */
 typedef struct Distribution
 {
@@ -98,10 +105,7 @@ find_distribution(Oid relid, Distribution *found)
 	Datum		value = ObjectIdGetDatum(relid);
 	bool		isnull;
 
-	if (ask("SELECT format_type(a.atttypid, a.atttypmod) || coalesce("
-			"(SELECT format(' COLLATE %I.%I', n.nspname, c.collname)"
-			" FROM pg_collation c JOIN pg_namespace n ON n.oid = c.collnamespace"
-			" WHERE c.oid = a.attcollation AND c.collname <> 'default'), ''), t.relowner"
+	if (ask("SELECT " TYPE_SQL ", t.relowner"
 			" FROM pg_dist_partition d JOIN pg_class t ON t.oid = d.logicalrelid"
 			" JOIN pg_attribute a ON a.attrelid = t.oid"
 			" AND a.attname = column_to_column_name(d.logicalrelid, d.partkey)"
@@ -136,20 +140,38 @@ require_empty(const char *name)
 					"Distribute before the first key is claimed, or remove all by idem_forget_scope() and idem_sweep_all().");
 }
 
-/* Add what gives a table the column; nothing where it has it. */
+/*
+ * Add what gives a table the column; nothing where it has it.  A call that
+ * failed may have left one of another type.
+ */
 static void
 add_column(StringInfo script, const char *name, const char *type)
 {
 	const char *table = psprintf("%s.%s", idem_catalog()->schema, name);
 
 	appendStringInfo(script,
-					 "IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = %s::regclass"
-					 " AND attname = '" IDEM_TENANT "' AND NOT attisdropped) THEN"
-					 " ALTER TABLE %s ADD COLUMN " IDEM_TENANT " %s NOT NULL,"
-					 " DROP CONSTRAINT %s_pkey,"
+					 "IF NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = %s::regclass"
+					 " AND a.attname = '" IDEM_TENANT "' AND NOT a.attisdropped AND %s = %s) THEN"
+					 " ALTER TABLE %s DROP COLUMN IF EXISTS " IDEM_TENANT ","
+					 " DROP CONSTRAINT IF EXISTS %s_pkey,"
+					 " ADD COLUMN " IDEM_TENANT " %s NOT NULL,"
 					 " ADD CONSTRAINT %s_pkey PRIMARY KEY (" IDEM_TENANT ", scope, key);"
 					 " END IF; ",
-					 quote_literal_cstr(table), table, type, name, name);
+					 quote_literal_cstr(table), TYPE_SQL,
+					 quote_literal_cstr(type), table, name, type, name);
+}
+
+/* Add what gives a table to a role; no lock is needed where it has it. */
+static void
+add_table_owner(StringInfo script, const char *name, const char *owner)
+{
+	const char *table = psprintf("%s.%s", idem_catalog()->schema, name);
+
+	appendStringInfo(script,
+					 "IF (SELECT relowner <> %s::regrole FROM pg_class WHERE oid = %s::regclass) THEN"
+					 " ALTER TABLE %s OWNER TO %s; END IF; ",
+					 quote_literal_cstr(owner), quote_literal_cstr(table),
+					 table, owner);
 }
 
 /* Add what gives the tables to the role that has those beside them. */
@@ -160,16 +182,15 @@ add_owner(StringInfo script, const char *owner)
 	int			i;
 
 	for (i = 0; i < lengthof(tenant_tables); i++)
-		appendStringInfo(script, "ALTER TABLE %s.%s OWNER TO %s; ", schema,
-						 tenant_tables[i], owner);
+		add_table_owner(script, tenant_tables[i], owner);
 	for (i = 0; i < lengthof(reference_tables); i++)
-		appendStringInfo(script, "ALTER TABLE %s.%s OWNER TO %s; ", schema,
-						 reference_tables[i], owner);
+		add_table_owner(script, reference_tables[i], owner);
 
-	/* who owns a shard makes it, when it moves */
-	appendStringInfo(script, "GRANT USAGE, CREATE ON SCHEMA %s TO %s;"
-					 " GRANT EXECUTE ON FUNCTION %s.idem_key_lock(text, text, boolean) TO %s; ",
-					 schema, owner, schema, owner);
+	/* who owns a shard makes it, when it moves, and its triggers */
+	appendStringInfo(script, "GRANT USAGE, CREATE ON SCHEMA %1$s TO %2$s;"
+					 " GRANT EXECUTE ON FUNCTION %1$s.idem_key_lock(text, text, boolean),"
+					 " %1$s.idem_policy_changed(), %1$s.idem_limiter_changed() TO %2$s; ",
+					 schema, owner);
 }
 
 /* Add what makes the extension, where Citus would only when the node joins. */
@@ -194,7 +215,8 @@ add_extension(StringInfo script)
 
 /*
  * The part of a node: a command that may be given again.  Before the node is
- * active it has no roles.
+ * active it has no roles.  It waits for no lock for long: one of our own
+ * transaction, in a session of Citus, would never be given.
  */
 static const char *
 make_script(const Distribution *distribution, bool active)
@@ -205,6 +227,7 @@ make_script(const Distribution *distribution, bool active)
 	initStringInfo(&script);
 	appendStringInfoString(&script,
 						   "BEGIN PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true),"
+						   " pg_catalog.set_config('lock_timeout', '10s', true),"
 						   " pg_catalog.set_config('citus.enable_ddl_propagation', 'off', true); ");
 	if (!active)
 		add_extension(&script);
