@@ -25,6 +25,7 @@
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
+#include "utils/timestamp.h"
 #include "utils/typcache.h"
 
 #include "base/citus.h"
@@ -35,6 +36,9 @@
 /* A transaction id has so many bits, up to the year 10,000 at any rate. */
 #define XID_BITS 48
 
+/* So long a session may take an old place of a shard for the present one. */
+#define JUST_LEFT_USEC USECS_PER_MINUTE
+
 /* A shard: a range of hashes, and its table if that is on this node. */
 typedef struct Shard
 {
@@ -42,6 +46,7 @@ typedef struct Shard
 	int32		high;
 	int64		id;
 	bool		here;
+	TimestampTz left_at;		/* when it was seen to be here no more, or 0 */
 } Shard;
 
 /* The shards of a table, in the order of their ranges. */
@@ -81,6 +86,17 @@ static IdemPlan shards_plan = {
 	lengthof(shard_args), shard_args
 };
 
+static const Shard *
+shard_of_id(const ShardMap *map, int64 id)
+{
+	int			i;
+
+	for (i = 0; i < map->number; i++)
+		if (map->shards[i].id == id)
+			return &map->shards[i];
+	return NULL;
+}
+
 static void
 relation_changed(Oid relid)
 {
@@ -96,24 +112,22 @@ read_shards(ShardMap *map)
 {
 	Datum		table = ObjectIdGetDatum(map->table);
 	uint64		changes = map->changes;
+	Shard	   *shards;
+	Shard	   *before;
 	IdemSecctx	saved;
 	int			i;
 
 	idem_spi_begin(&saved);
 	PushActiveSnapshot(idem_spi_latest());
-	map->as_of = 0;
-	map->number = 0;
 	(void) idem_spi_execute(&shards_plan, &table, NULL, true, 0);
 	PopActiveSnapshot();
 	idem_spi_require_types(shard_types, lengthof(shard_types));
-	if (map->shards != NULL)
-		pfree(map->shards);
-	map->shards = NULL;
-	map->shards = MemoryContextAlloc(TopMemoryContext,
-									 sizeof(Shard) * (SPI_processed + 1));
+	shards = MemoryContextAllocZero(TopMemoryContext,
+									sizeof(Shard) * (SPI_processed + 1));
 	for (i = 0; i < (int) SPI_processed; i++)
 	{
-		Shard	   *shard = &map->shards[i];
+		Shard	   *shard = &shards[i];
+		const Shard *old;
 		bool		isnull;
 
 		shard->low = DatumGetInt32(idem_spi_value(i, 0, &isnull));
@@ -121,8 +135,15 @@ read_shards(ShardMap *map)
 		shard->id = DatumGetInt64(idem_spi_value(i, 2, &isnull));
 		shard->here = DatumGetBool(idem_spi_value(i, 3, &isnull));
 		map->node = DatumGetInt32(idem_spi_value(i, 4, &isnull));
+		old = shard_of_id(map, shard->id);
+		if (old != NULL && !shard->here)
+			shard->left_at = old->here ? GetCurrentTimestamp() : old->left_at;
 	}
+	before = map->shards;
+	map->shards = shards;
 	map->number = i;
+	if (before != NULL)
+		pfree(before);
 	idem_spi_end(&saved);
 
 	/* a change that came meanwhile has the next caller read again */
@@ -257,30 +278,53 @@ idem_citus_remote_claims(void)
 	return remote_claims;
 }
 
-/*
- * idem_citus_require_here
- *		Refuse to change keys that are on another node, 0A000, unless the setting
- *		allows it.
- *
- * A shard may move after that was asked: then the statement follows it.
- */
-void
-idem_citus_require_here(const text *scope)
-{
-	if (!remote_claims && !idem_citus_is_here(scope))
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("the keys of this scope are on another node"),
-				 errdetail("A claim belongs where its tenant's rows are, into one local transaction with the work."),
-				 errhint("Call a function that is distributed by the tenant with force_delegation, and begin the scope with the tenant; see doc/citus.md.")));
-}
-
 static Oid
 shard_table(Oid table, const Shard *shard)
 {
 	return get_relname_relid(psprintf("%s_" INT64_FORMAT, get_rel_name(table),
 									  shard->id),
 							 idem_catalog()->namespace);
+}
+
+/*
+ * Whether a shard was here a moment ago: the session that sent the call did not
+ * know better, and its repeat goes where the shard is now.
+ */
+static bool
+has_just_left(const Shard *shard)
+{
+	return (shard->left_at != 0 &&
+			GetCurrentTimestamp() - shard->left_at < JUST_LEFT_USEC) ||
+		OidIsValid(shard_table(idem_catalog()->keys, shard));	/* to be dropped */
+}
+
+/*
+ * idem_citus_require_here
+ *		Refuse to change keys that are on another node, unless the setting allows
+ *		it: 0A000, and 40001 where they were here a moment ago.
+ *
+ * A shard may move after that was asked: then the statement follows it.
+ */
+void
+idem_citus_require_here(const text *scope)
+{
+	const Shard *shard;
+
+	if (remote_claims || !idem_citus_is_used())
+		return;
+	shard = find_shard(shards_of(idem_catalog()->keys), scope);
+	if (shard != NULL && shard->here)
+		return;
+	if (shard != NULL && has_just_left(shard))
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg("the keys of this scope have moved to another node"),
+				 errhint("Repeat the whole transaction.")));
+	ereport(ERROR,
+			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+			 errmsg("the keys of this scope are on another node"),
+			 errdetail("A claim belongs where its tenant's rows are, into one local transaction with the work."),
+			 errhint("Call a function that is distributed by the tenant with force_delegation, and begin the scope with the tenant; see doc/citus.md.")));
 }
 
 /*
