@@ -13,6 +13,9 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 WORK = os.environ["WORK"]
 
 
+ENDING = ("terminate", "kill_backend", "kill_server", "failover")
+
+
 class Unable(Exception):
     """This machine cannot do that, and why."""
 
@@ -35,8 +38,11 @@ class Arena:
     def before(self, plan, sabotage=None):
         """Called before each history."""
 
-    def after(self):
-        """Called after each history."""
+    def after(self, plan):
+        """Called after each history.  Connections that a fault may have ended are no
+        start for the next one."""
+        if any(fault["do"] in ENDING for fault in plan["faults"]):
+            self.pool.close()
 
     def close(self):
         self.pool.close()
@@ -81,8 +87,10 @@ ALTER TABLE idempotency_keys RENAME TO idempotency_keys_old;
 ALTER TABLE idempotency_keys_old DROP CONSTRAINT idempotency_keys_pkey;
 CREATE TABLE idempotency_keys (LIKE idempotency_keys_old INCLUDING COMMENTS,
     CONSTRAINT idempotency_keys_pkey PRIMARY KEY (scope, key)) PARTITION BY HASH (scope, key);
-CREATE TABLE idempotency_keys_1 PARTITION OF idempotency_keys FOR VALUES WITH (MODULUS 2, REMAINDER 0);
-CREATE TABLE idempotency_keys_2 PARTITION OF idempotency_keys FOR VALUES WITH (MODULUS 2, REMAINDER 1);
+CREATE TABLE idempotency_keys_1 PARTITION OF idempotency_keys
+    FOR VALUES WITH (MODULUS 2, REMAINDER 0);
+CREATE TABLE idempotency_keys_2 PARTITION OF idempotency_keys
+    FOR VALUES WITH (MODULUS 2, REMAINDER 1);
 DROP TABLE idempotency_keys_old;
 CREATE INDEX idempotency_keys_purge_at ON idempotency_keys (purge_at);
 ALTER EXTENSION idempotency ADD TABLE idempotency_keys;
@@ -173,7 +181,7 @@ class Failover(Arena):
             operator.execute(f"ALTER SYSTEM SET synchronous_standby_names = '{names}'")
             operator.execute("SELECT pg_reload_conf()")
 
-    def after(self):
+    def after(self, _plan):
         """Whichever serves now goes on; the other is removed."""
         self.pool.close()
         old, new = self.server, self.standby

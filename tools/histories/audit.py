@@ -27,7 +27,7 @@ def check(history, operator, number, group, effects, by_key, scope_forgotten):
     for key in group["keys"]:
         found = Finder(history, number, group, key)
         check_effects(found, rows[key], effects[number, key])
-        check_path(found, rows[key], group["class"], scope_forgotten)
+        check_path(found, rows[key], group["class"], scope_forgotten, history.stepped)
         check_told(found, rows[key], by_key[number, key], history)
 
 
@@ -52,7 +52,7 @@ def check_effects(found, rows, effects):
         found("a failure that was kept is not in the log")
 
 
-def check_path(found, rows, kind, scope_forgotten):
+def check_path(found, rows, kind, scope_forgotten, stepped):
     """The transitions of a key, in their order, as doc/functions.md has them."""
     state, attempt, token = "free", 0, 0
     for row in rows:
@@ -84,7 +84,9 @@ def check_path(found, rows, kind, scope_forgotten):
         if not legal:
             found(f"{said}, after attempt {attempt}")
         attempt = row.attempt if state != "free" else 0
-        token = max(token, row.token or 0)
+        # Once the row is gone, only the clock makes tokens grow.
+        gone = stepped and (state == "free" or kind == "brief" or scope_forgotten)
+        token = 0 if gone else max(token, row.token or 0)
 
 
 def check_told(found, rows, results, history):

@@ -12,6 +12,7 @@ import time
 import plan as plans
 
 RARE = {"kill": 60, "clock": 60, "disk": 120, "failover": 250}     # one of so many
+SHORT = {"fleet": 120, "kill": 6, "clock": 3, "disk": 3, "failover": 2}    # 30 s each at most
 BATCH = 100         # histories after which the whole database is looked at
 
 
@@ -135,14 +136,18 @@ class Program:
         try:
             history.run()
         finally:
-            arena.after()
+            # those of one server share it
+            for one in self.arenas.values():
+                if one is not None and one.server is arena.server:
+                    one.after(plan)
         if arena.proxy.cuts > cuts:
             history.done["cut"] = arena.proxy.cuts - cuts
         self.tally.time[plan["arena"]] += time.monotonic() - begun
         return history
 
-    def run(self, seeds, arena=None):
-        """Histories of these seeds."""
+    def run(self, seeds, arena=None, seconds=None):
+        """Histories of these seeds, for so many seconds at most."""
+        begun = time.monotonic()
         classes, faults = choices(self.options)
         for number, seed in enumerate(seeds, 1):
             plan = plans.make(seed, arena or arena_of(self.options, seed), classes, faults)
@@ -158,7 +163,7 @@ class Program:
             if number % BATCH == 0:
                 self.look()
                 self.progress(number)
-            if self.late():
+            if self.late() or seconds is not None and time.monotonic() - begun > seconds:
                 break
 
     def late(self):
@@ -229,9 +234,8 @@ def main():
         if options.sabotages or options.sabotage:
             sabotage.run_all(program, options.sabotage)
         elif options.short:
-            for arena, count in ("fleet", 150), ("kill", 5), ("clock", 2), ("disk", 2), \
-                    ("failover", 2):
-                program.run(range(options.seed, options.seed + count), arena)
+            for arena, count in SHORT.items():
+                program.run(range(options.seed, options.seed + count), arena, 30)
             program.look()
             sabotage.run_all(program)
         else:

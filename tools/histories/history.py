@@ -47,13 +47,14 @@ class History:
         self.attempts = []
         self.violations = []
         self.mistakes = []
-        self.prepared = {}
+        self.prepared = {}              # by their names: how they end, and of which attempt
         self.done = {}                  # faults, by kind
         self.over = threading.Event()
         self.journal = Journal(fenced=self.sabotage != "no-fence")
         self.lost_at = None             # when acknowledged commits may have gone
         self.stepped = 0                # seconds that the clock was moved, in all
         self.faulty = set()
+        self.faults_to_come = True
         self.effects = 0
         self._begun = 0
         self._tick = threading.Condition()
@@ -88,11 +89,14 @@ class History:
 
     def run(self):
         faults.choose_storage(self)
+        if self.sabotage_hooks:
+            self.sabotage_hooks.before(self)
         clients = [Client(self, number, ops) for number, ops in enumerate(self.plan["clients"])]
         threads = [threading.Thread(target=client.run, daemon=True) for client in clients]
         injector = threading.Thread(target=faults.inject, args=(self,), daemon=True)
         deadline = time.monotonic() + LIMIT
-        for thread in [*threads, injector]:
+        manager = threading.Thread(target=self.manage, daemon=True)
+        for thread in [*threads, injector, manager]:
             thread.start()
         for thread in threads:
             thread.join(max(0, deadline - time.monotonic()))
@@ -101,6 +105,7 @@ class History:
         with self._tick:
             self._tick.notify_all()
         injector.join(LIMIT)
+        manager.join(LIMIT)
         if injector.is_alive():
             self.found("stuck", "a fault did not end")
         for client in stuck:
@@ -115,23 +120,46 @@ class History:
 
     def settle(self):
         with contextlib.closing(self.server.operator(self.database)) as operator:
-            self.end_prepared(operator)
+            self.end_prepared(operator, list(self.prepared))
             before = self.states(operator)
-            if self.sabotage_hooks:
-                self.sabotage_hooks.settling(self, operator)
             try:
                 model.check(self, operator, before)
-                self.probe()
+                if not (self.sabotage and self.violations):
+                    self.probe()
             except psycopg.Error as error:
                 self.found("error", f"{error.sqlstate} {error} at the end")
 
-    def end_prepared(self, operator):
-        """As planned.  One that is there no more was committed, or rolled back, by the
-        client: who lost the reply to PREPARE knows by now that nothing came of it."""
-        for (gid,) in operator.execute("SELECT gid FROM pg_prepared_xacts").fetchall():
-            fate = self.prepared.get(gid)
-            if fate:
-                operator.execute(f"{fate.split('-')[1].upper()} PREPARED '{gid}'")
+    def manage(self):
+        """The transaction manager: ends what was prepared and left, as planned.  It waits
+        for the faults, which may be a restart, but not for ever: others wait for it."""
+        operator = None
+        while not self.over.wait(0.05):
+            old = [gid for gid, (_, attempt) in list(self.prepared.items())
+                   if attempt.ended is not None and attempt.ended + (
+                       1 if self.faults_to_come else 0.1) < self.clock()]
+            if not old:
+                continue
+            try:
+                operator = operator or self.server.operator(self.database)
+                self.end_prepared(operator, old)
+            except psycopg.Error:
+                operator = None         # the server has gone
+        if operator:
+            operator.close()
+
+    def end_prepared(self, operator, names):
+        """One that is not there was ended by its client, or was never prepared."""
+        there = {gid for (gid,) in operator.execute("SELECT gid FROM pg_prepared_xacts")}
+        for gid in names:
+            how, attempt = self.prepared[gid]
+            if gid in there:
+                operator.execute(f"{how.upper()} PREPARED '{gid}'")
+            # Was it prepared for certain, then it must be there, whatever happened to the
+            # server; the model knows it as committed from now on.
+            if attempt.gid and attempt.plan["fate"].startswith("leave"):
+                attempt.tx.end = "committed" if how == "commit" else "aborted"
+                attempt.ended = self.clock()
+            del self.prepared[gid]
 
     def states(self, operator):
         """What idem_lookup says of each key, before anybody settles it."""
@@ -148,6 +176,8 @@ class History:
         prober = Client(self, 99, [])
         for number, group in enumerate(self.plan["groups"]):
             for index in range(len(group["keys"])):
+                if self.sabotage and self.violations:
+                    return
                 self.settle_key(prober, number, group, index)
         if prober.plain is not None:
             self.pool.give(prober, prober.plain)
@@ -159,14 +189,15 @@ class History:
              "wait": 100, "pattern": "plain", "body": 0, "owner": None}]}
         if group["class"] == "dedupe":
             op["acts"] = [{"a": "dedupe", "g": number, "ks": [index], "as": [group["keys"][index]]}]
-        deadline = time.monotonic() + SETTLE
+        patience = 1.5 if self.sabotage else SETTLE
+        deadline = time.monotonic() + patience
         while time.monotonic() < deadline:
             for variant in range(2):
                 op["acts"][0]["v"] = variant
                 if settled(prober, op, group["class"]):
                     return
         self.found("stuck", f"group {number}, key {group['keys'][index]!r}:"
-                   f" neither claimed nor replayed in {SETTLE} s", [prober.attempt])
+                   f" neither claimed nor replayed in {patience} s", [prober.attempt])
 
 
 def settled(prober, op, kind):

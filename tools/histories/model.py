@@ -10,6 +10,7 @@ import collections
 import datetime
 import hashlib
 import json
+import re
 
 import audit
 import leases
@@ -22,9 +23,7 @@ Effect = collections.namedtuple(
 HTTP = {"in_progress": 409, "duplicate": 409, "expired": 409, "mismatch": 422}
 CODE = {"in_progress": "in_progress", "duplicate": "duplicate", "expired": "expired",
         "mismatch": "reused"}
-ENDS = {"replay": ("replayed", "duplicate", "expired", "mismatch")}
-# What a statement may raise in any history; and what a class of keys, or a kind of call, adds.
-ALWAYS = {"40001", "40P01"}
+FINISH = "idem_(complete|fail|release|extend|checkpoint)"
 SLOW = 20           # seconds over its wait that a call may take on a busy machine
 
 
@@ -111,12 +110,14 @@ def check_result(history, result):
         found(f"outcome {outcome}")
     if (row["token"] is None) != (outcome != "claimed"):
         found(f"token {row['token']} with {outcome}")
-    if row["http_status"] != HTTP.get(outcome, None if outcome == "claimed" else row["status_code"]):
+    status = HTTP.get(outcome, None if outcome == "claimed" else row["status_code"])
+    if row["http_status"] != status:
         found(f"http_status {row['http_status']} with {outcome}")
     code = f"idempotency_key_{CODE[outcome]}" if outcome in CODE else None
     if row["error_code"] != code:
         found(f"error_code {row['error_code']} with {outcome}")
-    if (outcome == "in_progress") != (row["retry_after_ms"] is not None and row["retry_after_ms"] > 0):
+    pause = row["retry_after_ms"]
+    if (outcome == "in_progress") != (pause is not None and pause > 0):
         found(f"retry_after_ms {row['retry_after_ms']} with {outcome}")
     body = row["body"]
     if body is not None and (row["body_size"] != len(body)
@@ -148,27 +149,28 @@ def check_errors(history, attempt):
 
 
 def allowed(history, attempt, sql):
-    """What this statement may raise: little, and faults explain the rest."""
-    states = {"40P01"} if "idem_" in sql or "INSERT" in sql or "COMMIT" in sql else set()
-    classes = {history.plan["groups"][act["g"]]["class"]
-               for act in attempt.plan.get("acts", [attempt.plan]) if "g" in act}
+    """What this statement may raise: little; faults explain the rest."""
+    plan = attempt.plan
+    acts = plan.get("acts", [plan])
+    classes = {history.plan["groups"][act["g"]]["class"] for act in acts if "g" in act}
+    # Work at several keys may meet that of others in another order.
+    states = {"40P01"} if re.match("SELECT|INSERT|COMMIT", sql) else set()
     if attempt.iso != "READ COMMITTED" or "mixed" in classes:
         states.add("40001")
     for kind in history.faulty:
         states |= EXPECTED.get(kind, set())
-    if attempt.number == 0 and "cut" in attempt.plan:
+    if attempt.number == 0 and "cut" in plan:
         states.add("08006")
     if "idem_require" in sql:
         states |= {"ID003", "ID004", "ID005", "ID006", "ID007"}
     if "idem_run" in sql and "fail" in classes:
         states |= {"P0002", "ID010"}
-    if sql in ("COMMIT",) or sql.startswith("PREPARE"):
-        if any(act.get("pattern") == "unfinished" for act in attempt.plan.get("acts", [])):
-            states.add("ID011")
-    if attempt.plan["op"] in ("lease", "recover") and "token" in sql or "%s, %s, %s" in sql:
-        if attempt.plan["op"] in ("lease", "recover"):
-            # taken over; finished, or given up, by an earlier try or who took it over
-            states |= {"ID001", "ID002", "ID003"}
+    if re.match("COMMIT$|PREPARE", sql) and any(act.get("pattern") == "unfinished"
+                                                for act in acts):
+        states.add("ID011")
+    # A claim that was committed may be taken over, and then be finished or given up.
+    if plan["op"] in ("lease", "recover") and re.search(FINISH, sql):
+        states |= {"ID001", "ID002", "ID003"}
     return states
 
 
@@ -180,7 +182,8 @@ def check_key(here):
         if result.own and result.call != "dedupe":
             continue
         check_stored(here, result)
-        if result.outcome == "replayed":
+        if result.outcome == "replayed" or result.call == "lookup" and \
+                result.outcome == "completed":
             check_replay(here, result)
         elif result.outcome == "mismatch":
             check_mismatch(here, result)
@@ -297,14 +300,8 @@ def fingerprint(here, variant):
     if here.kind == "context":
         return b"the same for both users"
     asked = {"scope": here.history.scope(here.number), "key": here.key, "variant": variant}
-    if here.kind not in ("context",):
-        asked.update(asked_more(here))
     text = json.dumps(asked, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).digest()
-
-
-def asked_more(_here):
-    return {}
 
 
 def check_mismatch(here, result):

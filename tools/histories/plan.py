@@ -8,6 +8,9 @@ import random
 import uuid
 
 ISOLATION = ["READ COMMITTED"] * 3 + ["REPEATABLE READ", "SERIALIZABLE"]
+# How a transaction ends; "leave" leaves it prepared until the end of the history.
+FATES = ["commit", "rollback", "prepare-commit", "prepare-rollback", "leave-commit",
+         "leave-rollback"]
 SHAPES = ["json", "jsonb", "text", "bytea", "response"]
 
 # What a group of keys is for: the policy of its claims, and how often it is chosen.
@@ -140,7 +143,7 @@ class Maker:
                 else:
                     acts.append({"a": "sleep", "ms": self.rng.randint(1, 15)})
             op["fate"] = self.rng.choices(
-                ["commit", "rollback", "prepare-commit", "prepare-rollback"], [80, 8, 9, 3])[0]
+                FATES, [79, 8, 8, 3, 1.5, 0.5])[0]
         return op
 
     def lease(self, number):

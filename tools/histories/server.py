@@ -24,8 +24,8 @@ class Server:
         self.bin = os.environ["PG_BIN"]
 
     def _ctl(self, *arguments):
-        subprocess.run([f"{self.bin}/pg_ctl", "-D", self.data, "-w", "-t", str(PATIENCE), *arguments],
-                       check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        subprocess.run([f"{self.bin}/pg_ctl", "-D", self.data, "-w", "-t", str(PATIENCE),
+                        *arguments], check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                        stderr=subprocess.DEVNULL, env={**os.environ, **self.environment})
 
     def start(self):
@@ -85,7 +85,7 @@ class Server:
     def standby(self, name, socket):
         data = os.path.join(os.path.dirname(self.data), name)
         subprocess.run([f"{self.bin}/pg_basebackup", "-D", data, "-h", self.socket, "-p", "5432",
-                        "-U", "postgres", "-c", "fast", "-R"], check=True,
+                        "-U", "postgres", "-c", "fast", "-R", "--no-sync"], check=True,
                        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                        stderr=subprocess.DEVNULL)
         other = Server(data, socket)

@@ -26,7 +26,8 @@ def print_attempts(attempts):
     start = lines[0][0].begin if lines else 0
     for line, attempt in lines:
         end = "      ?" if line.end is None else f"{(line.end - start) * 1000:7.1f}"
-        print(f"  {(line.begin - start) * 1000:7.1f} {end}  client {attempt.name:<8} {str(line).replace(RESULT, '*')}")
+        print(f"  {(line.begin - start) * 1000:7.1f} {end}  client {attempt.name:<8}"
+              f" {str(line).replace(RESULT, '*')}")
         print(f"{'':19}-> {line.answer[:400]}")
 
 

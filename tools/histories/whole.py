@@ -66,16 +66,18 @@ def seals(operator):
     problems = [f"seals: segment {row[0]}: {row[1]} {row[2]}" for row in
                 operator.execute("SELECT * FROM idem_audit_verify()").fetchall()]
     folder = os.environ["WORK"]
+    # before the export: the worker may seal meanwhile
+    digest = operator.execute("SELECT idem_audit_digest()").fetchone()[0]
     operator.execute("SET timezone = 'UTC'; SET datestyle = 'ISO, YMD'; SET bytea_output = 'hex'")
     operator.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
     for name, order in ("log", "id"), ("seals", "segment"):
         with open(f"{folder}/audit.{name}", "wb") as file, operator.cursor().copy(
-                f"COPY (SELECT * FROM idempotency_audit_{name} ORDER BY {order}) TO STDOUT") as copy:
+                f"COPY (SELECT * FROM idempotency_audit_{name} ORDER BY {order})"
+                " TO STDOUT") as copy:
             for data in copy:
                 file.write(data)
     keys = operator.execute("SELECT key_id, encode(secret, 'hex') FROM idempotency_secrets"
                             " WHERE purpose = 'audit' AND secret <> ''").fetchall()
-    digest = operator.execute("SELECT idem_audit_digest()").fetchone()[0]
     operator.execute("COMMIT")
     command = ["/usr/bin/python3", "-B", VERIFY, f"{folder}/audit.log", f"{folder}/audit.seals",
                "--digest", digest]

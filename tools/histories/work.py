@@ -46,12 +46,15 @@ def finish(client, fate):
         attempt.finish("committed")
         return
     # Whoever finds it prepared ends it as planned, also after a restart.
+    how, last = fate.split("-")
     gid = f"{client.history.name} {attempt.name}"
-    client.history.prepared[gid] = fate
+    client.history.prepared[gid] = (last, attempt)
     client.query(f"PREPARE TRANSACTION '{gid}'")
     attempt.gid = gid
-    client.query(f"{fate.split('-')[1].upper()} PREPARED '{gid}'")
-    attempt.finish("committed" if fate == "prepare-commit" else "aborted")
+    if how == "leave":
+        return
+    client.query(f"{last.upper()} PREPARED '{gid}'")
+    attempt.finish("committed" if last == "commit" else "aborted")
 
 
 def request(client, act):
@@ -135,8 +138,7 @@ def answer(client, act, status=200):
     if "body" not in stored:
         stored["body"] = text.encode()
     if shape == "jsonb":            # as the server prints it: longer names come last
-        stored["body"] = ('{"ü": 1.0, "nonce": ' + json.dumps(json.loads(text)["nonce"], ensure_ascii=False)
-                          + "}").encode()
+        stored["body"] = f'{{"ü": 1.0, "nonce": "{json.loads(text)["nonce"]}"}}'.encode()
     return stored
 
 
