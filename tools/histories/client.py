@@ -16,8 +16,9 @@ REPEAT = {"40001", "40P01", "57014", "53100", "53200", "55P03", "ID004", "25006"
 COLUMNS = """outcome::text, attempt, token, status_code, headers::text, content_type, body,
  body_size, body_sha256, recovery_point, checkpoint::text, fingerprint, created_at, finished_at,
  lease_until, expires_at, retry_after_ms, http_status, error_code""".replace("\n", "")
-NAMES = [name.split("::")[0] for name in COLUMNS.replace(" ", "").split(",")] + ["began", "ended"]
-RESULT = COLUMNS + ", statement_timestamp(), clock_timestamp()"
+NAMES = [name.split("::")[0] for name in COLUMNS.replace(" ", "").split(",")] + ["began", "ended", "xid"]
+RESULT = (COLUMNS + ", statement_timestamp(), clock_timestamp(),"
+          " pg_current_xact_id_if_assigned()::text")
 
 
 class Failed(Exception):

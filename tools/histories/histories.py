@@ -8,6 +8,7 @@ import os
 import random
 import sys
 import time
+import traceback
 
 import plan as plans
 
@@ -151,7 +152,16 @@ class Program:
         classes, faults = choices(self.options)
         for number, seed in enumerate(seeds, 1):
             plan = plans.make(seed, arena or arena_of(self.options, seed), classes, faults)
-            history = self.one(plan)
+            try:
+                history = self.one(plan)
+            except Exception:       # of our own, or a server that does not start
+                print(f"\nNOT RUN: --seed {seed} --arena {plan['arena']}\n"
+                      f"{traceback.format_exc()}", flush=True)
+                self.tally.failed += 1
+                self.tally.violations["not run"] += 1
+                if self.tally.violations["not run"] == 3:
+                    break
+                continue
             if history is None:
                 continue
             self.tally.add(history)

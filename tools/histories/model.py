@@ -36,6 +36,7 @@ def check(history, operator, states):
             by_key[result.group, result.key].append(result)
             check_result(history, result)
         check_errors(history, attempt)
+        check_own(history, attempt)
     for number, group in enumerate(history.plan["groups"]):
         for key in group["keys"]:
             here = Key(history, number, group, key, by_key[number, key], effects[number, key],
@@ -126,6 +127,8 @@ def check_result(history, result):
     if result.call != "fail" and outcome in ("completed", "replayed") and not history.stepped \
             and row["expires_at"] and row["expires_at"] <= row["began"]:
         found(f"{outcome} at {row['began']}, which had expired at {row['expires_at']}")
+    if outcome == "replayed" and result.attempt.plan.get("auto") and row["xid"] is not None:
+        found(f"replayed, and took transaction id {row['xid']}")
     check_time(history, result, found)
 
 
@@ -138,6 +141,27 @@ def check_time(history, result, found):
         found(f"in_progress after {took:.1f} ms, in place of {result.wait} ms")
     if took > result.wait + SLOW * 1000:
         found(f"took {took:.0f} ms with a wait of {result.wait} ms")
+
+
+def check_own(history, attempt):
+    """A key that a transaction has finished is replayed to it."""
+    finished = {}
+    for result in attempt.results:
+        place = (result.group, result.key)
+        kind = history.plan["groups"][result.group]["class"]
+        if attempt.plan["op"] != "tx" or kind not in ("atomic", "quiet", "context", "strict"):
+            continue
+        first = finished.get(place)
+        if result.call in ("run", "claim", "lookup") and first is not None and not first.undone:
+            wanted = {"completed"} if result.call == "lookup" else {"replayed"}
+            if first.variant not in (None, result.variant) and result.call != "lookup":
+                wanted = {"mismatch"}
+            if result.outcome not in wanted or result.outcome != "mismatch" \
+                    and result.row["body"] != stored_body(first):
+                history.found("own key", f"{result.outcome} for a key that the transaction"
+                              " has finished", [attempt])
+        if stored_body(result) is not None and result.call in ("run", "complete"):
+            finished[place] = result
 
 
 # errors

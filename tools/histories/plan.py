@@ -190,7 +190,8 @@ class Maker:
                          "n": self.rng.getrandbits(16)})
         middle = self.rng.randrange(total // 4, max(total * 3 // 4, total // 4 + 1))
         special = {
-            "kill": [{"do": self.rng.choice(["kill_backend", "kill_server", "kill_server"])}],
+            "kill": [{"do": self.rng.choice(["kill_backend", "kill_server", "kill_server"])}
+                     for _ in range(self.rng.choice([1, 1, 2]))],
             "disk": [{"do": "fill_disk"}],
             "clock": [{"do": "step_clock", "s": self.rng.choice([-3600, -2, 1, 3, 7200])}
                       for _ in range(self.rng.choice([1, 2]))],

@@ -194,19 +194,15 @@ def run_all(program, name=None):
         print(f"  {'caught' if caught else 'MISSED'}  {one.name:<14} {one.does}:"
               f" {seen or 'nothing'} ({count} histories, {time.monotonic() - begun:.1f} s)",
               flush=True)
-        if program.options.sabotage and caught:
-            show(program, one)
 
 
-_last = {}
-
-
-def show(program, sabotage):
-    """For a single one: what a violation looks like."""
+def show(program, history, sabotage, arena):
+    """For a single one: what a violation looks like, and the shortest history with it."""
     import shrink
-    history = _last.get(sabotage.name)
-    if history is not None and history.violations:
-        shrink.report(history)
+    shrink.report(history)
+    small = shrink.smaller(program, history, program.options.shrink, sabotage, arena)
+    if small is not None:
+        shrink.print_small(small)
 
 
 def run_one(program, sabotage):
@@ -232,9 +228,10 @@ def run_one(program, sabotage):
         limit = 2 if sabotage.after else TRIES
         for number in range(1, limit + 1):
             history = program.one(sabotage.plan(number), sabotage)
-            _last[sabotage.name] = history
             close(history)
             if history.violations:
+                if program.options.sabotage:
+                    show(program, history, sabotage, arena)
                 return number, str(history.violations[0])[:110]
             if time.monotonic() > deadline:
                 break

@@ -8,13 +8,19 @@ from client import RESULT
 
 
 def report(history):
-    print(f"\nVIOLATION, seed {history.plan['seed']}, arena {history.plan['arena']},"
-          f" plan {plans.digest(history.plan)}, scopes {history.name}.*", flush=True)
+    plan = history.plan
+    print(f"\nVIOLATION: --seed {plan['seed']} --arena {plan['arena']}, plan {plans.digest(plan)},"
+          f" database {plan['database']}, storage {plan['storage']}, scopes {history.name}.*")
     for violation in history.violations[:10]:
         print(f"  {violation}")
+    print_attempts(concerned(history))
+
+
+def concerned(history):
+    """The attempts that the first violations are about, or all."""
     shown = {id(attempt): attempt for violation in history.violations[:3]
              for attempt in violation.attempts}
-    print_attempts(list(shown.values()) or history.attempts)
+    return list(shown.values()) or history.attempts
 
 
 def print_attempts(attempts):
@@ -98,4 +104,4 @@ def print_small(history):
           f" {', '.join(fault['do'] for fault in history.plan['faults']) or 'none'}")
     for violation in history.violations[:3]:
         print(f"  {violation}")
-    print_attempts(history.attempts)
+    print_attempts(concerned(history))
