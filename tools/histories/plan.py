@@ -99,11 +99,12 @@ class Maker:
 
     def claim(self, number):
         name = self.groups[number]["class"]
-        patterns = ["plain"] * 4 + ["undo", "redo", "subclaim", "require", "twice", "owner"]
+        patterns = ["plain"] * 4 + ["undo", "redo", "subclaim", "drop", "reclaim", "require",
+                                   "twice", "owner"]
         if name == "fail":
             patterns += ["fail"] * 3 + ["final"] * 2 + ["release"]
         if name == "strict":
-            patterns += ["unfinished"] * 4 + ["undo", "release"]
+            patterns += ["unfinished"] * 4 + ["undo", "drop", "reclaim", "release"]
         return {"a": "claim", **self.key_of(number), "v": self.variant(), "wait": self.wait(),
                 "pattern": self.rng.choice(patterns), "body": self.rng.getrandbits(32),
                 "owner": str(uuid.UUID(int=self.rng.getrandbits(128), version=4))}

@@ -186,7 +186,7 @@ def claim(client, act, _rng):
     """A claim with its work and its completion, with savepoints here and there."""
     pattern = act["pattern"]
     before = len(client.attempt.results)
-    if pattern in ("undo", "subclaim"):
+    if pattern in ("undo", "subclaim", "drop", "reclaim"):
         savepoint(client, "before")
     if pattern == "require":
         asked, fingerprint = request(client, act)
@@ -201,6 +201,13 @@ def claim(client, act, _rng):
         if result.outcome != "claimed":
             return result.outcome != "in_progress"
         result.stored = {}
+    if pattern in ("drop", "reclaim"):      # ROLLBACK TO gives the key up, for others too
+        back_to(client, "before", before)
+        if pattern == "drop":
+            return True
+        result = claim_call(client, act)
+        if result.outcome != "claimed":
+            return result.outcome != "in_progress"
     if pattern in ("twice", "owner"):
         repeat_own(client, act, pattern, result)
     stored = answer(client, act)
