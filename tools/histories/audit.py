@@ -84,8 +84,9 @@ def check_path(found, rows, kind, scope_forgotten, stepped):
         if not legal:
             found(f"{said}, after attempt {attempt}")
         attempt = row.attempt if state != "free" else 0
-        # Once the row is gone, only the clock makes tokens grow.
-        gone = stepped and (state == "free" or kind == "brief" or scope_forgotten)
+        # Once the row is gone, only the clock makes tokens grow; and a row that idem_run has
+        # written does not remember the token, which nobody was given.
+        gone = stepped and (state == "free" or kind in ("brief", "fail") or scope_forgotten)
         token = 0 if gone else max(token, row.token or 0)
 
 
