@@ -84,7 +84,7 @@ show_hex(const void *data, size_t len)
 
 	strcpy(text, "\\x");
 	for (i = 0; i < len; i++)
-		sprintf(text + 2 + 2 * i, "%02x", ((const uint8 *) data)[i]);
+		sprintf(text +2 + 2 * i, "%02x", ((const uint8 *) data)[i]);
 	return text;
 }
 
@@ -126,7 +126,7 @@ show_time(TimestampTz at)
 		len--;
 	if (text[len - 1] == '.')
 		len--;
-	strcpy(text + len, "+00");
+	strcpy(text +len, "+00");
 	return text;
 }
 
@@ -160,26 +160,33 @@ OutputFunctionCall(FmgrInfo *info, Datum value)
 		case INT8OID:
 		case XID8OID:
 			text = show_number(DatumGetInt64(value));
+
 			break;
 		case INT4OID:
 			text = show_number(DatumGetInt32(value));
+
 			break;
 		case TIMESTAMPTZOID:
 			text = show_time(DatumGetTimestampTz(value));
+
 			break;
 		case BOOLOID:
 			text = DatumGetBool(value) ? "t" : "f";
+
 			break;
 		case CHAROID:
 			letter[0] = DatumGetChar(value);
 			text = letter;
+
 			break;
 		case BYTEAOID:
 			text = show_hex(VARDATA_ANY(DatumGetPointer(value)),
 							VARSIZE_ANY_EXHDR(DatumGetPointer(value)));
+
 			break;
 		default:
 			text = DatumGetCString(value);
+
 			break;
 	}
 	return pstrdup(text);
@@ -343,7 +350,8 @@ pick_rows(FuzzInput *in)
 	while (fuzz_is_left(in) && row_count < MAX_ROWS && row_count < 64)
 	{
 		uint8		step = fuzz_byte(in);
-		int			copies = step == 255 ? fuzz_byte(in) * 12 : 0;
+		bool		many = step == 255 && fuzz_byte(in) == 0xaa;
+		int			copies = many ? fuzz_byte(in) * 12 : 0;
 		LogRow	   *row = add_row(in, id += 1 + step % 3);
 
 		/* more than are read at once, with one id, or with the next ones */

@@ -90,8 +90,10 @@ model_number(const char *text, size_t len)
 			n++;
 		if (state == IN_INTEGER || state == IN_FRACTION)
 			digits[k++] = text[i];
+
 		if (state == AT_SIGN)
 			below_zero = text[i] == '-';
+
 		/* zeros before it say nothing */
 		if (state == IN_EXPONENT && (nexponent > 0 || text[i] != '0'))
 		{
@@ -138,7 +140,7 @@ model_number(const char *text, size_t len)
 	{
 		out[at++] = '0';
 		out[at++] = '.';
-		for (i = 0; i < (size_t) -n; i++)
+		for (i = 0; i < (size_t) - n; i++)
 			out[at++] = '0';
 		for (i = 0; i < k; i++)
 			out[at++] = digits[first + i];

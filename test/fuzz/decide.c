@@ -162,12 +162,12 @@ model_decide(const IdemFound *found, const Both *buffers, int64 now)
 {
 	int128		forgotten = (int128) found->expires_at + found->tombstone;
 	bool		expired = found->expires_at != DT_NOEND &&
-		found->expires_at <= now;
+	found->expires_at <= now;
 	bool		over = expired &&
-		(!found->reject_expired || found->purge_at <= now ||
-		 Min(forgotten, (int128) DT_NOEND) <= now);
+	(!found->reject_expired || found->purge_at <= now ||
+	 Min(forgotten, (int128) DT_NOEND) <= now);
 	bool		same_owner = buffers->owner[1].there &&
-		model_same(&buffers->owner[0], &buffers->owner[1]);
+	model_same(&buffers->owner[0], &buffers->owner[1]);
 	int64		next = (int64) found->attempt + 1;
 
 	if (!found->exists || over)

@@ -119,7 +119,7 @@ fuzz_copy(const void *data, size_t len)
 
 /* Up to so many of the bytes that are left; *len says how many. */
 static inline const uint8 *
-fuzz_bytes(FuzzInput *in, size_t most, size_t *len)
+fuzz_bytes(FuzzInput *in, size_t most, size_t * len)
 {
 	const uint8 *bytes = in->at;
 

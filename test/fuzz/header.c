@@ -153,7 +153,7 @@ model_field(const uint8 *c, size_t len, char *key)
 
 /* What idem_key() says of a field; *len is 0 where it is an error. */
 static text *
-ask_field(const uint8 *c, size_t size, size_t *len)
+ask_field(const uint8 *c, size_t size, size_t * len)
 {
 	LOCAL_FCINFO(fcinfo, 1);
 	text	   *volatile key = NULL;
@@ -194,7 +194,7 @@ pick_of(FuzzInput *in, const char *choices)
 #define TOKEN LOWER "ABCDEFGHIJKLMNOPQRSTUVWXYZ" DIGITS "!#$%&'*+-.^_`|~"
 
 static char *
-make_string(FuzzInput *in, char *out, char *value, size_t *len)
+make_string(FuzzInput *in, char *out, char *value, size_t * len)
 {
 	int			chars = fuzz_byte(in) % 16;
 

@@ -30,7 +30,7 @@
 typedef enum JsonKind
 {
 	JSON_IS_NULL,
-	JSON_IS_WORD,					/* a number or a boolean */
+	JSON_IS_WORD,				/* a number or a boolean */
 	JSON_IS_STRING,
 	JSON_IS_ARRAY,
 	JSON_IS_OBJECT

@@ -87,8 +87,8 @@ try_finish(const IdemPolicy *policy, IdemRow *row, IdemState state, int64 ttl,
 	bool		anew = ttl >= 0 || row->purge_at == DT_NOEND;
 	int64		before = anew ? DT_NOBEGIN : row->purge_at;
 	int64		due = ttl >= 0 ? ttl : row->ttl >= 0 ? row->ttl :
-		state == IDEM_STATE_COMPLETED ? policy->completed_ttl :
-		policy->failed_ttl;
+	state == IDEM_STATE_COMPLETED ? policy->completed_ttl :
+	policy->failed_ttl;
 
 	idem_lifetime_finish(policy, row, state, ttl, now);
 	must(row->state == state && row->finished_at == now);

@@ -31,7 +31,10 @@ typedef struct Piece
 	struct Piece *previous;
 } Piece;
 
-static Piece pieces = {&pieces, &pieces};
+static Piece pieces =
+{
+	&pieces, &pieces
+};
 
 static void
 link_piece(Piece *piece)

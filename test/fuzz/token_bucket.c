@@ -37,7 +37,10 @@ pick_rule(FuzzInput *in, IdemBucketRule *rule)
 	if (kind % 2 == 0)
 		return;
 
-	/* what is less than the base counts as the base: the model has no word for it */
+	/*
+	 * what is less than the base counts as the base: the model has no word
+	 * for it
+	 */
 	rule->backoff_base = fuzz_positive(in, PG_INT64_MAX);
 	rule->backoff_max = rule->backoff_base +
 		fuzz_magnitude(in, PG_INT64_MAX - rule->backoff_base);
