@@ -22,7 +22,7 @@
 #
 # A script which sources this gets: $TOP, choose_postgres, need, make_work
 # ($WORK, which becomes the working directory), as_user, provide_extension,
-# start_cluster, stop_cluster, and an exit trap which stops what was started.  If it defines at_exit, that is called last, with the exit
+# wrap_server, start_cluster, stop_cluster, and an exit trap which stops what was started.  If it defines at_exit, that is called last, with the exit
 # status.
 
 # shellcheck disable=SC2034		# the variables are for those who source this
@@ -382,6 +382,24 @@ install_extension() {
 ##
 ## Clusters
 ##
+
+# Have servers started in another way: wrap_server LINE..., lines of a script
+# that ends by starting the server.  $WORK/bin has the server's own programs, but
+# for that; "bindir=$WORK/bin" makes PGXS use it.  pg_ctl looks for the server
+# where it is itself, and so is a copy.
+wrap_server() {
+	local program
+
+	as_user mkdir "$WORK/bin"
+	for program in "$PG_BIN"/*; do
+		as_user ln -s "$program" "$WORK/bin/"
+	done
+	as_user rm -f "$WORK/bin/pg_ctl" "$WORK/bin/postgres"
+	as_user cp "$PG_BIN/pg_ctl" "$WORK/bin/"
+	printf '%s\n' '#!/bin/sh' "$@" | as_user tee "$WORK/bin/postgres" >/dev/null
+	as_user chmod 755 "$WORK/bin/postgres"
+	SERVER=$WORK/bin/postgres
+}
 
 # Start a cluster: start_cluster NAME [SETTING...], e.g. 'fsync = off'.  Its
 # data directory is $WORK/NAME, its log $WORK/NAME.log, its superuser postgres.
