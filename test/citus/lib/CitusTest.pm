@@ -61,6 +61,7 @@ sub new_member
 		"citus.node_conninfo = 'sslmode=disable'",
 		'citus.enable_statistics_collection = off',
 		'citus.shard_count = 8',
+		'max_connections = 80',
 		'max_prepared_transactions = 50',
 		'max_worker_processes = 40',
 		"search_path = 'public, idempotency'",
@@ -127,7 +128,7 @@ sub distribute
 {
 	my ($coordinator, $type) = @_;
 
-	$type = ($type // 'bigint') =~ s/ COLLATE.*//r;
+	$type = ($type // 'bigint') =~ s{\(.*| COLLATE.*}{}r;
 	$coordinator->safe_psql(
 		'postgres', qq{
 		SET client_min_messages = warning;
