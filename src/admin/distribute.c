@@ -166,10 +166,11 @@ add_owner(StringInfo script, const char *owner)
 		appendStringInfo(script, "ALTER TABLE %s.%s OWNER TO %s; ", schema,
 						 reference_tables[i], owner);
 
-	/* who owns a shard makes it, when it moves */
+	/* who owns a shard makes it where it comes, with its triggers */
 	appendStringInfo(script, "GRANT USAGE, CREATE ON SCHEMA %s TO %s;"
-					 " GRANT EXECUTE ON FUNCTION %s.idem_key_lock(text, text, boolean) TO %s; ",
-					 schema, owner, schema, owner);
+					 " GRANT EXECUTE ON FUNCTION %s.idem_key_lock(text, text, boolean),"
+					 " %s.idem_policy_changed(), %s.idem_limiter_changed() TO %s; ",
+					 schema, owner, schema, schema, schema, owner);
 }
 
 /* Add what makes the extension, where Citus would only when the node joins. */

@@ -175,7 +175,11 @@ const IdemHealthCheck idem_health_rights[] = {
 		" FROM pg_proc p, aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a"
 		" WHERE p.oid IN (" MEMBERS("pg_proc") ")"
 		" AND CASE WHEN a.grantee = 0 THEN p.proname NOT IN " FOR_ALL
-		" ELSE p.proname IN " FOR_NOBODY " END)"
+		" ELSE p.proname IN " FOR_NOBODY " AND NOT ("
+		/* with its triggers, where Citus is */
+		"p.proname IN ('idem_policy_changed', 'idem_limiter_changed')"
+		" AND to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL"
+		" AND a.grantee = (SELECT k.relowner FROM pg_class k WHERE k.oid = ($1)[1])) END)"
 		" SELECT count(*) = 0, CASE WHEN count(*) = 0 THEN 'nothing beyond what idem_grant gives'"
 		" ELSE 'revoke: ' || string_agg(DISTINCT format('%s on %s from %s', g.privilege, g.object,"
 		" CASE WHEN g.grantee = 0 THEN 'PUBLIC' ELSE g.grantee::regrole::text END), ', ') END"

@@ -153,6 +153,7 @@ static bool
 lock(IdemStore *store, const IdemKey *id, IdemRow *row)
 {
 	idem_citus_require_here(id->scope);
+	idem_citus_begin(id->scope, id->key);
 	return read_row(&lock_plan, id, false, row);
 }
 
@@ -160,6 +161,7 @@ static IdemStoreTaken
 try_lock(IdemStore *store, const IdemKey *id, IdemRow *row)
 {
 	idem_citus_require_here(id->scope);
+	idem_citus_begin(id->scope, id->key);
 	return read_row(&try_lock_plan, id, false, row) ?
 		IDEM_STORE_ROW : IDEM_STORE_BUSY;
 }

@@ -249,6 +249,15 @@ my ($near, $far) = map { session($_) } $one, $two;
 my $third = session($coordinator);
 answer($_, $remote) foreach $near, $far, $third;
 
+# A gate on each node, for a handler there
+my @gates = map { session($_) } @nodes;
+$coordinator->safe_psql('postgres', q{
+	CREATE FUNCTION slowly(jsonb) RETURNS json LANGUAGE plpgsql AS $$
+	BEGIN
+		PERFORM pg_advisory_xact_lock_shared(1);
+		RETURN '{}';
+	END $$});
+
 foreach my $pair ([ $near, $far, 'near, far' ], [ $far, $near, 'far, near' ], [ $far, $third, 'far, far' ])
 {
 	my ($first, $second, $name) = @$pair;
@@ -267,6 +276,17 @@ foreach my $pair ([ $near, $far, 'near, far' ], [ $far, $near, 'far, near' ], [ 
 	answer($first, 'COMMIT');
 	is(answer($second, "SELECT outcome FROM idem_claim('$a', '$k', wait => '0')"), 'replayed',
 		"F12: wait = 0 ($name): and is done");
+
+	# the same without a transaction block: a handler that waits
+	$k = new_key();
+	answer($_, 'SELECT pg_advisory_lock(1)') foreach @gates;
+	$first->send("SELECT outcome FROM idem_run('slowly(jsonb)', '$a', '$k')");
+	poll('the handler to run', sub {
+		grep { $_ ne '0' } on_all(\@nodes, q{SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted}) });
+	is(answer($second, "SELECT outcome FROM idem_run('slowly(jsonb)', '$a', '$k', wait => '0')"), 'in_progress',
+		"F12: wait = 0 ($name): while a handler runs");
+	answer($_, 'SELECT pg_advisory_unlock(1)') foreach @gates;
+	is($first->receive, 'completed', "F12: ... which ends ($name)");
 
 	# waiting ends with the other's transaction
 	$k = new_key();
@@ -388,7 +408,7 @@ foreach my $session ($near, $far, $third)
 	answer($near, "SELECT idem_forget('$a', '$k')");
 }
 
-$_->quit foreach $near, $far, $third;
+$_->quit foreach $near, $far, $third, @gates;
 no_prepared(@nodes);
 is(join(' ', map { log_count($_, qr/\b23505\b|duplicate key value/) } @nodes), '0 0 0', 'F11: no unique violation in any log');
 no_word_of('sesame', @nodes);

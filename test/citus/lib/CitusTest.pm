@@ -117,6 +117,7 @@ sub add_application
 		SET client_min_messages = warning;
 		CREATE TABLE orders (tenant $type, id uuid DEFAULT gen_random_uuid(),
 			key text, PRIMARY KEY (tenant, id));
+		GRANT CREATE ON SCHEMA public TO shop_owner;
 		ALTER TABLE orders OWNER TO shop_owner;
 		SELECT create_distributed_table('orders', 'tenant');
 		GRANT SELECT, INSERT, UPDATE ON orders TO app});
