@@ -127,8 +127,8 @@ require_empty(const char *name)
 	Relation	table = table_open(get_relname_relid(name, idem_catalog()->namespace),
 								   AccessExclusiveLock);
 	bool		plain = table->rd_rel->relkind == RELKIND_RELATION &&
-		!has_subclass(RelationGetRelid(table)) &&
-		!has_superclass(RelationGetRelid(table));
+	!has_subclass(RelationGetRelid(table)) &&
+	!has_superclass(RelationGetRelid(table));
 
 	table_close(table, NoLock);
 	if (!plain)
@@ -198,15 +198,15 @@ static void
 add_extension(StringInfo script)
 {
 	const char *schema = idem_catalog()->schema;
-	Oid			pgcrypto = get_extension_oid("pgcrypto", false);
+	Oid			type = OIDOID;
+	Datum		pgcrypto = ObjectIdGetDatum(get_extension_oid("pgcrypto", false));
 	char	   *command;
 
 	/* format() has no name yet for what is to be made */
 	(void) ask("SELECT format('CREATE SCHEMA IF NOT EXISTS %1$I; CREATE EXTENSION"
 			   " IF NOT EXISTS pgcrypto SCHEMA %1$I; ', n.nspname)"
 			   " FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace"
-			   " WHERE e.oid = $1", 1, (Oid[]) {OIDOID},
-			   (Datum[]) {ObjectIdGetDatum(pgcrypto)});
+			   " WHERE e.oid = $1", 1, &type, &pgcrypto);
 	command = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
 	appendStringInfo(script, "%sCREATE SCHEMA IF NOT EXISTS %s;"
 					 " CREATE EXTENSION IF NOT EXISTS idempotency SCHEMA %s; ",
@@ -289,13 +289,15 @@ static void
 distribute(Oid colocate_with)
 {
 	Oid			types[] = {REGCLASSOID, TEXTOID};
+	Oid			type = OIDOID;
+	Datum		value = ObjectIdGetDatum(colocate_with);
 	Oid			schema = idem_catalog()->namespace;
 	Datum		values[2];
 	int			i;
 
 	(void) ask("SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c"
 			   " JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = $1",
-			   1, (Oid[]) {OIDOID}, (Datum[]) {ObjectIdGetDatum(colocate_with)});
+			   1, &type, &value);
 	values[1] = CStringGetTextDatum(SPI_getvalue(SPI_tuptable->vals[0],
 												 SPI_tuptable->tupdesc, 1));
 	for (i = 0; i < lengthof(tenant_tables); i++)
@@ -385,8 +387,8 @@ idem_distribute_node(PG_FUNCTION_ARGS)
 	{
 		Oid			type = TEXTOID;
 		Datum		command =
-			CStringGetTextDatum(psprintf("SELECT %s.idem_distribute_node()",
-										 idem_catalog()->schema));
+		CStringGetTextDatum(psprintf("SELECT %s.idem_distribute_node()",
+									 idem_catalog()->schema));
 
 		(void) ask("SELECT success, result FROM run_command_on_coordinator($1)",
 				   1, &type, &command);

@@ -14,7 +14,9 @@
 
 /* A key that is sent through two nodes runs twice if each has its own table. */
 static const char distributed[] =
-"SELECT d.keys = 2 AND d.rules = 2 OR d.nodes < 2, CASE"
+"SELECT d.keys = 2 AND d.rules = 2 AND d.rules_here = 2 OR d.nodes < 2, CASE"
+" WHEN d.keys = 2 AND d.rules = 2 AND d.rules_here < 2 THEN"
+" 'policies and limiters are not on this node: SELECT replicate_reference_tables()'"
 " WHEN d.keys = 2 AND d.rules = 2 THEN format('by tenant in %s shards, %s of them here', d.shards, d.here)"
 " WHEN d.nodes < 2 THEN 'one node'"
 " ELSE 'each node has keys or policies of its own: SELECT idem_distribute(...) on the coordinator' END"
@@ -23,6 +25,9 @@ static const char distributed[] =
 " AND c.relname IN ('idempotency_keys', 'idempotency_leases') AND p.partmethod = 'h') AS keys,"
 " (SELECT count(*) FROM pg_dist_partition p JOIN pg_class c ON c.oid = p.logicalrelid WHERE c.relnamespace = $3"
 " AND c.relname IN ('idempotency_policies', 'idempotency_limiters') AND p.partmethod = 'n') AS rules,"
+" (SELECT count(*) FROM pg_dist_shard s JOIN pg_class c ON c.oid = s.logicalrelid"
+" JOIN pg_dist_placement p USING (shardid) JOIN pg_dist_local_group g USING (groupid)"
+" WHERE c.relnamespace = $3 AND c.relname IN ('idempotency_policies', 'idempotency_limiters')) AS rules_here,"
 " (SELECT count(*) FROM pg_dist_shard s WHERE s.logicalrelid = ($1)[1]) AS shards,"
 " (SELECT count(*) FROM pg_dist_shard s JOIN pg_dist_placement p USING (shardid)"
 " JOIN pg_dist_local_group g USING (groupid) WHERE s.logicalrelid = ($1)[1]) AS here,"

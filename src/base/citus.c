@@ -17,6 +17,7 @@
  */
 #include "postgres.h"
 
+#include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "fmgr.h"
 #include "lib/stringinfo.h"
@@ -31,7 +32,7 @@
 #include "base/citus.h"
 #include "base/spi.h"
 
-#define RECORD_SEPARATOR '\x1e'		/* of components, see idem_scope() */
+#define RECORD_SEPARATOR '\x1e' /* of components, see idem_scope() */
 
 /* A transaction id has so many bits, up to the year 10,000 at any rate. */
 #define XID_BITS 48
@@ -96,6 +97,26 @@ shard_of_id(const ShardMap *map, int64 id)
 			return &map->shards[i];
 	return NULL;
 }
+
+static const Oid there_types[] = {TEXTOID, TEXTOID, TEXTOID};
+
+/* A change, of no row. */
+static IdemPlan begin_plan = {
+	"DELETE FROM %1$s.idempotency_keys"
+	" WHERE (%2$sscope, key) = (%3$s$1, $2) AND state = ''",
+	2, there_types, 1
+};
+
+/*
+ * The count makes one row of any, and the tenant in its condition says to which
+ * node all of it goes.
+ */
+static IdemPlan flush_plan = {
+	"SELECT pg_catalog.set_config('synchronous_commit', $3, true)"
+	" FROM (SELECT count(*) FROM %1$s.idempotency_keys"
+	" WHERE (%2$sscope, key) = (%3$s$1, $2)) AS here",
+	lengthof(there_types), there_types, 1, true
+};
 
 static void
 relation_changed(Oid relid)
@@ -354,7 +375,7 @@ idem_citus_shards(Oid table)
 	for (i = 0; i < map->number; i++)
 	{
 		Oid			relid = map->shards[i].here ?
-			shard_table(table, &map->shards[i]) : InvalidOid;
+		shard_table(table, &map->shards[i]) : InvalidOid;
 
 		/* one that has just moved away is none */
 		if (OidIsValid(relid))
@@ -409,27 +430,52 @@ idem_citus_xid(FullTransactionId xid)
 	return number ^ (uint64) shards_of(idem_catalog()->keys)->node << XID_BITS;
 }
 
+/* Execute a statement on the node of a key; the values are its own. */
+static void
+execute_there(IdemPlan *plan, Datum *values)
+{
+	IdemSecctx	saved;
+
+	idem_spi_begin(&saved);
+	(void) idem_spi_execute(plan, values, NULL, false, 0);
+	idem_spi_end(&saved);
+}
+
+/*
+ * idem_citus_begin
+ *		Before a lock is taken: where the key is on another node, have a
+ *		transaction there that lasts as long as ours.
+ *
+ * Outside a transaction block Citus begins one for a change only, and a lock that
+ * a query takes would be gone with the query.
+ */
+void
+idem_citus_begin(const text *scope, const text *key)
+{
+	Datum		values[] = {PointerGetDatum(scope), PointerGetDatum(key)};
+
+	if (!IsTransactionBlock() && !idem_citus_is_here(scope))
+		execute_there(&begin_plan, values);
+}
+
 /*
  * idem_citus_flush
  *		Where a claim is on another node, have its transaction flushed there, too,
- *		when it commits.
+ *		when it commits: after the change, in the same transaction.
  */
 void
-idem_citus_flush(const text *scope)
+idem_citus_flush(const text *scope, const text *key)
 {
 	const char *commit;
-	IdemSecctx	saved;
+	Datum		values[3];
 
 	if (idem_citus_is_here(scope))
 		return;
-
-	/* here both settings are as they were in a moment, there they stay */
 	commit = GetConfigOption("synchronous_commit", false, false);
-	idem_spi_begin(&saved);
-	idem_secctx_set("citus.propagate_set_commands", "local");
-	idem_spi_command(psprintf("SET LOCAL synchronous_commit TO %s",
-							  strcmp(commit, "off") == 0 ? "on" : commit));
-	idem_spi_end(&saved);
+	values[0] = PointerGetDatum(scope);
+	values[1] = PointerGetDatum(key);
+	values[2] = CStringGetTextDatum(strcmp(commit, "off") == 0 ? "on" : commit);
+	execute_there(&flush_plan, values);
 }
 
 /*

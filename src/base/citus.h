@@ -28,7 +28,8 @@ extern Oid	idem_citus_shard(Oid table, const text *scope);
 extern List *idem_citus_shards(Oid table);
 extern const char *idem_citus_rows(Oid table);
 extern uint64 idem_citus_xid(FullTransactionId xid);
-extern void idem_citus_flush(const text *scope);
+extern void idem_citus_begin(const text *scope, const text *key);
+extern void idem_citus_flush(const text *scope, const text *key);
 extern void idem_citus_init(void);
 
 #endif							/* IDEM_BASE_CITUS_H */

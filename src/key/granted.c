@@ -135,7 +135,7 @@ idem_claim_written(const IdemClaim *claim)
 	/* if it commits like this, that must survive a crash, or must not be */
 	idem_xact_opened(&claim->id, &claim->row,
 					 claim->row_policy.error_unfinished);
-	idem_citus_flush(claim->id.scope);
+	idem_citus_flush(claim->id.scope, claim->id.key);
 	if (claim->row_policy.recoverable)
 		idem_leases_put(&claim->id, &claim->row);
 	if (claim->row_policy.audit)

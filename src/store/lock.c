@@ -88,6 +88,7 @@ lock_there(const IdemKey *id, LOCKTAG *tag, bool wait)
 	bool		locked;
 
 	memset(tag, 0, sizeof(LOCKTAG));
+	idem_citus_begin(id->scope, id->key);
 	values[0] = PointerGetDatum(id->scope);
 	values[1] = PointerGetDatum(id->key);
 	values[2] = BoolGetDatum(wait);

@@ -153,6 +153,7 @@ static bool
 lock(IdemStore *store, const IdemKey *id, IdemRow *row)
 {
 	idem_citus_require_here(id->scope);
+	idem_citus_begin(id->scope, id->key);
 	return read_row(&lock_plan, id, false, row);
 }
 
@@ -160,6 +161,7 @@ static IdemStoreTaken
 try_lock(IdemStore *store, const IdemKey *id, IdemRow *row)
 {
 	idem_citus_require_here(id->scope);
+	idem_citus_begin(id->scope, id->key);
 	return read_row(&try_lock_plan, id, false, row) ?
 		IDEM_STORE_ROW : IDEM_STORE_BUSY;
 }
@@ -250,7 +252,8 @@ look_again(const IdemStore *store, const IdemKey *id, bool check_new)
 
 	/*
 	 * A rival may have had the lock at our look, and ended before we had it:
-	 * then the number of ended transactions has grown, on the node of the row.
+	 * then the number of ended transactions has grown, on the node of the
+	 * row.
 	 */
 	if (!idem_citus_is_here(id->scope))
 		return true;

@@ -23,6 +23,7 @@
 static const Oid key_types[] = {TEXTOID};
 static const Oid count_types[] = {TEXTOID, TIMESTAMPTZOID, INT8OID};
 static const Oid many_types[] = {TEXTOID, TEXTARRAYOID};
+static const Oid inserted_types[] = {TEXTOID, TEXTARRAYOID, XID8OID};
 static const Oid brief_types[] = {
 	TEXTOID, CHAROID, TIMESTAMPTZOID, TIMESTAMPTZOID, TEXTOID, TEXTOID
 };
@@ -39,12 +40,31 @@ static IdemPlan count_plan = {
 };
 
 /* The keys come sorted: rows are inserted in the order of the array. */
+#define INSERT_MANY \
+	"INSERT INTO %1$s.idempotency_keys (%2$sscope, key, state, claim_xid," \
+	" created_at, finished_at, expires_at, purge_at, policy, claimed_by)" \
+	" SELECT %3$s$1, k, $3, $4, $5, $6, $7, $8, $9, $10" \
+	" FROM unnest($2) AS k ON CONFLICT DO NOTHING"
+
 static IdemPlan insert_many_plan = {
-	"INSERT INTO %1$s.idempotency_keys (%2$sscope, key, state, claim_xid,"
-	" created_at, finished_at, expires_at, purge_at, policy, claimed_by)"
-	" SELECT %3$s$1, k, $3, $4, $5, $6, $7, $8, $9, $10"
-	" FROM unnest($2) AS k ON CONFLICT DO NOTHING RETURNING key",
+	INSERT_MANY " RETURNING key",
 	lengthof(insert_many_types), insert_many_types, 1, true
+};
+
+/*
+ * Citus miscounts the rows that RETURNING gives beside a conflict, of which SPI
+ * makes an error: there the rows that were inserted are looked for.
+ */
+static IdemPlan insert_blindly_plan = {
+	INSERT_MANY,
+	lengthof(insert_many_types), insert_many_types, 1, true
+};
+static IdemPlan inserted_plan = {
+	"SELECT r.key FROM unnest($2) AS k CROSS JOIN LATERAL ("
+	"SELECT key, claim_xid"
+	" FROM %1$s.idempotency_keys WHERE (%2$sscope, key) = (%3$s$1, k) OFFSET 0) AS r"
+	" WHERE r.claim_xid = $3",
+	lengthof(inserted_types), inserted_types, 1, true
 };
 
 /*
@@ -161,6 +181,20 @@ find_item(IdemStoreItem **items, int number, HeapTuple tuple)
 	elog(ERROR, "a statement on many keys gave one that was not asked for");
 }
 
+/* Insert the rows; the keys of those that were not there are in SPI_tuptable. */
+static int
+insert_rows(Datum *values, const char *nulls)
+{
+	Datum		mine[] = {values[0], values[1], values[3]};
+
+	if (!idem_citus_is_used())
+		return (int) idem_spi_execute(&insert_many_plan, values, nulls, false, 0);
+
+	/* of a key that this transaction had before, the row was seen */
+	(void) idem_spi_execute(&insert_blindly_plan, values, nulls, false, 0);
+	return (int) idem_spi_execute(&inserted_plan, mine, NULL, false, 0);
+}
+
 /*
  * idem_sql_insert_many
  *		Insert a row for each of many keys; see idem_store_insert_many().
@@ -196,8 +230,7 @@ idem_sql_insert_many(IdemStore *store, text *scope, IdemStoreItem **items,
 	for (i = 0; i < number; i++)
 		items[i]->inserted = false;
 	idem_spi_begin(&saved);
-	rows = (int) idem_spi_execute(&insert_many_plan, values, nulls,
-								  false, 0);
+	rows = insert_rows(values, nulls);
 	idem_spi_require_types(key_types, 1);
 	for (i = 0; i < rows; i++)
 		find_item(items, number, SPI_tuptable->vals[i])->inserted = true;
