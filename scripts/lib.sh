@@ -385,8 +385,8 @@ install_extension() {
 
 # Have servers started in another way: wrap_server LINE..., lines of a script
 # that ends by starting the server.  $WORK/bin has the server's own programs, but
-# for that; "bindir=$WORK/bin" makes PGXS use it.  pg_ctl looks for the server
-# where it is itself, and so is a copy.
+# for that; "bindir=$WORK/bin" makes PGXS use it.  pg_ctl is told, since it would
+# look for the server where it is itself, and restart what had been running.
 wrap_server() {
 	local program
 
@@ -395,10 +395,11 @@ wrap_server() {
 		as_user ln -s "$program" "$WORK/bin/"
 	done
 	as_user rm -f "$WORK/bin/pg_ctl" "$WORK/bin/postgres"
-	as_user cp "$PG_BIN/pg_ctl" "$WORK/bin/"
-	printf '%s\n' '#!/bin/sh' "$@" | as_user tee "$WORK/bin/postgres" >/dev/null
-	as_user chmod 755 "$WORK/bin/postgres"
 	SERVER=$WORK/bin/postgres
+	printf '%s\n' '#!/bin/sh' "$@" | as_user tee "$SERVER" >/dev/null
+	printf '%s\n' '#!/bin/sh' "exec \"$PG_BIN/pg_ctl\" -p \"$SERVER\" \"\$@\"" |
+		as_user tee "$WORK/bin/pg_ctl" >/dev/null
+	as_user chmod 755 "$SERVER" "$WORK/bin/pg_ctl"
 }
 
 # Start a cluster: start_cluster NAME [SETTING...], e.g. 'fsync = off'.  Its
