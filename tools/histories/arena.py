@@ -142,7 +142,7 @@ class Clock(Arena):
         os.rename(self.file + ".new", self.file)
 
     def before(self, plan, sabotage=None):
-        self.clock_offset = 0
+        self.clock_offset = self.clock_highest = 0
         self.set_clock()
 
     def close(self):

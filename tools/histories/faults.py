@@ -207,6 +207,7 @@ def step_clock(history, fault):
     """The server's clock, by libfaketime, whose file every call of the server looks at."""
     history.stepped += abs(fault["s"])
     history.arena.clock_offset += fault["s"]
+    history.arena.clock_highest = max(history.arena.clock_highest, history.arena.clock_offset)
     history.arena.set_clock()
     time.sleep(0.02)
 

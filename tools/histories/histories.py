@@ -13,7 +13,7 @@ import traceback
 import plan as plans
 
 RARE = {"kill": 60, "clock": 60, "disk": 120, "failover": 250}     # one of so many
-SHORT = {"fleet": 120, "kill": 6, "clock": 3, "disk": 3, "failover": 2}    # 30 s each at most
+SHORT = {"fleet": 100, "kill": 5, "clock": 3, "disk": 3, "failover": 1}    # 20 s each at most
 BATCH = 100         # histories after which the whole database is looked at
 
 
@@ -245,7 +245,7 @@ def main():
             sabotage.run_all(program, options.sabotage)
         elif options.short:
             for arena, count in SHORT.items():
-                program.run(range(options.seed, options.seed + count), arena, 30)
+                program.run(range(options.seed, options.seed + count), arena, 20)
             program.look()
             sabotage.run_all(program)
         else:

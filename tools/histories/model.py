@@ -127,8 +127,6 @@ def check_result(history, result):
     if result.call != "fail" and outcome in ("completed", "replayed") and not history.stepped \
             and row["expires_at"] and row["expires_at"] <= row["began"]:
         found(f"{outcome} at {row['began']}, which had expired at {row['expires_at']}")
-    if outcome == "replayed" and result.attempt.plan.get("auto") and row["xid"] is not None:
-        found(f"replayed, and took transaction id {row['xid']}")
     check_time(history, result, found)
 
 
@@ -209,6 +207,7 @@ def check_key(here):
         if result.outcome == "replayed" or result.call == "lookup" and \
                 result.outcome == "completed":
             check_replay(here, result)
+            check_written(here, result)
         elif result.outcome == "mismatch":
             check_mismatch(here, result)
         elif result.outcome == "duplicate" and (here.kind != "reject" or not here.effects) \
@@ -352,16 +351,32 @@ def asks_other(here, attempt, result):
 
 def check_in_progress(here, result):
     """Not once the work was acknowledged."""
+    other = acknowledged(here, result)
+    if other is not None:
+        here.found("in progress", "after the work was acknowledged", other, result)
+
+
+def check_written(here, result):
+    """A replay takes no transaction id; one that began before the work was done may have
+    tried to do it."""
+    if result.attempt.plan.get("auto") and result.row["xid"] is not None \
+            and acknowledged(here, result) is not None:
+        here.found("result", f"replayed, and took transaction id {result.row['xid']}", result)
+
+
+def acknowledged(here, result):
+    """Who was told that the work is done before this call began; None where it may have
+    to be done again."""
     if here.kind not in ("atomic", "quiet", "reject", "context", "strict", "tomb", "lease"):
-        return
+        return None
     for other in here.results:
         body = stored_body(other)
         if body is not None and other.end == "committed" and not other.undone and \
                 other.attempt.ended is not None and other.attempt.ended < result.begun \
                 and not (other.call == "fail" and other.stored["status_code"] != 402) \
                 and here.kept(other):
-            here.found("in progress", "after the work was acknowledged", other, result)
-            return
+            return other
+    return None
 
 
 def check_state(here):
