@@ -263,6 +263,9 @@ def speed(cluster, single, rounds=5, seconds=3):
                "replay": tenant + "SELECT order_once(:t, 'again');\n"}
     where = {"local": single, "delegated": cluster.nodes[0]}
     seen = collections.defaultdict(list)
+    for node in cluster.nodes + [single]:
+        node.run("ALTER SYSTEM SET fsync = on")
+        node.run("SELECT pg_reload_conf()")
     for node in where.values():
         for number in range(1, TENANTS + 1):
             with node.connect("app") as connection:

@@ -123,8 +123,8 @@ require_empty(const char *name)
 	Relation	table = table_open(get_relname_relid(name, idem_catalog()->namespace),
 								   AccessExclusiveLock);
 	bool		plain = table->rd_rel->relkind == RELKIND_RELATION &&
-		!has_subclass(RelationGetRelid(table)) &&
-		!has_superclass(RelationGetRelid(table));
+	!has_subclass(RelationGetRelid(table)) &&
+	!has_superclass(RelationGetRelid(table));
 
 	table_close(table, NoLock);
 	if (!plain)
@@ -365,8 +365,8 @@ idem_distribute_node(PG_FUNCTION_ARGS)
 	{
 		Oid			type = TEXTOID;
 		Datum		command =
-			CStringGetTextDatum(psprintf("SELECT %s.idem_distribute_node()",
-										 idem_catalog()->schema));
+		CStringGetTextDatum(psprintf("SELECT %s.idem_distribute_node()",
+									 idem_catalog()->schema));
 
 		(void) ask("SELECT success, result FROM run_command_on_coordinator($1)",
 				   1, &type, &command);

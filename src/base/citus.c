@@ -31,7 +31,7 @@
 #include "base/citus.h"
 #include "base/spi.h"
 
-#define RECORD_SEPARATOR '\x1e'		/* of components, see idem_scope() */
+#define RECORD_SEPARATOR '\x1e' /* of components, see idem_scope() */
 
 /* A transaction id has so many bits, up to the year 10,000 at any rate. */
 #define XID_BITS 48
@@ -331,7 +331,7 @@ idem_citus_shards(Oid table)
 	for (i = 0; i < map->number; i++)
 	{
 		Oid			relid = map->shards[i].here ?
-			shard_table(table, &map->shards[i]) : InvalidOid;
+		shard_table(table, &map->shards[i]) : InvalidOid;
 
 		/* one that has just moved away is none */
 		if (OidIsValid(relid))

@@ -204,8 +204,8 @@ rethrow(MemoryContext context, bool prepared)
 		error->hint = "The owner of the tables must have rights on them, and no deferrable constraint or trigger may be there; see idem_health().";
 
 	/*
-	 * Claims of a key on two nodes do not see each other's key lock, and Citus
-	 * names neither table nor constraint of a shard.
+	 * Claims of a key on two nodes do not see each other's key lock, and
+	 * Citus names neither table nor constraint of a shard.
 	 */
 	if (sqlstate == ERRCODE_UNIQUE_VIOLATION && idem_citus_is_used())
 		ereport(ERROR,

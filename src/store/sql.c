@@ -252,7 +252,8 @@ look_again(const IdemStore *store, const IdemKey *id, bool check_new)
 
 	/*
 	 * A rival may have had the lock at our look, and ended before we had it:
-	 * then the number of ended transactions has grown, on the node of the row.
+	 * then the number of ended transactions has grown, on the node of the
+	 * row.
 	 */
 	if (!idem_citus_is_here(id->scope))
 		return true;
