@@ -152,6 +152,19 @@ add_column(StringInfo script, const char *name, const char *type)
 					 quote_literal_cstr(table), table, type, name, name);
 }
 
+/* A table that has its owner is not locked: requests may be under way. */
+static void
+add_owner_of(StringInfo script, const char *name, const char *owner)
+{
+	const char *table = psprintf("%s.%s", idem_catalog()->schema, name);
+
+	appendStringInfo(script,
+					 "IF NOT EXISTS (SELECT FROM pg_class WHERE oid = %s::regclass"
+					 " AND relowner = %s::regrole) THEN ALTER TABLE %s OWNER TO %s; END IF; ",
+					 quote_literal_cstr(table), quote_literal_cstr(owner), table,
+					 owner);
+}
+
 /* Add what gives the tables to the role that has those beside them. */
 static void
 add_owner(StringInfo script, const char *owner)
@@ -160,11 +173,9 @@ add_owner(StringInfo script, const char *owner)
 	int			i;
 
 	for (i = 0; i < lengthof(tenant_tables); i++)
-		appendStringInfo(script, "ALTER TABLE %s.%s OWNER TO %s; ", schema,
-						 tenant_tables[i], owner);
+		add_owner_of(script, tenant_tables[i], owner);
 	for (i = 0; i < lengthof(reference_tables); i++)
-		appendStringInfo(script, "ALTER TABLE %s.%s OWNER TO %s; ", schema,
-						 reference_tables[i], owner);
+		add_owner_of(script, reference_tables[i], owner);
 
 	/* who owns a shard makes it where it comes, with its triggers */
 	appendStringInfo(script, "GRANT USAGE, CREATE ON SCHEMA %s TO %s;"

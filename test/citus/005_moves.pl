@@ -130,7 +130,13 @@ poll('writers', sub { $coordinator->safe_psql('postgres', 'SELECT count(*) FROM 
 move($a, $one, $two, 'force_logical');
 move($b, $two, $one, 'force_logical');
 add_node($coordinator, $third, 'citus_add_inactive_node');
+
+# who holds locks on the tables of other nodes is not in its way
+outcome_on($_, "RESET idempotency.remote_claims; BEGIN; SELECT count(*) FROM idempotency_keys; SELECT count(*) FROM idempotency_leases")
+  foreach 0 .. 2;
 $coordinator->safe_psql('postgres', 'SELECT idem_distribute_node()');
+pass('idem_distribute_node() waits for nobody who works');
+outcome_on($_, 'COMMIT; SET idempotency.remote_claims = on') foreach 0 .. 2;
 $coordinator->safe_psql('postgres', q{SELECT citus_activate_node('127.0.0.1', } . $third->port . ')');
 is($third->safe_psql('postgres', q{SELECT ok, detail FROM idem_health() WHERE check_name = 'citus_distributed'}),
 	'f|policies and limiters are not on this node: SELECT replicate_reference_tables()', 'a node without the rules');
