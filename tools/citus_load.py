@@ -114,6 +114,7 @@ class Run:
         self.lock = threading.Lock()
         self.answers = collections.Counter()
         self.errors = collections.Counter()
+        self.internal = collections.Counter()
         self.kills = self.moves = 0
 
     def calls(self, key):
@@ -141,6 +142,8 @@ class Run:
                 except psycopg.Error as error:
                     with self.lock:
                         self.errors[error.sqlstate or ("lost" if connection and connection.broken else "refused")] += 1
+                        if error.sqlstate == "XX000":
+                            self.internal[re.sub(r"\d+", "N", error.diag.message_primary)] += 1
                     if connection is not None:
                         connection.close()
                     connection = None
@@ -290,9 +293,12 @@ def main():
     single.run("CREATE SCHEMA idempotency; CREATE EXTENSION idempotency SCHEMA idempotency")
     single.run(APPLICATION + FUNCTIONS)
     good = True
+    internal = collections.Counter()
     print("| run | keys | kills | moves | effects | replies lost | errors met |\n| --- | --- | --- | --- | --- | --- | --- |")
     for run, events in runs(cluster, keys):
         good = run.go(events) and good
+        internal.update(run.internal)
+    print("\nXX000:", "; ".join(f"{count} {message}" for message, count in internal.items()) or "none")
     speed(cluster, single)
     return 0 if good else 1
 
