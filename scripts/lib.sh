@@ -404,7 +404,8 @@ wrap_server() {
 
 # Start a cluster: start_cluster NAME [SETTING...], e.g. 'fsync = off'.  Its
 # data directory is $WORK/NAME, its log $WORK/NAME.log, its superuser postgres.
-# It listens in $WORK/NAME.socket only; that is left in PGHOST and PGPORT.
+# It listens in $WORK/NAME.socket only, unless a setting says otherwise; that is
+# left in PGHOST and PGPORT.
 start_cluster() {
 	local name=$1
 	local data=$WORK/$name socket=$WORK/$name.socket
@@ -413,8 +414,8 @@ start_cluster() {
 	as_user mkdir "$socket"
 	quietly "$WORK/$name.initdb.log" as_user "$PG_BIN/initdb" -D "$data" \
 		-U postgres -A trust -E UTF8 --locale=C -N || die "initdb failed"
-	printf '%s\n' "$@" "listen_addresses = ''" "port = 5432" \
-		"unix_socket_directories = '$socket'" |
+	printf '%s\n' "listen_addresses = ''" "port = 5432" \
+		"unix_socket_directories = '$socket'" "$@" |
 		as_user tee -a "$data/postgresql.conf" >/dev/null
 	if ! as_user "$PG_BIN/pg_ctl" -D "$data" -w -t 120 ${SERVER:+-p "$SERVER"} \
 		-l "$WORK/$name.log" start >/dev/null </dev/null; then

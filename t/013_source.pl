@@ -50,14 +50,16 @@ is(files_with(qr/InternalSubTransaction/),
 	'src/base/try.c src/key/run.c',
 	'two rooms have subtransactions: on_error = record, and what may fail');
 is( files_with(qr/"(?:SELECT|INSERT|UPDATE|DELETE|GRANT)\b/),
-	'src/admin/grant.c src/admin/health.c src/admin/health_log.c '
+	'src/admin/distribute.c src/admin/grant.c src/admin/health.c '
+	  . 'src/admin/health_citus.c src/admin/health_log.c '
 	  . 'src/admin/health_rights.c src/admin/health_sweep.c '
 	  . 'src/admin/health_tables.c src/admin/stats.c '
 	  . 'src/audit/chain.c src/audit/log.c src/audit/partition.c '
-	  . 'src/audit/sealed_rows.c src/base/acl.c src/base/hmac.c '
-	  . 'src/key/leases.c src/rule/rule_table.c src/store/holder.c '
-	  . 'src/store/search.c src/store/sql.c src/store/sql_many.c '
-	  . 'src/store/sql_sweep.c src/sweep/sweep.c',
+	  . 'src/audit/sealed_rows.c src/base/acl.c src/base/citus.c '
+	  . 'src/base/hmac.c src/key/leases.c src/rule/rule_table.c '
+	  . 'src/store/holder.c src/store/lock.c src/store/search.c '
+	  . 'src/store/sql.c src/store/sql_many.c src/store/sql_sweep.c '
+	  . 'src/sweep/sweep.c',
 	'SQL text is where it belongs');
 is(files_with(qr/SPI_execute\(/),
 	'src/base/spi.c',

@@ -55,6 +55,9 @@ static const char owner[] =
 	" FROM (SELECT c.relname::text AS name, c.relowner AS owner, c.relacl AS acl FROM pg_catalog.pg_class c" \
 	" WHERE c.relnamespace = %1$L::regnamespace AND c.relkind IN ('r', 'v', 'p')" \
 	" AND c.relname ~ '^idem(potency)?_[a-z_]*$'" \
+	" UNION ALL SELECT format('%%s.%%s', c.relname, t.attname), c.relowner, t.attacl FROM pg_catalog.pg_class c" \
+	" JOIN pg_catalog.pg_attribute t ON t.attrelid = c.oid AND t.attacl IS NOT NULL" \
+	" WHERE c.relnamespace = %1$L::regnamespace AND c.relname ~ '^idem(potency)?_[a-z_]*$'" \
 	" UNION ALL SELECT p.oid::regprocedure::text, p.proowner, p.proacl FROM pg_catalog.pg_proc p" \
 	" WHERE p.pronamespace = %1$L::regnamespace) o"
 

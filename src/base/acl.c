@@ -94,6 +94,11 @@ static const char repeat_sql[] =
 "SELECT format('GRANT %s ON %s %s TO %s%s', a.privilege_type, kind, identity,"
 " a.grantee::regrole, CASE WHEN a.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)"
 " FROM " MEMBERS ", aclexplode(acl) a WHERE a.grantee <> owner AND a.grantee <> 0"
+" UNION ALL SELECT format('GRANT %s (%I) ON TABLE %s TO %s%s', a.privilege_type, t.attname, t.attrelid::regclass,"
+" a.grantee::regrole, CASE WHEN a.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)"
+" FROM pg_depend d JOIN pg_attribute t ON t.attrelid = d.objid AND NOT t.attisdropped, aclexplode(t.attacl) a"
+" WHERE d.refclassid = 'pg_extension'::regclass AND d.refobjid = $1 AND d.deptype = 'e'"
+" AND d.classid = 'pg_class'::regclass AND a.grantee <> 0"
 " ORDER BY 1";
 
 /* Execute what a query about an object comes to. */

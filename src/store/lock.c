@@ -117,16 +117,21 @@ IDEM_FUNCTION(idem_key_lock);
 /*
  * idem_key_lock(scope text, key text, wait boolean) RETURNS boolean
  *		For statements of ours on another node of Citus: the key lock, as
- *		idem_store_lock_key() has it.  Raises 22004, 55P03.
+ *		idem_store_lock_key() has it.  Raises 22004, 55P03, ID012.
  */
 Datum
 idem_key_lock(PG_FUNCTION_ARGS)
 {
-	IdemKey		id = {
-		idem_args_text(fcinfo, 0, "scope"), idem_args_text(fcinfo, 1, "key")
-	};
+	IdemKey		id;
 	LOCKTAG		tag;
 
+	id.scope = idem_args_text(fcinfo, 0, "scope");
+	if (PG_ARGISNULL(1))
+		ereport(ERROR,
+				(errcode(ERRCODE_IDEM_BAD_KEY),
+				 errmsg("the key is missing"),
+				 errhint("This function is for statements of extension \"idempotency\".")));
+	id.key = idem_args_text(fcinfo, 1, "key");
 	idem_args_require(fcinfo, 2, "wait");
 	PG_RETURN_BOOL(lock_here(&id, &tag, PG_GETARG_BOOL(2)));
 }

@@ -149,7 +149,20 @@ sub start_anew
 	return;
 }
 
+# sessions that have made claims before, and know nothing of it
+my @open = map { session($_) } @nodes;
+foreach my $session (@open)
+{
+	$session->query(q{SELECT idem_claim('1', 'x'); SELECT * FROM idem_dedupe('1', '{y}'); SELECT idem_forget('1', 'x');
+		SELECT idem_forget('1', 'y'); SELECT idem_sweep()});
+	is($session->state, '', 'a session that has made claims before');
+}
 try_type('bigint', 1 .. 4, -7);
+is(join(' ', map { $_->query(q{SET idempotency.remote_claims = on; SELECT outcome FROM idem_claim('5', 'sesame-open')}) } @open),
+	'claimed in_progress in_progress', '... knows where keys are now');
+is(join(' ', map { $_->query(q{SELECT first FROM idem_dedupe('5', '{sesame-many}')}) } @open), 't f f', '... many, too');
+$_->quit foreach @open;
+$coordinator->safe_psql('postgres', q{SET idempotency.remote_claims = on; SELECT idem_forget_scope('5'); SELECT idem_end_lease('5', 'sesame-open'); SELECT idem_forget('5', 'sesame-open')});
 is_error($coordinator, qq{SET idempotency.remote_claims = on;
 	SELECT outcome FROM idem_claim($_, 'sesame')}, '22023',
 	'the first component of the scope is no value of type bigint', "a scope $_ is no tenant")

@@ -18,7 +18,14 @@ use IdemTest;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my @nodes = new_citus(3, conf => 'idempotency.sweep_interval = 0');
+my ($libdir) = run_command([ 'pg_config', '--pkglibdir' ]);
+my $cron = -e "$libdir/pg_cron.so";
+my @nodes = new_citus(
+	3,
+	libraries => $cron ? 'pg_cron' : undef,
+	conf => join "\n",
+	'idempotency.sweep_interval = 0',
+	$cron ? "cron.database_name = 'postgres'" : '');
 my ($coordinator, $one, $two) = @nodes;
 
 add_application($coordinator);
@@ -139,6 +146,25 @@ $open[2]->query('COMMIT');
 is($two->safe_psql('postgres', 'SELECT idem_sweep()'), '1', 'F7: until it is free');
 is($two->safe_psql('postgres', 'SET force_parallel_mode = on; SET default_transaction_isolation = serializable; SELECT idem_sweep()'),
 	'0', 'F7: SERIALIZABLE');
+
+# pg_cron of each node: each has its job, and the job sweeps
+SKIP:
+{
+	skip 'pg_cron is not installed', 3 if !$cron;
+	$coordinator->safe_psql('postgres', 'CREATE EXTENSION IF NOT EXISTS pg_cron');
+	fill();
+	$_->safe_psql('postgres', q{SET citus.enable_ddl_propagation = off; CREATE EXTENSION IF NOT EXISTS pg_cron})
+	  foreach @nodes;
+	foreach my $node ($one, $two)
+	{
+		$node->safe_psql('postgres', q{SELECT idem_schedule('0 0 1 1 *')});
+		$node->safe_psql('postgres', $node->safe_psql('postgres',
+			q{SELECT command FROM cron.job WHERE jobname = 'idempotency-sweep'}));
+	}
+	is(left('short') . ', ' . left('long'), '0 0, 200 200', 'F7: the jobs of pg_cron');
+	is(join(' ', on_all([ $one, $two ], 'SELECT count(*) FROM cron.job')), '1 1', 'F7: one on each node');
+	pass('F1: with pg_cron');
+}
 
 # the background worker of each node
 fill();

@@ -47,16 +47,19 @@ sub require_citus
 	return;
 }
 
-# A server that is in no cluster yet.  Options: conf.
+# A server that is in no cluster yet.  Options: conf; libraries to preload, too.
 sub new_member
 {
 	my ($name, %options) = @_;
+
+	require_citus();
 	my $node = new_node(
 		$name,
 		streaming => 'logical',
 		extension => 0,
 		conf => join "\n",
-		"shared_preload_libraries = 'citus, idempotency'",
+		"shared_preload_libraries = 'citus, idempotency"
+		  . (defined $options{libraries} ? ", $options{libraries}'" : "'"),
 		"listen_addresses = '127.0.0.1'",
 		"citus.node_conninfo = 'sslmode=disable'",
 		'citus.enable_statistics_collection = off',
@@ -82,14 +85,11 @@ sub add_node
 }
 
 # So many nodes, the first of them the coordinator, with the extension and two
-# roles.  Options: conf.
+# roles.  Options as above.
 sub new_citus
 {
 	my ($number, %options) = @_;
-	my @nodes;
-
-	require_citus();
-	@nodes = map { new_member("citus$_", %options) } 0 .. $number - 1;
+	my @nodes = map { new_member("citus$_", %options) } 0 .. $number - 1;
 	$nodes[0]->safe_psql('postgres',
 		"SELECT citus_set_coordinator_host('127.0.0.1', " . $nodes[0]->port . ')');
 	add_node($nodes[0], $_) foreach @nodes[ 1 .. $#nodes ];
