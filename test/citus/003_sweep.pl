@@ -24,7 +24,7 @@ my @nodes = new_citus(
 	3,
 	libraries => $cron ? 'pg_cron' : undef,
 	conf => join "\n",
-	'idempotency.sweep_interval = 0',
+	'idempotency.worker = off',
 	$cron ? "cron.database_name = 'postgres'" : '');
 my ($coordinator, $one, $two) = @nodes;
 
@@ -170,7 +170,7 @@ SKIP:
 fill();
 foreach my $node (@nodes)
 {
-	$node->append_conf('postgresql.conf', 'idempotency.sweep_interval = 1s');
+	$node->append_conf('postgresql.conf', "idempotency.worker = on\nidempotency.sweep_interval = 1s");
 	$node->reload;
 }
 poll('the background workers to sweep', sub { left('short') eq '0 0' });
