@@ -18,7 +18,8 @@ use IdemTest;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my @nodes = new_citus(3);
+# a worker sweeps once, and not while something is wrong: it would complain, too
+my @nodes = new_citus(3, conf => 'idempotency.sweep_interval = 1d');
 my ($coordinator, $one, $two) = @nodes;
 
 add_application($coordinator);
@@ -28,6 +29,12 @@ distribute($coordinator);
 is(join(' ', on_all(\@nodes, q{SELECT has_column_privilege('app', 'idempotency_keys', 'state', 'SELECT')})), 't t t',
 	'F14: a right on a column is on all nodes');
 $coordinator->safe_psql('postgres', "SET ROLE app; SELECT order_once($_, 'sesame')") foreach 1 .. 9;
+
+foreach my $node (@nodes)
+{
+	poll('the first sweep of ' . $node->name,
+		sub { $node->safe_psql('postgres', 'SELECT last_run IS NOT NULL FROM idem_sweep_status') eq 't' });
+}
 
 # What is not well on each node
 sub complaints
