@@ -38,6 +38,15 @@ sub gone
 	return poll('keys to be swept', sub { $node->safe_psql('postgres', $left) == 0 });
 }
 
+sub switch_worker
+{
+	my ($node, $setting) = @_;
+
+	$node->append_conf('postgresql.conf', "idempotency.worker = $setting\n");
+	$node->reload;
+	return;
+}
+
 #
 # A standby.
 #
@@ -79,16 +88,22 @@ $holder->query(q{CREATE TABLE big AS SELECT i FROM generate_series(1, 100000) i;
 	SET parallel_setup_cost = 0; SET parallel_tuple_cost = 0;
 	SET min_parallel_table_scan_size = 0});
 my $pid = $holder->pid;
+
+# Where processes start slowly one sweep follows the other, and has the slot
+switch_worker($node, 'off');
 poll('the last slot to be taken', sub {
 	$holder->send('SELECT count(pg_sleep(0.1)) FROM big');
-	my $taken = eval { poll_short(sub { $node->safe_psql('postgres',
-		qq{SELECT count(*) FROM pg_stat_activity WHERE leader_pid = $pid}) == 1 }) };
-	return 1 if $taken;
+	# a cancel that comes before the query is lost
+	poll('the query', sub { $node->safe_psql('postgres',
+		qq{SELECT count(*) FROM pg_stat_activity WHERE pid = $pid AND state = 'active'}) == 1 });
+	return 1 if poll_short(sub { $node->safe_psql('postgres',
+		qq{SELECT count(*) FROM pg_stat_activity WHERE leader_pid = $pid}) == 1 });
 	$node->safe_psql('postgres', "SELECT pg_cancel_backend($pid)");
 	$holder->receive;
 	return 0; });
+switch_worker($node, 'on');
 
-# A sweep may have its slot while the query starts: then it goes without.
+# The last sweep may have its slot while the query starts: then it goes without.
 sub poll_short
 {
 	my ($condition) = @_;
@@ -116,23 +131,28 @@ is(log_count($node, qr/is free again/), 1, 'and once that there is one');
 $node->safe_psql('postgres', q{
 CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-	PERFORM pg_sleep(0.5);
+	PERFORM pg_sleep(0.3);
 	RETURN NEW;
 END
 $$;
 CREATE TRIGGER zzz BEFORE INSERT ON idempotency_audit_log FOR EACH ROW
 	WHEN (NEW.detail ? 'count') EXECUTE FUNCTION slow();
 SELECT idem_policy('audited', audit => true);
-SELECT idem_claim('s', 'audited', '1', policy => 'audited');
-SELECT idem_claim('s', 'audited', '2')});
-poll('a worker to cancel', sub {
-	$node->safe_psql('postgres', q{SELECT count(pg_cancel_backend(pid)) FROM pg_stat_activity
-		WHERE backend_type = 'idempotency sweep' AND wait_event = 'PgSleep'}) > 0 });
-poll('the cancel', sub { log_count($node,
-	qr/refusals of database "postgres" cannot be written.*: canceling statement due to user request/) > 0 });
+SELECT idem_claim('s', 'audited', '1', policy => 'audited')});
+# A refusal may be written between two looks, and a cancel come too late: then
+# there is another one.
+my $refusals = 0;
+poll('a worker to be cancelled', sub {
+	$node->safe_psql('postgres', q{SELECT idem_claim('s', 'audited', '2')});
+	$refusals++;
+	$node->safe_psql('postgres', q{SELECT pg_cancel_backend(pid) FROM pg_stat_activity
+		WHERE backend_type = 'idempotency sweep' AND wait_event = 'PgSleep'});
+	return log_count($node,
+		qr/refusals of database "postgres" cannot be written.*: canceling statement due to user request/) > 0 });
 $node->safe_psql('postgres', 'DROP TRIGGER zzz ON idempotency_audit_log');
-poll('the refusal', sub { $node->safe_psql('postgres',
-	q{SELECT count(*) FROM idempotency_audit_log WHERE action = 'mismatch'}) == 1 });
+poll('the refusals', sub { $node->safe_psql('postgres',
+	q{SELECT sum((detail->>'count')::bigint) FROM idempotency_audit_log WHERE action = 'mismatch'})
+	  eq $refusals });
 $node->safe_psql('postgres', q{DELETE FROM idempotency_keys WHERE key = 'audited'});
 is(log_count($node, qr/takes too long/), 0, 'a cancel is not read as a batch that took too long');
 
@@ -143,10 +163,16 @@ is(log_count($node, qr/takes too long/), 0, 'a cancel is not read as a batch tha
 $node->append_conf('postgresql.conf', "idempotency.sweep_batch = 1\n");
 $node->reload;
 $node->safe_psql('postgres', $expire =~ s/100/1000/r);
-my $worker;
-poll('a worker', sub { $worker = $node->safe_psql('postgres',
-	q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'idempotency sweep'}) });
-kill 'KILL', $worker;
+# A worker may end by itself before it is killed.  Once the server has seen that
+# one is gone it takes connections only after it has told how.
+poll('a worker to kill', sub {
+	my $worker = $node->safe_psql('postgres',
+		q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'idempotency sweep'});
+
+	return 0 if $worker eq '' || !kill('KILL', $worker);
+	poll('its end', sub { !kill(0, $worker) });
+	is_up($node);
+	return log_count($node, qr/was terminated by signal 9/) > 0 });
 poll('the server', sub {
 	is_up($node)
 	  && log_count($node, qr/all server processes terminated; reinitializing/) > 0 });

@@ -29,7 +29,7 @@ use Test::More;
 
 my $clients = 64;
 my $calls = 500;    # of each
-my @storm = (40, 1000);    # statements of each, and calls of each of those
+my @storm = (mass(40), 1000);    # statements of each, and calls of each of those
 
 my $node = new_node('throttle', conf => q{
 shared_preload_libraries = 'idempotency'

@@ -15,7 +15,9 @@ Nothing here sleeps to synchronise.  poll() looks again and again, and ends
 the test after the time-out of PostgreSQL::Test.
 
 The environment variable STORAGE names the way to the key table in every node:
-sql, or else auto.
+sql, or else auto.  SLOW_SERVERS is set where a sanitizer or valgrind is in the
+servers: a mass of keys is a tenth as large there, see mass(), and no bound in
+seconds is one of theirs.
 
 =cut
 
@@ -32,7 +34,7 @@ use Test::More;
 use Time::HiRes qw(usleep);
 
 our @EXPORT = qw(
-  crash expire_keys install is_up keys_left log_count new_node partition_keys
+  crash expire_keys install is_up keys_left log_count mass new_node partition_keys
   pgbench_acknowledged poll process_bytes restart_after_crash run_client
   run_psql session sqlstate start_pgbench wait_for_sweep
 );
@@ -193,15 +195,26 @@ sub run_client
 }
 
 # What a process has of its own; shared memory counts when it is first touched,
-# so that is left out.  Nothing where the system does not tell.
+# so that is left out.  Nothing where the system does not tell, and where a
+# sanitizer or valgrind keeps what is freed.
 sub process_bytes
 {
 	my ($pid) = @_;
 	my $file = "/proc/$pid/smaps_rollup";
 
 	return undef if !-r $file;
+	return undef if slurp_file("/proc/$pid/maps") =~ /libasan|vgpreload/;
 	my ($anonymous) = slurp_file($file) =~ /^Anonymous:\s+(\d+) kB/m;
 	return $anonymous * 1024;
+}
+
+# So many, or a tenth of it where servers are slow, as under valgrind.  For what
+# is there to be much, not for what a test compares with a number.
+sub mass
+{
+	my ($number) = @_;
+
+	return $ENV{SLOW_SERVERS} ? int($number / 10) : $number;
 }
 
 # Leave so many keys that have expired in a scope.
