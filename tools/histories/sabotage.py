@@ -219,7 +219,7 @@ def run_one(program, sabotage):
         arena.database = database
     else:
         arena.database = "main"
-    veteran = whole.Veteran(arena.server, database) if sabotage.name == "memory" else None
+    veteran = whole.Veteran(arena.server, database, 1) if sabotage.name == "memory" else None
     try:
         if sabotage.sql:
             with contextlib.closing(arena.server.operator(arena.database)) as operator:

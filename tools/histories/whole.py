@@ -135,7 +135,8 @@ class Veteran:
         "SELECT * FROM idem_complete('veteran', 'nothing', '{}'::json)",
         "SELECT idem_forget('veteran', %(key)s)"]
 
-    def __init__(self, server, database):
+    def __init__(self, server, database, patience=3):
+        self.patience = patience        # a cache may grow, but not again and again
         self.server = server
         self.database = database
         self.first = None
@@ -177,6 +178,10 @@ class Veteran:
             return []
         before, size = sum(self.first.values()), sum(now.values())
         if size <= before + GROWTH:
+            return []
+        self.patience -= 1
+        if self.patience > 0:
+            self.first = now
             return []
         grown = sorted(((used - self.first.get(name, 0), name) for name, used in now.items()),
                        reverse=True)[:3]
