@@ -87,17 +87,6 @@ static IdemPlan shards_plan = {
 	lengthof(shard_args), shard_args
 };
 
-static const Shard *
-shard_of_id(const ShardMap *map, int64 id)
-{
-	int			i;
-
-	for (i = 0; i < map->number; i++)
-		if (map->shards[i].id == id)
-			return &map->shards[i];
-	return NULL;
-}
-
 static const Oid there_types[] = {TEXTOID, TEXTOID, TEXTOID};
 
 /* A change, of no row. */
@@ -125,6 +114,17 @@ relation_changed(Oid relid)
 		key_shards.changes++;
 	if (relid == InvalidOid || relid == lease_shards.table)
 		lease_shards.changes++;
+}
+
+static const Shard *
+shard_of_id(const ShardMap *map, int64 id)
+{
+	int			i;
+
+	for (i = 0; i < map->number; i++)
+		if (map->shards[i].id == id)
+			return &map->shards[i];
+	return NULL;
 }
 
 /* Read the shards of a table from Citus's catalogs, as they are now. */
