@@ -139,7 +139,7 @@ INSERT INTO calls (state, call) VALUES
 	('22004', 'idem_grant(current_user::regrole, NULL)'),
 	('22004', 'idem_distribute(NULL)'),
 	('22004', 'idem_key_lock(NULL, ''k'', true)'),
-	('22004', 'idem_key_lock(''s'', NULL, true)'),
+	('ID012', 'idem_key_lock(''s'', NULL, true)'),
 	('22004', 'idem_key_lock(''s'', ''k'', NULL)'),
 	('22004', 'idem_schedule(NULL)'),
 	-- of these a null is no misuse

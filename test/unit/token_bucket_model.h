@@ -91,6 +91,13 @@ model_pass(Model *m, int64 now)
 		m->clock = now;
 }
 
+/* Now, as a bucket has it, which counts no more than that since a refusal */
+static int128
+model_time(const Model *m)
+{
+	return Min(m->time, m->refused_at + PG_INT64_MAX);
+}
+
 /* Strikes left and the end of the pause */
 static int
 model_strikes(const Model *m, int128 *until)
@@ -106,7 +113,7 @@ model_strikes(const Model *m, int128 *until)
 		strikes--;
 	*until += model_pause(m, strikes);
 	forgiven = *until + model_pause(m, strikes);
-	while (strikes > 0 && m->time >= forgiven)
+	while (strikes > 0 && model_time(m) >= forgiven)
 		forgiven += model_pause(m, --strikes);
 	return strikes;
 }
@@ -122,7 +129,7 @@ model_ask(Model *m, int32 cost, bool take)
 	int			strikes = model_strikes(m, &until);
 	bool		never = cost > m->rule.capacity;
 
-	result.allowed = m->level >= need && m->time >= until;
+	result.allowed = m->level >= need && model_time(m) >= until;
 	if (result.allowed && take)
 		m->level -= need;
 	if (!result.allowed && take && !never && m->rule.backoff_base > 0)
@@ -140,7 +147,7 @@ model_ask(Model *m, int32 cost, bool take)
 		if (need > m->level)
 			wait = (need - m->level + m->rule.capacity - 1) /
 				m->rule.capacity;
-		wait = Max(wait, until - m->time);
+		wait = Max(wait, until - model_time(m));
 	}
 	result.retry_after = never ? PG_INT64_MAX :
 		add_clamped(0, wait);
