@@ -62,7 +62,7 @@ SELECT idem_run('f(jsonb)', 's', 'old', policy => 'refuse');
 SELECT idem_claim('s', 'old', policy => 'refuse');
 SELECT idem_claim('s', 'lease', lease => '1 us');
 SELECT idem_claim('s', 'lease', lease => '1 h');
-SELECT idem_claim('s', 'lease', wait => '1 ms');
+SELECT idem_claim('s', 'lease', wait => '1 s');
 SELECT * FROM idem_dedupe('s', '{a,b,a}');
 SELECT idem_run('f(jsonb)', 's', 'once', policy => 'once');
 SELECT idem_run('f(jsonb)', 's', 'once', policy => 'once');
