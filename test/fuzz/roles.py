@@ -135,6 +135,7 @@ VALUES = {
                      "pg_catalog.jsonb_typeof(jsonb)", "0", "4294967295",
                      "idempotency.idem_fingerprint(jsonb)"],
     "regrole": ["lvl_app", "lvl_none", "postgres", "0", "4294967295"],
+    "regclass": ["pg_class", "idempotency.idempotency_keys", "0", "4294967295", "-"],
 }
 
 
