@@ -1,7 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * sql_sweep.c
- *	  The SQL way to the key table: removing what is due.
+ *	  The SQL way to the key table: removing what is due.  The list of leases is
+ *	  swept in the same way, always.
  *
  *-------------------------------------------------------------------------
  */
@@ -19,7 +20,6 @@
 
 /* Places of rows that are kept in memory at a time. */
 #define SWEEP_ROOM 10000
-
 
 static const Oid due_types[] = {TIMESTAMPTZOID, TIMESTAMPTZOID, INT8OID};
 static const Oid place_types[] = {OIDOID, TIDOID, TIMESTAMPTZOID, TEXTOID};
