@@ -47,6 +47,7 @@ def inject(history):
             history.wait_for(fault["after"])
             if history.over.is_set():
                 break
+            history.doing = fault
             do(history, fault)
         history.faults_to_come = False
         if history.sabotage_hooks:

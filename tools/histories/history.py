@@ -55,6 +55,7 @@ class History:
         self.stepped = 0                # seconds that the clock was moved, in all
         self.faulty = set()
         self.faults_to_come = True
+        self.doing = None               # the fault that is being done
         self.effects = 0
         self._begun = 0
         self._tick = threading.Condition()
@@ -107,7 +108,7 @@ class History:
         injector.join(LIMIT)
         manager.join(LIMIT)
         if injector.is_alive():
-            self.found("stuck", "a fault did not end")
+            self.found("stuck", f"a fault did not end, {self.doing}: {self.activity()}")
         for client in stuck:
             self.found("stuck", f"client {client.number} did not end in {LIMIT} s",
                        [client.attempt])
@@ -115,6 +116,18 @@ class History:
             raise self.mistakes[0]
         self.settle()
         return self.violations
+
+    def activity(self):
+        """What the server is at, for one who asks why something does not end."""
+        try:
+            with contextlib.closing(self.server.operator(self.database)) as operator:
+                rows = operator.execute(
+                    "SELECT pid, application_name, state, wait_event_type, wait_event,"
+                    " pg_blocking_pids(pid), age(clock_timestamp(), state_change), left(query, 100)"
+                    " FROM pg_stat_activity WHERE state <> 'idle' AND pid <> pg_backend_pid()")
+                return "; ".join(" ".join(map(str, row)) for row in rows) or "the server is idle"
+        except psycopg.Error as error:
+            return f"the server does not say ({error})"
 
     # the end: nothing may be stuck
 
