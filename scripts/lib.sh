@@ -21,7 +21,7 @@
 #   KEEP         set to 1: leave the temporary folder and its clusters
 #
 # A script which sources this gets: $TOP, choose_postgres, need, make_work
-# ($WORK, which becomes the working directory), as_user, provide_extension,
+# ($WORK, which becomes the working directory), as_user, run_long, provide_extension,
 # wrap_server, start_cluster, stop_cluster, and an exit trap which stops what was
 # started.  If it defines at_exit, that is called last, with the exit status.
 
@@ -441,6 +441,18 @@ start_test_cluster() {
 # server by the pid in its data directory.
 stop_cluster() {
 	as_user "$PG_BIN/pg_ctl" -D "$WORK/$1" -w -t 60 -m "${2:-fast}" stop >/dev/null
+}
+
+# Run a program that may take long, unprivileged, and in a process group of its
+# own: when the script is ended, cleanup() need not wait for it.
+run_long() {
+	local status=0
+
+	setsid "${AS_USER[@]}" "$@" </dev/null &
+	RUNNER=$!
+	wait "$RUNNER" || status=$?
+	RUNNER=
+	return "$status"
 }
 
 # End the runner and wait, not for ever, for its whole group to be gone: tests

@@ -38,14 +38,7 @@ load_schema() {
 		--set ON_ERROR_STOP=1 --dbname "$1" --file "$2" || die "could not load $2"
 }
 
-# A process group of its own, for cleanup() to end all of it.
 run_example() {
-	local status=0
-
-	setsid "${AS_USER[@]}" env -C "$EXAMPLE" PYTHONPATH="$WORK/src/examples/lib" \
-		PYTHONDONTWRITEBYTECODE=1 WORK="$WORK" "$@" </dev/null &
-	RUNNER=$!
-	wait "$RUNNER" || status=$?
-	RUNNER=
-	exit "$status"
+	run_long env -C "$EXAMPLE" PYTHONPATH="$WORK/src/examples/lib" \
+		PYTHONDONTWRITEBYTECODE=1 WORK="$WORK" "$@"
 }
