@@ -113,7 +113,9 @@ class Server:
                     return self
             time.sleep(0.02)
         self.kill()
-        raise RuntimeError(f"{self.command[-1]} does not answer; see {self.log}")
+        with open(self.log or os.devnull, encoding="utf-8", errors="replace") as log:
+            said = log.read()[-2000:]
+        raise RuntimeError(f"{self.command[-1]} does not answer; it said:\n{said}")
 
     def kill(self):
         """SIGKILL for the program and all its children."""
