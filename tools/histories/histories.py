@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import signal
 import sys
 import time
 import traceback
@@ -240,6 +241,7 @@ def main():
         print("\n".join(f"{one.name:<20} {one.does}" for one in sabotage.SABOTAGES))
         return 0
     program = Program(options)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)   # the table is printed then, too
     try:
         if options.sabotages or options.sabotage:
             sabotage.run_all(program, options.sabotage)
@@ -253,11 +255,11 @@ def main():
             program.run(range(options.seed, options.seed + count))
             program.look()
     except KeyboardInterrupt:
-        pass
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     program.tally.print()
+    print(f"{program.tally.passed} passed, {program.tally.failed} failed", flush=True)
     with contextlib.suppress(Exception):
         program.close()
-    print(f"{program.tally.passed} passed, {program.tally.failed} failed")
     return 1 if program.tally.failed or not program.tally.passed else 0
 
 
