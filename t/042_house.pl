@@ -232,7 +232,7 @@ is( join(', ',
 my %typedefs;
 
 foreach my $code (map { s{/\*.*?\*/}{}gsr } values %source,
-	map { slurp_file($_) } glob "$top/{test,test/*,bench,examples/*/*}/*.[ch]")
+	map { slurp_file($_) } glob "$top/{test,test/*,tools/*,bench,examples/*/*}/*.[ch]")
 {
 	$typedefs{$_} = 1
 	  foreach $code =~ /^typedef\b[^;{]*?(?:\{.*?^\}\s*)?(?<!\w)(\w+);/gms,

@@ -205,7 +205,7 @@ def fill_disk(history, fault):
 
 
 def step_clock(history, fault):
-    """The server's clock, by libfaketime, whose file every call of the server looks at."""
+    """The server's clock, which every call of it looks at."""
     history.stepped += abs(fault["s"])
     history.arena.clock_offset += fault["s"]
     history.arena.clock_highest = max(history.arena.clock_highest, history.arena.clock_offset)
