@@ -23,7 +23,8 @@
 # A script which sources this gets: $TOP, choose_postgres, need, make_work
 # ($WORK, which becomes the working directory), as_user, run_long,
 # provide_extension, wrap_server, start_cluster, stop_cluster, and an exit trap
-# which stops what was started.  If it defines at_exit, that is called last, with the exit status.
+# which stops what was started.  If it defines at_exit, that is called last, with
+# the exit status.
 
 # shellcheck disable=SC2034		# the variables are for those who source this
 
