@@ -235,6 +235,8 @@ idem_store_parts_may_show(const IdemKey *id, Snapshot snapshot)
 	List	   *parts = idem_store_parts_of_key(id, AccessShareLock);
 	ListCell   *cell;
 
+	/* else it need not hold back those who remove rows; the server's rule */
+	Assert(snapshot->regd_count > 0 || snapshot->active_count > 0);
 	if (parts == NIL)
 		return true;			/* on another node */
 	foreach(cell, parts)

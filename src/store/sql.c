@@ -247,6 +247,9 @@ look(IdemStore *store, const IdemKey *id, bool check_new, IdemRow *row)
 static bool
 look_again(const IdemStore *store, const IdemKey *id, bool check_new)
 {
+	Snapshot	latest;
+	bool		may_show;
+
 	if (!check_new)
 		return false;
 
@@ -261,8 +264,10 @@ look_again(const IdemStore *store, const IdemKey *id, bool check_new)
 		return store->ended != ended_transactions();
 
 	/* the snapshot would not show its row, and that is 40001 */
-	if (idem_store_parts_may_show(id, GetLatestSnapshot()) &&
-		is_there(id))
+	latest = RegisterSnapshot(GetLatestSnapshot());
+	may_show = idem_store_parts_may_show(id, latest);
+	UnregisterSnapshot(latest);
+	if (may_show && is_there(id))
 		idem_store_row_raise_rival();
 	return false;
 }
