@@ -26,7 +26,10 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my $node = new_node('serializable', conf => "lock_timeout = '10 s'\n");
+# No process besides our sessions may have a snapshot: what can be pruned is
+# counted.  The launcher of logical replication has one now and then.
+my $node = new_node('serializable',
+	conf => "lock_timeout = '10 s'\nmax_logical_replication_workers = 0\n");
 
 # Whatever way the rest of the suite goes
 $node->safe_psql('postgres',
