@@ -228,6 +228,9 @@ idem_store_parts_of_key(const IdemKey *id, LOCKMODE lockmode)
  * idem_store_parts_may_show
  *		Whether a snapshot shows a row of this key; true where that cannot be
  *		told.  Locks the row for SERIALIZABLE, but no page of an index.
+ *
+ * The snapshot is registered or active: no other holds back those who remove
+ * rows.
  */
 bool
 idem_store_parts_may_show(const IdemKey *id, Snapshot snapshot)
@@ -235,7 +238,6 @@ idem_store_parts_may_show(const IdemKey *id, Snapshot snapshot)
 	List	   *parts = idem_store_parts_of_key(id, AccessShareLock);
 	ListCell   *cell;
 
-	/* else it need not hold back those who remove rows; the server's rule */
 	Assert(snapshot->regd_count > 0 || snapshot->active_count > 0);
 	if (parts == NIL)
 		return true;			/* on another node */
